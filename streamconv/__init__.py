@@ -1,0 +1,52 @@
+"""streamconv: move model checkpoints between training frameworks, streamed, inside a memory budget.
+
+>>> import streamconv
+>>> tensors = streamconv.open_checkpoint("checkpoints/bloom")          # names -> lazy tensors, nothing is read
+>>> streamconv.plan("checkpoints/bloom", tp=2, pp=3)                   # what would be done, proved complete
+>>> streamconv.convert("checkpoints/bloom", "out", tp=2, max_ram="1G")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamconv.api import Report, convert, plan
+    from streamconv.checkpoint import Checkpoint, open_checkpoint
+    from streamconv.errors import StreamconvError
+    from streamconv.lazy import LazyTensor
+    from streamconv.plan import Plan
+
+__all__ = [
+    "Checkpoint",
+    "LazyTensor",
+    "Plan",
+    "Report",
+    "StreamconvError",
+    "__version__",
+    "convert",
+    "open_checkpoint",
+    "plan",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "LazyTensor": "lazy",
+    "Plan": "plan",
+    "Report": "api",
+    "StreamconvError": "errors",
+    "convert": "api",
+    "open_checkpoint": "checkpoint",
+    "plan": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are fetched when first used, so that `streamconv --help` does not wait for numpy.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

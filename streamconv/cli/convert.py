@@ -1,0 +1,59 @@
+"""``streamconv convert SRC DST``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from streamconv.cli import plan as plan_verb
+from streamconv.cli.options import add_conversion_options, choices_of
+
+if TYPE_CHECKING:
+    from streamconv.plan import Plan
+
+__all__ = ["HELP", "add_arguments", "execute", "run"]
+
+HELP = "Convert a checkpoint."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    add_conversion_options(parser)
+    parser.add_argument("dst", metavar="DST", help="folder for the result; it appears there whole, at the end")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing, as `streamconv plan`")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint in DST, once the new one is durable"
+    )
+    parser.add_argument("--io", default="pread", metavar="MODE", help="how the source is read: pread (default) or mmap")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    if arguments.dry_run:
+        return plan_verb.run(arguments)
+    from streamconv.api import plan
+
+    return execute(plan(arguments.src, **choices_of(arguments)), arguments)
+
+
+def execute(work: Plan, arguments: argparse.Namespace) -> int:
+    """Carry out a plan with progress on stderr and the report on stdout."""
+    from streamconv.api import run_plan
+    from streamconv.cli.progress import progress_bar
+    from streamconv.describe import plan_text, report_dict, report_text
+
+    if not arguments.json:
+        print(plan_text(work, verbose=arguments.verbose > 0), file=sys.stderr)
+    with progress_bar(sys.stderr, quiet=arguments.json) as progress:
+        report = run_plan(
+            work,
+            arguments.dst,
+            max_ram=arguments.max_ram,
+            io=arguments.io,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    print(json.dumps(report_dict(report), indent=2) if arguments.json else report_text(report))
+    return 0

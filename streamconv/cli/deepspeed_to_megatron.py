@@ -1,0 +1,51 @@
+"""``deepspeed_to_megatron``: the options and defaults of bigscience's script of that name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from streamconv.cli import convert
+from streamconv.cli.main import guarded
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(words), words.count("-v") + 2 * words.count("-vv"))
+
+
+def _run(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed_to_megatron",
+        description="Convert a Megatron-DeepSpeed checkpoint to Megatron-LM's legacy layout, with the options of "
+        "the script of that name. `streamconv convert` has more.",
+    )
+    parser.add_argument("--input_folder", required=True, help="Input DeepSpeed checkpoint folder")
+    parser.add_argument("--output_folder", required=True, help="Output Megatron checkpoint folder")
+    parser.add_argument("--target_tp", type=int, default=1, help="Target TP degree (default: 1)")
+    parser.add_argument("--target_pp", type=int, default=1, help="Target PP degree (default: 1)")
+    parser.add_argument("--for_release", action="store_true", help="Reset the counters of consumed samples")
+    parser.add_argument("--max-ram", default="auto", help="memory budget, as streamconv convert takes it")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in the output folder")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
+    arguments = parser.parse_args(words)
+    if not any(word.startswith(("--target_tp", "--target_pp")) for word in words):
+        print(
+            "deepspeed_to_megatron: TP 1 and PP 1, this script's defaults (streamconv convert keeps the source's)",
+            file=sys.stderr,
+        )
+    from streamconv.api import plan
+
+    work = plan(
+        arguments.input_folder,
+        to="megatron-legacy",
+        tp=arguments.target_tp,
+        pp=arguments.target_pp,
+        for_release=arguments.for_release,
+    )
+    arguments.dst, arguments.json, arguments.io = arguments.output_folder, False, "pread"
+    return convert.execute(work, arguments)

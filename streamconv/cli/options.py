@@ -1,0 +1,88 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamconv.api import Choices
+
+__all__ = ["add_conversion_options", "choices_of"]
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 10,11,11") from None
+
+
+def add_conversion_options(parser: argparse.ArgumentParser) -> None:
+    """Everything that decides what is written, but not where and how."""
+    parser.add_argument("src", metavar="SRC", help="checkpoint: its root (with the file `latest`) or its tag folder")
+    target = parser.add_argument_group("target")
+    target.add_argument(
+        "--to",
+        default="megatron",
+        help="megatron (the newest Megatron layout that can hold the model) or megatron-legacy",
+    )
+    target.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size (default: the source's)")
+    target.add_argument(
+        "--pp", type=int, metavar="N", help="pipeline-parallel size (default: the source's, stages included)"
+    )
+    target.add_argument(
+        "--pp-layers",
+        type=_layers,
+        metavar="N,N,..",
+        help="layers of each stage, also where the source does not record them",
+    )
+    target.add_argument(
+        "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
+    )
+    target.add_argument(
+        "--dialect", default="2021", help="names of the legacy layout: 2021 (default, loads everywhere) or 2023-09"
+    )
+    target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
+    target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
+    source = parser.add_argument_group("source, where it does not say it itself")
+    source.add_argument("--tag", help="which checkpoint of a root (default: the one in `latest`)")
+    source.add_argument("--qkv-layout", metavar="ORDER", help="rows of query_key_value: interleaved or blocks")
+    source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
+    source.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
+    source.add_argument("--iteration", type=int, metavar="N", help="training iteration")
+    source.add_argument(
+        "--replicated",
+        default="first",
+        metavar="POLICY",
+        help="which copy of a replicated parameter counts if ranks differ: first (default), mean, or fail",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--max-ram",
+        default="auto",
+        metavar="SIZE",
+        help="memory budget: 32G or 32GiB (2^30 units), 32GB (10^9), 50%%, or auto: half of what is free (default)",
+    )
+    how.add_argument("--json", action="store_true", help="print the result as JSON")
+    how.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
+
+
+def choices_of(arguments: argparse.Namespace) -> Choices:
+    """The arguments as the library takes them."""
+    return {
+        "to": arguments.to,
+        "tp": arguments.tp,
+        "pp": arguments.pp,
+        "pp_layers": arguments.pp_layers,
+        "dtype": arguments.dtype,
+        "dialect": arguments.dialect,
+        "replicated": arguments.replicated,
+        "vocab_size": arguments.vocab_size,
+        "for_release": arguments.for_release,
+        "keep_args": not arguments.no_args,
+        "tag": arguments.tag,
+        "qkv_layout": arguments.qkv_layout,
+        "num_heads": arguments.num_heads,
+        "iteration": arguments.iteration,
+    }

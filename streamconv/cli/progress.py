@@ -1,0 +1,61 @@
+"""Progress with bytes, rate and time left: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import TextIO
+
+from streamconv.memory import format_bytes
+
+__all__ = ["progress_bar"]
+
+_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def progress_bar(stream: TextIO, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A function to call with (bytes done, bytes in all) from any thread; None if there is nothing to show."""
+    if quiet:
+        yield None
+    elif stream.isatty():
+        with _bar(stream) as show:
+            yield show
+    else:
+        yield _Lines(stream).show
+
+
+@contextmanager
+def _bar(stream: TextIO) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    lock = Lock()
+    with tqdm(
+        total=0, file=stream, unit="B", unit_scale=True, unit_divisor=1024, leave=False, desc="converting"
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            with lock:
+                bar.total = total
+                bar.update(max(0, done - bar.n))
+
+        yield show
+
+
+class _Lines:
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.lock = stream, Lock()
+        self.began = self.last = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        with self.lock:
+            now = time.monotonic()
+            if now - self.last < _LINE_SECONDS:
+                return
+            self.last = now
+            rate = done / (now - self.began)
+            left = (total - done) / rate if rate else 0.0
+            words = f"{format_bytes(done)} of {format_bytes(total)} ({100 * done // total}%)"
+            print(f"converting: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)

@@ -1,0 +1,131 @@
+"""Plans and reports in words, and as plain data for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from streamconv.memory import format_bytes
+
+if TYPE_CHECKING:
+    from streamconv.api import Fit, Report
+    from streamconv.plan import Plan
+
+__all__ = ["plan_dict", "plan_text", "report_dict", "report_text"]
+
+
+def plan_text(plan: Plan, fit: Fit | None = None, *, verbose: bool = False) -> str:
+    """A plan as lines for a person. ``verbose`` adds every output file."""
+    return "\n".join(_plan_lines(plan, fit, verbose))
+
+
+def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
+    yield f"source  {plan.source}"
+    yield f"        {plan.source_format}: {plan.family}, {plan.source_layout}, iteration {plan.iteration}"
+    for fact in plan.facts:
+        yield f"        {fact.what}: {fact.evidence}"
+    for position, choice in enumerate(plan.choices):
+        yield f"{'        ' if position else 'target  '}{choice.what}: {choice.evidence}"
+    if plan.dtype is not None:
+        yield f"        cast to {plan.dtype}: as asked"
+    cover = plan.coverage
+    yield (
+        f"proved  {cover.consumed} source tensors read whole, {cover.left_out} left out by name below, "
+        f"{cover.written} target tensors written once"
+    )
+    yield f"        {len(plan.replicas)} replicated parameters compared over ranks, policy {plan.replicated_policy}"
+    yield (
+        f"bytes   read {format_bytes(plan.read_nbytes)}, write {format_bytes(plan.write_nbytes)} "
+        f"in {len(plan.files)} files ({len(plan.jobs)} jobs)"
+    )
+    if fit is not None:
+        yield f"memory  budget {fit.budget}, workable floor {format_bytes(fit.floor_nbytes)}"
+    for dropped in plan.dropped:
+        yield f"left    {dropped.name} ({format_bytes(dropped.nbytes)}): {dropped.reason}"
+    for warning in plan.warnings:
+        yield f"warning {warning}"
+    if verbose:
+        for file in plan.files:
+            yield f"file    {file.path}: {len(file.tensors)} tensors, {format_bytes(file.layout.nbytes)}"
+
+
+def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
+    """A plan as plain data; sizes in bytes."""
+    return {
+        "source": {
+            "path": str(plan.source),
+            "format": plan.source_format,
+            "family": plan.family,
+            "layout": plan.source_layout,
+            "facts": [{"what": fact.what, "evidence": fact.evidence} for fact in plan.facts],
+        },
+        "target": {
+            "format": plan.target_format,
+            "tp": plan.target_layout.tp,
+            "pp": plan.target_layout.pp,
+            "pp_layers": list(plan.target_layout.stages),
+            "dtype": None if plan.dtype is None else plan.dtype.name,
+            "choices": [{"what": choice.what, "evidence": choice.evidence} for choice in plan.choices],
+        },
+        "iteration": plan.iteration,
+        "coverage": {
+            "consumed": plan.coverage.consumed,
+            "left_out": plan.coverage.left_out,
+            "written": plan.coverage.written,
+        },
+        "dropped": [{"name": d.name, "nbytes": d.nbytes, "reason": d.reason} for d in plan.dropped],
+        "replicated": {"parameters": len(plan.replicas), "policy": plan.replicated_policy},
+        "warnings": list(plan.warnings),
+        "read_nbytes": plan.read_nbytes,
+        "write_nbytes": plan.write_nbytes,
+        "files": [{"path": f.path, "tensors": len(f.tensors), "nbytes": f.layout.nbytes} for f in plan.files],
+        "memory": None if fit is None else {"budget_nbytes": fit.budget.nbytes, "floor_nbytes": fit.floor_nbytes},
+    }
+
+
+def report_text(report: Report) -> str:
+    """A finished conversion as a few lines for a person."""
+    plan = report.plan
+    lines = [
+        f"wrote   {report.destination}: {len(plan.files)} files, {format_bytes(report.write_nbytes)}",
+        f"        {plan.target_format}, {plan.target_layout}",
+        f"from    {plan.source}: {plan.family}, {plan.source_layout}",
+        f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
+        f"memory  peak {format_bytes(report.peak_nbytes)} of {report.budget}",
+        f"checked {report.records_checked} source records by CRC-32"
+        + (f"; {report.records_in_part} read in part, unchecked" if report.records_in_part else ""),
+    ]
+    if report.records_without_crc:
+        lines.append(
+            f"warning {report.records_without_crc} source records have no CRC-32: their writer had it disabled"
+        )
+    for drift in report.drifts:
+        ranks = ", ".join(map(str, drift.ranks))
+        lines.append(
+            f"warning {drift.name} differs on rank {ranks} from rank 0: {drift.elements} elements, "
+            f"by at most {drift.largest:g}; wrote the {plan.replicated_policy}"
+        )
+    return "\n".join(lines)
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """A finished conversion as plain data; sizes in bytes, times in seconds."""
+    return {
+        "destination": str(report.destination),
+        "seconds": report.seconds,
+        "read_nbytes": report.read_nbytes,
+        "write_nbytes": report.write_nbytes,
+        "nbytes_per_second": report.nbytes_per_second,
+        "peak_nbytes": report.peak_nbytes,
+        "budget_nbytes": report.budget.nbytes,
+        "records": {
+            "checked": report.records_checked,
+            "in_part": report.records_in_part,
+            "without_crc": report.records_without_crc,
+        },
+        "drift": [
+            {"name": d.name, "ranks": list(d.ranks), "elements": d.elements, "largest": d.largest}
+            for d in report.drifts
+        ],
+        "plan": plan_dict(report.plan),
+    }

@@ -1,0 +1,206 @@
+"""Write the pickle of a state dict, instruction for instruction as ``torch.save`` writes it, without torch.
+
+Protocol 2, the instructions and the memo of CPython's own pickler (``Modules/_pickle.c``), and for a tensor what
+``torch.Tensor.__reduce_ex__`` gives: ``torch._utils._rebuild_tensor_v2`` on a persistent id for its storage. So
+torch's serialiser is the oracle for this one, byte by byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from streamconv.dtypes import DType
+from streamconv.files.safe_pickle import Global
+
+__all__ = ["StoredTensor", "contiguous_strides", "dumps", "is_plain"]
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A contiguous tensor at the start of the storage with index ``key`` in the file that is written."""
+
+    key: int
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole storage."""
+        count = self.dtype.itemsize
+        for size in self.shape:
+            count *= size
+        return count
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides in elements, as ``torch.empty(shape).stride()`` gives them."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value is plain data that any reader can open: numbers, strings, torch dtypes, and lists of them."""
+    if isinstance(value, Global):
+        return value.module == "torch" and value.name.startswith(("float", "bfloat", "int", "uint", "bool", "complex"))
+    if isinstance(value, dict):
+        return depth < 20 and all(isinstance(k, str | int) and is_plain(v, depth + 1) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return depth < 20 and all(is_plain(item, depth + 1) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def dumps(tree: Any) -> bytes:
+    """Pickle nested dicts, lists and tuples of plain data, ``argparse.Namespace`` and :class:`StoredTensor`.
+
+    Raises:
+        TypeError: the tree holds anything else.
+    """
+    writer = _Writer()
+    writer.save(tree)
+    return b"".join((b"\x80\x02", *writer.out, b"."))
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.out: list[bytes] = []
+        # As in CPython, the memo goes by identity; the object is kept alive beside its index.
+        self.memo: dict[Any, tuple[int, Any]] = {}
+        self.storage_keys: dict[int, str] = {}
+
+    def emit(self, *chunks: bytes) -> None:
+        self.out += chunks
+
+    def memoize(self, key: Any, value: Any) -> None:
+        index = len(self.memo)
+        self.memo[key] = (index, value)
+        self.emit(b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index))
+
+    def recalled(self, key: Any) -> bool:
+        if key not in self.memo:
+            return False
+        index = self.memo[key][0]
+        self.emit(b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index))
+        return True
+
+    def save(self, value: Any) -> None:
+        if value is None:
+            self.emit(b"N")
+        elif isinstance(value, bool):
+            self.emit(b"\x88" if value else b"\x89")
+        elif isinstance(value, int):
+            self.emit(_int(value))
+        elif isinstance(value, float):
+            self.emit(b"G" + struct.pack(">d", value))
+        elif isinstance(value, Global):
+            self.save_global(value)
+        elif value == () and isinstance(value, tuple):
+            self.emit(b")")
+        elif not self.recalled(id(value)):
+            self.save_object(value)
+
+    def save_object(self, value: Any) -> None:
+        if isinstance(value, str):
+            raw = value.encode("utf-8", "surrogatepass")
+            self.emit(b"X", struct.pack("<I", len(raw)), raw)
+            self.memoize(id(value), value)
+        elif isinstance(value, tuple):
+            self.save_tuple(value)
+        elif isinstance(value, list):
+            self.emit(b"]")
+            self.memoize(id(value), value)
+            self.save_batches(((item,) for item in value), b"a", b"e", len(value) == 1)
+        elif isinstance(value, OrderedDict):
+            self.emit_ordered_dict()
+            self.memoize(id(value), value)
+            self.save_batches(value.items(), b"s", b"u")
+        elif isinstance(value, dict):
+            self.emit(b"}")
+            self.memoize(id(value), value)
+            self.save_batches(value.items(), b"s", b"u", len(value) == 1)
+        elif isinstance(value, argparse.Namespace):
+            self.save_namespace(value)
+        elif isinstance(value, StoredTensor):
+            self.save_tensor(value)
+        else:
+            raise TypeError(f"cannot write a {type(value).__name__}: not plain data")
+
+    def save_global(self, value: Global) -> None:
+        if not self.recalled(value):
+            self.emit(f"c{value.module}\n{value.name}\n".encode())
+            self.memoize(value, value)
+
+    def save_tuple(self, value: tuple[Any, ...]) -> None:
+        if len(value) > 3:
+            self.emit(b"(")
+        for item in value:
+            self.save(item)
+        self.emit({1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t"))
+        self.memoize(id(value), value)
+
+    def save_batches(
+        self, rows: Iterable[tuple[Any, ...]], single: bytes, many: bytes, alone: bool | None = None
+    ) -> None:
+        """Items in batches; ``alone`` says that a list or dict has one item, None that CPython counts each batch."""
+        iterator = iter(rows)
+        while batch := list(islice(iterator, _BATCH)):
+            one = len(batch) == 1 if alone is None else alone
+            if not one:
+                self.emit(b"(")
+            for row in batch:
+                for item in row:
+                    self.save(item)
+            self.emit(single if one else many)
+
+    def emit_ordered_dict(self) -> None:
+        self.save_global(Global("collections", "OrderedDict"))
+        self.emit(b")R")
+
+    def save_namespace(self, value: argparse.Namespace) -> None:
+        self.save_global(Global("argparse", "Namespace"))
+        self.emit(b")\x81")
+        self.memoize(id(value), value)
+        self.save(vars(value))
+        self.emit(b"b")
+
+    def save_tensor(self, value: StoredTensor) -> None:
+        if value.dtype.storage is None:
+            raise TypeError(f"torch stores no {value.dtype} tensors this way")
+        self.save_global(Global("torch._utils", "_rebuild_tensor_v2"))
+        self.emit(b"(")
+        key = self.storage_keys.setdefault(value.key, str(value.key))
+        numel = value.nbytes // value.dtype.itemsize
+        self.save(("storage", Global("torch", value.dtype.storage), key, "cpu", numel))
+        self.emit(b"Q")
+        self.save(0)
+        self.save((*value.shape,))
+        self.save(contiguous_strides(value.shape))
+        self.save(False)
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        self.save(hooks)
+        self.emit(b"t")
+        self.memoize(object(), None)
+        self.emit(b"R")
+        self.memoize(id(value), value)
+
+
+def _int(value: int) -> bytes:
+    if 0 <= value < 1 << 8:
+        return b"K" + struct.pack("<B", value)
+    if 0 <= value < 1 << 16:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return (b"\x8a" + struct.pack("<B", len(raw)) if len(raw) < 256 else b"\x8b" + struct.pack("<i", len(raw))) + raw

@@ -1,0 +1,198 @@
+"""Open the file that ``torch.save`` writes: a zip of stored records around one pickle.
+
+Layout, from ``torch/serialization.py`` and ``caffe2/serialize/inline_container.cc`` of PyTorch: ``<name>/data.pkl``,
+``<name>/byteorder``, ``<name>/data/<key>`` for each storage, never compressed. A tensor in the pickle is a call of
+``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ..)`` whose storage is a persistent id ``("storage",
+class, key, location, numel)``. Only the zip directory, the pickle and the local headers are read here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamconv.dtypes import DType, dtype_from_storage, dtype_named
+from streamconv.errors import DamagedError, SourceError, StorageError, UnsafeError, UnsupportedError
+from streamconv.files import safe_pickle
+from streamconv.files.safe_pickle import Global, Record
+from streamconv.lazy import LazyTensor, Storage, View
+
+__all__ = ["TorchFile", "is_torch_zip", "open_torch_zip"]
+
+_LOCAL_HEADER = struct.Struct("<IHHHHHIIIHH")
+_LOCAL_MAGIC = 0x04034B50
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """An opened file: its plain state with :class:`LazyTensor` leaves, and its storages by key.
+
+    ``crc_disabled`` says that the writer recorded no checksum at all
+    (``torch.serialization.set_crc32_options(False)``).
+    """
+
+    path: Path
+    state: Any
+    storages: dict[str, Storage]
+    crc_disabled: bool
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Every tensor in the file by the dotted path of its keys.
+
+        Raises:
+            DamagedError: two tensors have the same dotted path.
+        """
+        found: dict[str, LazyTensor] = {}
+        for path, leaf in safe_pickle.walk(self.state, str(self.path)):
+            if isinstance(leaf, LazyTensor):
+                name = ".".join(map(str, path))
+                if name in found:
+                    raise DamagedError(f"two tensors are named {name}", where=self.path)
+                found[name] = leaf
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageRef:
+    storage: Storage
+    dtype: DType | None
+
+
+def is_torch_zip(path: Path) -> bool:
+    """Whether the file begins as a zip does."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def open_torch_zip(path: Path) -> TorchFile:
+    """Read the metadata of a file that ``torch.save`` wrote; no tensor byte is read.
+
+    Raises:
+        SourceError: there is no such file.
+        UnsupportedError: it is not a zip (torch before 1.6 wrote a bare pickle), or big-endian.
+        DamagedError: the zip or its pickle is cut off, or a record is smaller than its tensor.
+        UnsafeError: the pickle is out of bounds in what it asks for.
+        StorageError: the system refused to read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                raise UnsupportedError(
+                    "not a torch zip file",
+                    where=path,
+                    remedy="if torch before 1.6 wrote it, load and save it once with a newer torch",
+                )
+            return _Reader(path, file).open()
+    except FileNotFoundError as error:
+        raise SourceError("no such file", where=path) from error
+    except zipfile.BadZipFile as error:
+        raise DamagedError(f"the zip directory cannot be read: {error}", where=path) from error
+    except OSError as error:
+        raise StorageError(f"cannot read: {error.strerror}", where=path) from error
+
+
+class _Reader:
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self.file = path, file
+        self.size = os.fstat(file.fileno()).st_size
+        infos = zipfile.ZipFile(file).infolist()
+        self.infos = {info.filename: info for info in infos}
+        if len(self.infos) != len(infos):
+            raise DamagedError("the zip directory lists a record twice", where=path)
+        roots = [name.removesuffix("data.pkl") for name in self.infos if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(roots) != 1:
+            raise UnsupportedError(
+                f"a zip with {len(roots)} records */data.pkl, not one that torch.save wrote", where=path
+            )
+        self.root = roots[0]
+        self.storages: dict[str, Storage] = {}
+        self.crc_disabled = all(info.CRC == 0 for info in infos if info.file_size)
+
+    def open(self) -> TorchFile:
+        if f"{self.root}byteorder" in self.infos and self.read("byteorder") != b"little":
+            raise UnsupportedError("saved on a big-endian machine", where=self.path)
+        pickle = self.locate("data.pkl")
+        if pickle.nbytes > safe_pickle.MAX_PICKLE_NBYTES:
+            raise UnsafeError(
+                f"its pickle has {pickle.nbytes} bytes; the limit is {safe_pickle.MAX_PICKLE_NBYTES}", where=self.path
+            )
+        builders: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": lambda pairs=(): dict(pairs),
+            "torch.Size": lambda sizes: tuple(sizes),
+            "torch._utils._rebuild_tensor_v2": self.rebuild,
+            "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, dtype, *_: self.rebuild(
+                s, o, n, t, dtype=dtype
+            ),
+            "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        }
+        state = safe_pickle.loads(self.read("data.pkl"), str(self.path), builders, self.persistent)
+        return TorchFile(self.path, state, self.storages, self.crc_disabled)
+
+    def locate(self, name: str) -> Storage:
+        """Where a record's bytes are: the zip directory has the local header's place, the header has their start."""
+        info = self.infos.get(self.root + name)
+        if info is None:
+            raise DamagedError(f"record {name} is missing", where=self.path)
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
+            raise UnsupportedError(f"record {name} is compressed or encrypted", where=self.path)
+        header = os.pread(self.file.fileno(), _LOCAL_HEADER.size, info.header_offset)
+        if len(header) != _LOCAL_HEADER.size:
+            raise DamagedError(f"record {name} begins behind the end of the file", where=self.path)
+        magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if magic != _LOCAL_MAGIC or offset + info.file_size > self.size:
+            raise DamagedError(
+                f"record {name}: bytes {offset} to {offset + info.file_size} are not in a file of {self.size}",
+                where=self.path,
+            )
+        return Storage(self.path, offset, info.file_size, name, None if self.crc_disabled else info.CRC)
+
+    def read(self, name: str) -> bytes:
+        record = self.locate(name)
+        return os.pread(self.file.fileno(), record.nbytes, record.offset)
+
+    def persistent(self, identifier: Any) -> _StorageRef:
+        """A persistent id ("storage", class, key, location, numel) as a located record."""
+        tag, cls, key, _, numel = identifier
+        if tag != "storage" or not isinstance(cls, Global) or not isinstance(numel, int):
+            raise UnsafeError(f"pickle refers to {identifier!r}", where=self.path)
+        dtype = dtype_from_storage(cls.name)
+        if dtype is None and cls.name != "UntypedStorage":
+            raise UnsupportedError(f"storage of class {cls}", where=self.path)
+        if key not in self.storages:
+            self.storages[str(key)] = self.locate(f"data/{key}")
+        storage = self.storages[str(key)]
+        needed = numel * (dtype.itemsize if dtype else 1)
+        if storage.nbytes < needed or numel < 0:
+            raise DamagedError(
+                f"record data/{key} has {storage.nbytes} bytes, its storage of {numel} elements needs {needed}",
+                where=self.path,
+            )
+        return _StorageRef(storage, dtype)
+
+    def rebuild(
+        self, ref: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: Global | None = None
+    ) -> LazyTensor | Record:
+        """A tensor as a view of its storage, checked to lie inside it."""
+        if not isinstance(ref, _StorageRef):
+            raise UnsafeError("a tensor without a storage", where=self.path)
+        kind = dtype_named(dtype.name) if isinstance(dtype, Global) else ref.dtype
+        if kind is None:
+            raise UnsupportedError(f"tensor of dtype {dtype}", where=self.path)
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise DamagedError(f"tensor with offset, size, stride {offset}, {size}, {stride}", where=self.path)
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
+        if 0 not in size and last * kind.itemsize > ref.storage.nbytes:
+            raise DamagedError(
+                f"tensor of size {tuple(size)} at {offset} ends behind its record {ref.storage.name} "
+                f"of {ref.storage.nbytes} bytes",
+                where=self.path,
+            )
+        return LazyTensor.stored(View(ref.storage, kind, offset, tuple(stride)), size)

@@ -1,0 +1,338 @@
+"""A Megatron-DeepSpeed folder: the pipeline engine's layer files, or one module a rank without the pipeline engine.
+
+Sources: ``deepspeed/runtime/pipe/module.py`` (layer files), ``deepspeed/runtime/engine.py:_save_checkpoint``
+(``mp_rank_*``), ``megatron/checkpointing.py`` of both Megatron-DeepSpeed forks (the client's own entries).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamconv.errors import AmbiguousError, DamagedError, SourceError
+from streamconv.families.base import QkvLayout, Section
+from streamconv.files.safe_pickle import Record
+from streamconv.files.torch_zip import TorchFile, open_torch_zip
+from streamconv.formats import deepspeed_layers, deepspeed_refusals
+from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.deepspeed_stages import find_stages
+from streamconv.lazy import LazyTensor, concat
+
+__all__ = ["open_model", "resolve_tag"]
+
+_MP_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_OPTIMIZER = re.compile(r".*_optim_states\.pt")
+_LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
+
+
+def resolve_tag(path: Path, tag: str | None) -> Path:
+    """The folder that holds a checkpoint's files: ``path`` itself, or the one that ``latest`` or ``tag`` names in it.
+
+    Raises:
+        SourceError: the folder, or the tag's folder, is not there.
+        DamagedError: ``latest`` names something that is not a folder directly below.
+    """
+    if not path.is_dir():
+        raise SourceError("no such folder", where=path)
+    if tag is None and not (path / "latest").is_file():
+        return path
+    name = tag if tag is not None else (path / "latest").read_text("utf-8", errors="replace").strip()
+    # The name comes out of a file: it may only name a direct child.
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise DamagedError(f"the tag {name!r} is not the name of a folder", where=path / "latest")
+    if not (path / name).is_dir():
+        tags = sorted(child.name for child in path.iterdir() if child.is_dir())
+        raise SourceError(
+            f"there is no folder for the tag {name!r}",
+            where=path,
+            remedy=f"name one with --tag: {', '.join(tags)}" if tags else None,
+        )
+    return path / name
+
+
+@dataclass(frozen=True, slots=True)
+class _RankFiles:
+    """The ``mp_rank_*`` files by rank; the first one's plain entries are the checkpoint's."""
+
+    files: tuple[TorchFile, ...]
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        return self.files[0].state if self.files else {}
+
+    @property
+    def args(self) -> Mapping[str, Any] | None:
+        found = self.state.get("args")
+        return found.attributes if isinstance(found, Record) else None
+
+    def recorded(self, key: str) -> int | None:
+        """TP or PP as DeepSpeed since 2026-08 records it, ``checkpoint_parallel_dimensions``."""
+        sizes = self.state.get("checkpoint_parallel_dimensions")
+        value = sizes.get(key) if isinstance(sizes, dict) else None
+        return value if isinstance(value, int) else None
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a Megatron-DeepSpeed checkpoint, metadata only.
+
+    Args:
+        path: the checkpoint's root (with ``latest``) or the tag's folder.
+        options: what the user says of it.
+
+    Raises:
+        SourceError: it is not there, not a Megatron-DeepSpeed checkpoint, or of a kind that is refused by name.
+        AmbiguousError: what it does not say must be said by an option.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    folder = resolve_tag(path, options.tag)
+    names = sorted(child.name for child in folder.iterdir())
+    deepspeed_refusals.refuse_other_folders(folder, names)
+    layer_names = deepspeed_layers.layer_file_names(names)
+    ranks = _open_ranks(folder, names)
+    if layer_names:
+        return _open_pipeline(folder, names, layer_names, ranks, options)
+    deepspeed_refusals.refuse_plain_deepspeed(folder, names, ranks.state)
+    return _open_without_pipeline(folder, names, ranks, options)
+
+
+def _open_ranks(folder: Path, names: list[str]) -> _RankFiles:
+    by_rank = {int(match[1]): name for name in names if (match := _MP_RANK.fullmatch(name))}
+    if by_rank and sorted(by_rank) != list(range(len(by_rank))):
+        missing = sorted(set(range(max(by_rank) + 1)) - set(by_rank))
+        raise DamagedError(
+            f"{len(by_rank)} mp_rank files of {max(by_rank) + 1}: missing ranks {missing[:8]}",
+            where=folder,
+            remedy="copy the missing files from the training run's storage",
+        )
+    files = tuple(open_torch_zip(folder / by_rank[rank]) for rank in sorted(by_rank))
+    for file in files:
+        if not isinstance(file.state, dict):
+            raise DamagedError("an mp_rank file that is not a dictionary", where=file.path)
+    return _RankFiles(files)
+
+
+def _open_pipeline(
+    folder: Path,
+    names: list[str],
+    layer_names: Mapping[tuple[int, int], str],
+    ranks: _RankFiles,
+    options: SourceOptions,
+) -> ShardedModel:
+    layers = deepspeed_layers.open_layers(folder, layer_names, (ranks.args or {}).get("num_layers"))
+    tp = _agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
+    if len(ranks.files) % layers.tp:
+        raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=folder)
+    counted = len(ranks.files) // layers.tp or None
+    pp = _agree(folder, "PP", _sizes(ranks, "pp", "pipeline_model_parallel_size"), counted, "mp_rank files")
+    kind = "Megatron-DeepSpeed, pipeline engine"
+    model = _model(folder, ranks, options, kind, layers.tp, layers.num_layers, layers.tensors)
+    model.pp = pp.value
+    for size in (tp, pp):
+        model.facts += size.facts
+        model.warnings += size.warnings
+    model.facts.append(Fact(f"{layers.num_layers} transformer layers", layers.numbering))
+    param_shapes = [file.state.get("param_shapes") for file in ranks.files[:: layers.tp]]
+    version = ranks.state.get("ds_version")
+    model.stages, evidence = find_stages(
+        folder,
+        layers,
+        model.pp,
+        param_shapes,
+        model.args,
+        version if isinstance(version, str) else None,
+        options.pp_layers,
+    )
+    model.facts.append(evidence)
+    _settle_qkv(model, options, layers.is_bigscience_numbering)
+    model.dropped += _left_behind(folder, names, ranks)
+    return model
+
+
+def _open_without_pipeline(folder: Path, names: list[str], ranks: _RankFiles, options: SourceOptions) -> ShardedModel:
+    per_rank = [deepspeed_layers.module_tensors(file) for file in ranks.files]
+    tensors = deepspeed_layers.join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
+    num_layers = deepspeed_layers.count_layers(tensors, folder)
+    tp = _agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), len(ranks.files), "mp_rank files")
+    kind = "Megatron-DeepSpeed, without pipeline"
+    model = _model(folder, ranks, options, kind, len(ranks.files), num_layers, tensors)
+    model.facts += [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
+    model.warnings += tp.warnings
+    model.pp, model.stages = 1, (num_layers,)
+    _settle_qkv(model, options, bigscience_numbering=False)
+    model.dropped += _left_behind(folder, names, ranks)
+    return model
+
+
+def _model(
+    folder: Path,
+    ranks: _RankFiles,
+    options: SourceOptions,
+    kind: str,
+    tp: int,
+    num_layers: int,
+    tensors: Mapping[Place, tuple[LazyTensor, ...]],
+) -> ShardedModel:
+    args = ranks.args
+    model = ShardedModel(
+        path=folder,
+        format=kind,
+        tp=tp,
+        num_layers=num_layers,
+        tensors=_join_positions(tensors),
+        stages=None,
+        pp=None,
+        args=args,
+        iteration=_iteration(folder, ranks.state, options),
+        vocab_size=_vocab_size(ranks.state),
+        qkv=options.qkv_layout,
+    )
+    if args is None:
+        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    elif args.get("num_layers", num_layers) != num_layers:
+        raise DamagedError(
+            f"args say {args['num_layers']} layers, {num_layers} are there",
+            where=folder,
+            remedy="copy the missing layer files from the training run's storage",
+        )
+    return model
+
+
+def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Place, tuple[LazyTensor, ...]]:
+    """Under sequence parallelism each rank holds a run of positions; Megatron's other layouts replicate them."""
+    place = (Section.EMBEDDING, -1, _LOCAL_POSITIONS)
+    result = dict(tensors)
+    if place in result:
+        whole = concat(result.pop(place), 0)
+        result[(Section.EMBEDDING, -1, "position_embeddings.weight")] = (whole,)
+    return result
+
+
+def _iteration(folder: Path, state: Mapping[str, Any], options: SourceOptions) -> int | None:
+    if options.iteration is not None:
+        return options.iteration
+    recorded = state.get("iteration")
+    if isinstance(recorded, int):
+        return recorded
+    match = re.fullmatch(r"(?:global_step|iter_)(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def _vocab_size(state: Mapping[str, Any]) -> int | None:
+    """The true vocabulary: ``checkpoint_info`` (bigscience) or ``universal_checkpoint_info`` (deepspeedai) records
+    it.
+    """
+    for key in ("checkpoint_info", "universal_checkpoint_info"):
+        info = state.get(key)
+        if isinstance(info, dict) and isinstance(info.get("original_vocab_size"), int):
+            return int(info["original_vocab_size"])
+    return None
+
+
+# -- parallel sizes ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    value: int | None
+    facts: list[Fact]
+    warnings: list[str]
+
+
+def _sizes(ranks: _RankFiles, recorded: str, argument: str) -> dict[str, int]:
+    found = {
+        "checkpoint_parallel_dimensions": ranks.recorded(f"{recorded}_degree"),
+        f"args.{argument}": (ranks.args or {}).get(argument),
+    }
+    return {source: value for source, value in found.items() if isinstance(value, int)}
+
+
+def _agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None, files: str) -> _Size:
+    """One parallel size out of what is recorded and how many files there are; the record counts before the
+    arguments.
+    """
+    facts = [f"{source} says {value}" for source, value in said.items()]
+    if counted is not None:
+        facts.append(f"{files} count {counted}")
+    values = list(said.values())
+    trusted = values[0] if values else counted
+    if trusted is None:
+        return _Size(None, [], [f"the source's {what} is unknown: there are no mp_rank files"])
+    if counted is not None and trusted != counted:
+        raise DamagedError(
+            f"the source's {what} is contradictory: {', '.join(facts)}",
+            where=folder,
+            remedy="files are missing, or left over from another run: keep the checkpoint's own files, all of them",
+        )
+    warnings = [f"the source's {what}: {', '.join(facts)}; took {trusted}"] if len(set(values)) > 1 else []
+    return _Size(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
+
+
+# -- row order of query_key_value ----------------------------------------------------------------------------------
+
+
+def _settle_qkv(model: ShardedModel, options: SourceOptions, bigscience_numbering: bool) -> None:
+    """Decide the row order, which no key and no shape shows, or refuse."""
+    evidence: tuple[QkvLayout, str] | None = None
+    if model.args is not None:
+        blocks = "ds_sequence_parallel_fpdt" in model.args
+        words = "has" if blocks else "does not have"
+        since = "since" if blocks else "before"
+        layout = QkvLayout.BLOCKS if blocks else QkvLayout.INTERLEAVED
+        evidence = (
+            layout,
+            f"args {words} ds_sequence_parallel_fpdt: written {since} commit 676a482c of Megatron-DeepSpeed",
+        )
+    elif bigscience_numbering:
+        evidence = (
+            QkvLayout.INTERLEAVED,
+            "the file numbers are those of bigscience's fork, or of deepspeedai's before 2023-07",
+        )
+    if options.qkv_layout is not None:
+        if evidence and evidence[0] is not options.qkv_layout:
+            model.warnings.append(f"--qkv-layout {options.qkv_layout.value} against the evidence ({evidence[1]})")
+        evidence = options.qkv_layout, "--qkv-layout"
+    if evidence is None:
+        raise AmbiguousError(
+            "the row order of query_key_value cannot be known: there are no args, and both orders have its shape",
+            where=model.path,
+            remedy="say --qkv-layout interleaved ([heads,3,head_dim]) or blocks ([3,heads,head_dim], since 2024-12)",
+        )
+    model.qkv = evidence[0]
+    model.facts.append(Fact(f"query_key_value rows {evidence[0].value}", evidence[1]))
+
+
+# -- what stays behind ---------------------------------------------------------------------------------------------
+
+
+def _left_behind(folder: Path, names: Iterable[str], ranks: _RankFiles) -> list[Dropped]:
+    dropped = []
+    optimizer = [name for name in names if _OPTIMIZER.fullmatch(name)]
+    if optimizer:
+        nbytes = sum((folder / name).stat().st_size for name in optimizer)
+        dropped.append(Dropped(f"{len(optimizer)} *_optim_states.pt files", nbytes, "optimizer state: parameters only"))
+    groups: dict[str, tuple[int, int]] = {}
+    for file in ranks.files:
+        for name, tensor in file.tensors().items():
+            group = name.split(".", 1)[0]
+            if group != "module":
+                count, nbytes = groups.get(group, (0, 0))
+                groups[group] = (count + 1, nbytes + tensor.nbytes)
+    for group, (count, nbytes) in groups.items():
+        dropped.append(
+            Dropped(f"{count} tensors of {group} in mp_rank files", nbytes, _REASONS.get(group, "not a parameter"))
+        )
+    return dropped
+
+
+_REASONS = {
+    "optimizer": "optimizer state: parameters only",
+    "args": "a tensor among the arguments: not plain data",
+    "rng_state": "random number state: parameters only",
+    "torch_rng_state": "random number state: parameters only",
+    "cuda_rng_state": "random number state: parameters only",
+    "rng_tracker_states": "random number state: parameters only",
+    "lr_scheduler": "scheduler state: parameters only",
+}

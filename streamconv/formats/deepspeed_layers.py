@@ -1,0 +1,216 @@
+"""Megatron-DeepSpeed's tensors by their place in the model, whatever number their file has.
+
+A layer file's number depends on fork, date, MoE and tying, so its role is read from its keys. The numbers are still
+worth something: they must be one of the known numberings without a gap, or a layer is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamconv.errors import DamagedError, UnsupportedError
+from streamconv.families.base import Section
+from streamconv.files.torch_zip import TorchFile, open_torch_zip
+from streamconv.formats import deepspeed_refusals
+from streamconv.formats.base import Place
+from streamconv.lazy import LazyTensor
+
+__all__ = ["Layers", "count_layers", "join_ranks", "layer_file_names", "module_tensors", "open_layers"]
+
+_LAYER_FILE = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
+_ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
+
+# (first block - embedding, final norm - last block, index of the embedding) -> who numbers so.
+_NUMBERINGS = {
+    (2, 2, 1): "bigscience's fork, or deepspeedai's before 2023-07",
+    (1, 1, 1): "deepspeedai's fork since 2023-07",
+    (1, 2, 1): "deepspeedai's fork with MoE (2024-04)",
+}
+BIGSCIENCE = (2, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The layer files of a checkpoint: tensors by place, and the file index of each role."""
+
+    tp: int
+    tensors: dict[Place, tuple[LazyTensor, ...]]
+    first_block: int
+    num_layers: int
+    final_norm: int
+    is_bigscience_numbering: bool
+    numbering: str
+
+
+def layer_file_names(names: Iterable[str]) -> dict[tuple[int, int], str]:
+    """(layer index, tensor-parallel rank) of every layer file among ``names``; a file without a model axis is rank
+    0.
+    """
+    return {(int(m[1]), int(m[2] or 0)): name for name in names if (m := _LAYER_FILE.fullmatch(name))}
+
+
+def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: int | None) -> Layers:
+    """Open all layer files and find each one's role by its keys.
+
+    Args:
+        folder: where they are.
+        names: from :func:`layer_file_names`.
+        num_layers: how many transformer layers the training arguments count, None if unknown.
+
+    Raises:
+        DamagedError: a file of the grid (layer x rank) is missing, ranks differ, or numbers have a gap.
+        UnsupportedError: a file has the keys of a family or a mechanism that is refused by name.
+    """
+    tp = 1 + max(rank for _, rank in names)
+    indices = sorted({index for index, _ in names})
+    missing = [(index, rank) for index in indices for rank in range(tp) if (index, rank) not in names]
+    if missing:
+        index, rank = missing[0]
+        raise DamagedError(
+            f"{len(missing)} of {len(indices) * tp} layer files are missing, "
+            f"the first is layer_{index:02d}-model_{rank:02d}-model_states.pt",
+            where=folder,
+            remedy="copy the missing files from the training run's storage",
+        )
+    roles: dict[Section, list[int]] = {section: [] for section in Section}
+    contents: dict[int, list[dict[str, LazyTensor]]] = {}
+    for index in indices:
+        files = [open_torch_zip(folder / names[index, rank]) for rank in range(tp)]
+        contents[index] = [file.tensors() for file in files]
+        roles[_role(contents[index][0], files[0].path)].append(index)
+    numbering = _check_numbers(folder, roles, num_layers)
+    places: dict[Place, tuple[LazyTensor, ...]] = {}
+    for section, found in roles.items():
+        for position, index in enumerate(found):
+            number = position if section is Section.LAYER else -1
+            paths = [names[index, rank] for rank in range(tp)]
+            prefixed = [{(section, number, key): t for key, t in tensors.items()} for tensors in contents[index]]
+            places |= join_ranks(prefixed, paths, folder)
+    blocks = roles[Section.LAYER]
+    known = _NUMBERINGS.get(numbering, "an unknown fork")
+    words = f"files {blocks[0]:02d} to {blocks[-1]:02d}, numbered as by {known}"
+    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], numbering == BIGSCIENCE, words)
+
+
+def _role(tensors: Mapping[str, LazyTensor], path: Path) -> Section:
+    keys = set(tensors)
+    deepspeed_refusals.refuse_keys(keys, path)
+    if "word_embeddings.weight" in keys:
+        return Section.EMBEDDING
+    if "lm_head.weight" in keys:
+        return Section.HEAD
+    if "input_layernorm.weight" in keys:
+        return Section.LAYER
+    if keys and keys <= {"weight", "bias"}:
+        return Section.FINAL_NORM
+    raise UnsupportedError(
+        f"a layer file of unknown role, with keys {', '.join(sorted(keys)[:6]) or '(none)'}", where=path
+    )
+
+
+def _check_numbers(
+    folder: Path, roles: Mapping[Section, Sequence[int]], num_layers: int | None
+) -> tuple[int, int, int]:
+    blocks, norms, embeddings = roles[Section.LAYER], roles[Section.FINAL_NORM], roles[Section.EMBEDDING]
+    if not blocks or len(norms) != 1 or len(embeddings) != 1 or len(roles[Section.HEAD]) > 1:
+        raise DamagedError(
+            f"{len(embeddings)} embedding, {len(blocks)} transformer, {len(norms)} final norm and "
+            f"{len(roles[Section.HEAD])} head layers; a model has one embedding, one final norm and at most one head",
+            where=folder,
+        )
+    gaps = sorted(set(range(blocks[0], blocks[-1])) - set(blocks))
+    numbering = (blocks[0] - embeddings[0], norms[0] - blocks[-1], embeddings[0])
+    # A fork may number otherwise; then the arguments must confirm that no layer is missing at either end.
+    if gaps or (numbering not in _NUMBERINGS and num_layers != len(blocks)):
+        what = f"layer files {gaps[:8]} are missing" if gaps else "the first or last transformer layers are missing"
+        raise DamagedError(
+            f"{what}: embedding is file {embeddings[0]}, transformer layers {blocks[0]} to {blocks[-1]}, "
+            f"final norm {norms[0]}, which no known fork numbers so",
+            where=folder,
+            remedy="copy the missing files from the training run's storage",
+        )
+    return numbering
+
+
+def join_ranks(
+    ranks: Sequence[Mapping[Place, LazyTensor]], names: Sequence[str], folder: Path
+) -> dict[Place, tuple[LazyTensor, ...]]:
+    """The shards of each place over ranks that must all have the same keys, shapes and dtypes.
+
+    Raises:
+        DamagedError: two ranks differ.
+    """
+    for rank, tensors in enumerate(ranks):
+        for place in sorted(set(tensors) ^ set(ranks[0]), key=str):
+            raise DamagedError(f"{place[2]} is not in both {names[0]} and {names[rank]}", where=folder)
+    joined = {place: tuple(tensors[place] for tensors in ranks) for place in ranks[0]}
+    for place, shards in joined.items():
+        for rank, shard in enumerate(shards):
+            if (shard.shape, shard.dtype) != (shards[0].shape, shards[0].dtype):
+                raise DamagedError(
+                    f"{place[2]} is {shards[0].shape} {shards[0].dtype} in {names[0]}, "
+                    f"but {shard.shape} {shard.dtype} in {names[rank]}",
+                    where=folder,
+                )
+    return joined
+
+
+def module_tensors(file: TorchFile) -> dict[Place, LazyTensor]:
+    """The tensors of one rank's nested ``module`` (no pipeline engine) by place.
+
+    ``language_model.{embedding,encoder,output_layer}``, the encoder's keys flat
+    [``megatron/model/language_model.py:state_dict_for_save_checkpoint`` of Megatron-DeepSpeed].
+
+    Raises:
+        UnsupportedError: the module holds something else.
+    """
+    module = file.state.get("module")
+    model = module.get("language_model") if isinstance(module, dict) else None
+    if not isinstance(model, dict):
+        raise UnsupportedError("its module is not a Megatron language model", where=file.path)
+    prefix = "module.language_model."
+    stray = [name for name in file.tensors() if name.startswith("module.") and not name.startswith(prefix)]
+    places: dict[Place, LazyTensor] = {}
+    for name, tensor in file.tensors().items():
+        if name.startswith(prefix):
+            place = _module_place(name.removeprefix(prefix))
+            if place is None:
+                stray.append(name)
+            else:
+                places[place] = tensor
+    deepspeed_refusals.refuse_keys({key for section, _, key in places if section is Section.LAYER}, file.path)
+    if stray:
+        raise UnsupportedError(f"{len(stray)} tensors of unknown role, the first is {stray[0]}", where=file.path)
+    return places
+
+
+def _module_place(name: str) -> Place | None:
+    part, _, key = name.partition(".")
+    if part == "embedding":
+        return Section.EMBEDDING, -1, key
+    if part == "output_layer":
+        return Section.HEAD, -1, f"lm_head.{key}"
+    if part in ("encoder", "transformer"):
+        if match := _ENCODER_KEY.fullmatch(key):
+            return Section.LAYER, int(match[1]), match[2]
+        if key.startswith("final_layernorm."):
+            return Section.FINAL_NORM, -1, key.removeprefix("final_layernorm.")
+    return None
+
+
+def count_layers(tensors: Mapping[Place, Any], folder: Path) -> int:
+    """How many transformer layers there are; their numbers must be 0, 1, 2 and on.
+
+    Raises:
+        DamagedError: a number is missing, or there is no layer.
+    """
+    numbers = {layer for section, layer, _ in tensors if section is Section.LAYER}
+    if not numbers or numbers != set(range(len(numbers))):
+        raise DamagedError(
+            f"transformer layers are numbered {sorted(numbers)[:8]}, not from 0 without a gap", where=folder
+        )
+    return len(numbers)

@@ -1,0 +1,97 @@
+"""The ``Plan``: every output file with every byte's place, before anything is written.
+
+A plan is a value. What can be refused is refused while it is made: unknown or missing tensors, sizes that do not
+divide, a coverage that is not complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from streamconv.coverage import Coverage
+from streamconv.dtypes import DType
+from streamconv.files.torch_layout import TorchLayout
+from streamconv.formats.base import Dropped, Fact
+from streamconv.lazy import LazyTensor
+from streamconv.lower import Job, Target, lower
+from streamconv.parallel import ParallelLayout
+
+__all__ = ["OutputFile", "Plan", "Replica"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file of the result: its path below the destination, its layout, and what fills each storage."""
+
+    path: str
+    layout: TorchLayout
+    tensors: tuple[LazyTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A parameter that several ranks hold a copy of, to be compared before the first write."""
+
+    name: str
+    copies: tuple[LazyTensor, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion, whole and checked.
+
+    ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
+    trusting the result; ``choices`` is what was decided for the target.
+    """
+
+    source: Path
+    source_format: str
+    family: str
+    source_layout: str
+    target_format: str
+    target_layout: ParallelLayout
+    dtype: DType | None
+    iteration: int
+    files: tuple[OutputFile, ...]
+    texts: Mapping[str, str]
+    replicas: tuple[Replica, ...]
+    replicated_policy: str
+    coverage: Coverage
+    facts: tuple[Fact, ...]
+    choices: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def jobs(self) -> Sequence[Job]:
+        """The byte moves that fill the files' storages."""
+        return lower(
+            Target(number, offset, tensor)
+            for number, file in enumerate(self.files)
+            for (offset, _), tensor in zip(file.layout.storages, file.tensors, strict=True)
+        )
+
+    @property
+    def write_nbytes(self) -> int:
+        """Bytes of all output files: also the disk space that the conversion needs."""
+        return sum(file.layout.nbytes for file in self.files) + sum(len(text) for text in self.texts.values())
+
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of all tensors in the output files."""
+        return sum(nbytes for file in self.files for _, nbytes in file.layout.storages)
+
+    @property
+    def read_nbytes(self) -> int:
+        """Tensor bytes that the conversion reads, the comparison of replicas not counted."""
+        return sum(job.read_nbytes for job in self.jobs)
+
+    @property
+    def smallest_block(self) -> int:
+        """The smallest block in bytes that each job can be cut into; it depends on row lengths, not on tensor sizes."""
+        return max((job.smallest_block for job in self.jobs), default=0)

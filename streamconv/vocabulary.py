@@ -1,0 +1,88 @@
+"""How many rows the vocabulary has on the other side, and what fills the padding.
+
+Megatron pads the vocabulary to a multiple of ``make_vocab_size_divisible_by * TP``
+[``megatron/tokenizer/tokenizer.py:_vocab_size_with_padding``], so the padded size depends on TP. New padding rows
+repeat the last true row, as Megatron-LM's own converter fills them [``tools/checkpoint/saver_base.py``,
+``saver_megatron.py``].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streamconv.errors import AmbiguousError, UsageError
+from streamconv.lazy import LazyTensor, concat
+
+__all__ = ["Vocabulary", "plan_vocabulary", "repad"]
+
+DEFAULT_DIVISOR = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Rows stored in the source, rows in the target, and true rows (None if every stored row is kept)."""
+
+    stored: int
+    padded: int
+    true: int | None
+    reason: str
+
+    @property
+    def is_verbatim(self) -> bool:
+        """Whether all stored rows, padding included, are copied."""
+        return self.true is None
+
+
+def plan_vocabulary(
+    stored: int, recorded: int | None, said: int | None, args: Mapping[str, Any] | None, source_tp: int, tp: int
+) -> Vocabulary:
+    """Decide the target's padded vocabulary.
+
+    Args:
+        stored: rows in the source over all ranks.
+        recorded: true size from the checkpoint, if it has it.
+        said: true size from ``--vocab-size``.
+        args: training arguments, for ``make_vocab_size_divisible_by`` and ``pad_vocab_size_to``.
+        source_tp: tensor-parallel size of the source.
+        tp: tensor-parallel size of the target.
+
+    Raises:
+        UsageError: the true size is more than what is stored.
+        AmbiguousError: the true size is unknown and the stored rows do not divide over ``tp``.
+    """
+    true = said if said is not None else recorded
+    if true is not None and not 0 < true <= stored:
+        raise UsageError(f"a vocabulary of {true} true rows: {stored} rows are stored", remedy="check --vocab-size")
+    if tp == source_tp and said is None:
+        return Vocabulary(stored, stored, None, "TP stays, all stored rows are copied")
+    if true is None:
+        if stored % tp == 0:
+            return Vocabulary(
+                stored, stored, None, f"the true size is unknown; {stored} stored rows divide over TP {tp}"
+            )
+        raise AmbiguousError(
+            f"the true vocabulary size is unknown and {stored} stored rows do not divide over TP {tp}",
+            remedy="say --vocab-size N",
+        )
+    fixed = (args or {}).get("pad_vocab_size_to")
+    if isinstance(fixed, int) and fixed >= true and fixed % tp == 0:
+        padded, rule = fixed, f"args.pad_vocab_size_to {fixed}"
+    else:
+        divisor = (args or {}).get("make_vocab_size_divisible_by") or DEFAULT_DIVISOR
+        padded, rule = -(-true // (divisor * tp)) * divisor * tp, f"a multiple of {divisor} x TP {tp}"
+    if padded == stored:
+        return Vocabulary(stored, stored, None, f"the padded size stays ({rule})")
+    return Vocabulary(stored, padded, true, f"{true} true rows, padded to {rule}")
+
+
+def repad(whole: LazyTensor, vocabulary: Vocabulary) -> LazyTensor:
+    """A vocabulary tensor ``(stored, ..)`` as ``(padded, ..)``: true rows, then copies of the last one."""
+    if vocabulary.true is None:
+        return whole
+    rows = whole.slice(0, 0, vocabulary.true)
+    if vocabulary.padded == vocabulary.true:
+        return rows
+    fill = whole.repeat_row(vocabulary.true - 1, vocabulary.padded - vocabulary.true)
+    return concat([rows, fill], 0)
