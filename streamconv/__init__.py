@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streamconv.checkpoint import Checkpoint, open_checkpoint
     from streamconv.errors import StreamconvError
     from streamconv.lazy import LazyTensor
-    from streamconv.plan import Plan
+    from streamconv.plans import Plan
 
 __all__ = [
     "Checkpoint",
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Checkpoint": "checkpoint",
     "LazyTensor": "lazy",
-    "Plan": "plan",
+    "Plan": "plans",
     "Report": "api",
     "StreamconvError": "errors",
     "convert": "api",

@@ -9,7 +9,7 @@ from streamconv.memory import format_bytes
 
 if TYPE_CHECKING:
     from streamconv.api import Fit, Report
-    from streamconv.plan import Plan
+    from streamconv.plans import Plan
 
 __all__ = ["plan_dict", "plan_text", "report_dict", "report_text"]
 

@@ -20,7 +20,7 @@ from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOp
 from streamconv.formats.megatron_legacy import DIALECTS, Slot
 from streamconv.lazy import LazyTensor, mean
 from streamconv.parallel import ParallelLayout, even_stages
-from streamconv.plan import OutputFile, Plan, Replica
+from streamconv.plans import OutputFile, Plan, Replica
 from streamconv.recognise import need_heads, recognise
 from streamconv.vocabulary import Vocabulary, plan_vocabulary, repad
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from streamconv.errors import DifferenceError
 from streamconv.files.source_io import SourceFiles
 from streamconv.lazy import LazyTensor
-from streamconv.plan import Replica
+from streamconv.plans import Replica
 
 __all__ = ["Drift", "compare_replicas"]
 

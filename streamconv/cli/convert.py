@@ -11,7 +11,7 @@ from streamconv.cli import plan as plan_verb
 from streamconv.cli.options import add_conversion_options, choices_of
 
 if TYPE_CHECKING:
-    from streamconv.plan import Plan
+    from streamconv.plans import Plan
 
 __all__ = ["HELP", "add_arguments", "execute", "run"]
 

@@ -33,7 +33,7 @@ _LOCAL_MAGIC = 0x04034B50
 class TorchFile:
     """An opened file: its plain state with :class:`LazyTensor` leaves, and its storages by key.
 
-    ``crc_disabled`` says that the writer recorded no checksum at all
+    ``crc_disabled`` says that the writer recorded no checksum of any storage
     (``torch.serialization.set_crc32_options(False)``).
     """
 
@@ -91,17 +91,23 @@ def open_torch_zip(path: Path) -> TorchFile:
             return _Reader(path, file).open()
     except FileNotFoundError as error:
         raise SourceError("no such file", where=path) from error
-    except zipfile.BadZipFile as error:
-        raise DamagedError(f"the zip directory cannot be read: {error}", where=path) from error
     except OSError as error:
         raise StorageError(f"cannot read: {error.strerror}", where=path) from error
+
+
+def _directory(path: Path, file: Any) -> list[zipfile.ZipInfo]:
+    try:
+        return zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        # zipfile raises the others for a version, a name or a field that no writer makes.
+        raise DamagedError(f"the zip directory cannot be read: {error}", where=path) from error
 
 
 class _Reader:
     def __init__(self, path: Path, file: Any) -> None:
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
-        infos = zipfile.ZipFile(file).infolist()
+        infos = _directory(path, file)
         self.infos = {info.filename: info for info in infos}
         if len(self.infos) != len(infos):
             raise DamagedError("the zip directory lists a record twice", where=path)
@@ -112,7 +118,9 @@ class _Reader:
             )
         self.root = roots[0]
         self.storages: dict[str, Storage] = {}
-        self.crc_disabled = all(info.CRC == 0 for info in infos if info.file_size)
+        # Of tensor data only: torch.serialization.skip_data leaves 0 there and true checksums elsewhere.
+        data = [info.CRC for info in infos if info.file_size and info.filename.startswith(f"{self.root}data/")]
+        self.crc_disabled = bool(data) and not any(data)
 
     def open(self) -> TorchFile:
         if f"{self.root}byteorder" in self.infos and self.read("byteorder") != b"little":
