@@ -21,8 +21,8 @@ from streamconv.files.source_io import IO_MODES
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.megatron_legacy import DIALECTS, TRACKER
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, peak_rss_nbytes
-from streamconv.plans import Plan
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
+from streamconv.plans import Plan
 from streamconv.publish import Staging, check_destination, staging
 from streamconv.replicas import Drift, compare_replicas
 

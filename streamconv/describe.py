@@ -30,7 +30,7 @@ def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
         yield f"        cast to {plan.dtype}: as asked"
     cover = plan.coverage
     yield (
-        f"proved  {cover.consumed} source tensors read whole, {cover.left_out} left out by name below, "
+        f"proved  {cover.consumed} source tensors read once, {cover.left_out} left out by name below, "
         f"{cover.written} target tensors written once"
     )
     yield f"        {len(plan.replicas)} replicated parameters compared over ranks, policy {plan.replicated_policy}"

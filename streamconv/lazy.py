@@ -8,75 +8,23 @@ several). What an engine needs to know, which bytes go where, can be read off di
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamconv.boxes import Piece, Storage, View, flatten_piece, merge_along, put, unflatten_piece
 from streamconv.dtypes import DType, cast_into
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LazyTensor", "Piece", "Storage", "View", "concat", "mean"]
+__all__ = ["LazyTensor", "Piece", "Storage", "View", "average", "concat", "mean"]
 
 NDArray = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """One record of bytes in a file: ``nbytes`` from ``offset``; ``crc`` is its recorded CRC-32, if it has one."""
-
-    path: Path
-    offset: int
-    nbytes: int
-    name: str
-    crc: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """Elements of a storage: ``offset`` and ``strides`` count elements of ``dtype``."""
-
-    storage: Storage
-    dtype: DType
-    offset: int
-    strides: tuple[int, ...]
-
-    def moved(self, steps: Sequence[int]) -> View:
-        """The same view, its origin moved by ``steps`` along each axis."""
-        return replace(self, offset=self.offset + sum(s * t for s, t in zip(steps, self.strides, strict=True)))
-
-    def open(self, shape: Sequence[int]) -> NDArray:
-        """The elements of a box of ``shape``, mapped and read-only."""
-        extent = sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1
-        itemsize = self.dtype.itemsize
-        if prod(shape) == 0:
-            return np.empty(tuple(shape), self.dtype.numpy)
-        flat = np.memmap(
-            self.storage.path, np.uint8, "r", self.storage.offset + self.offset * itemsize, (extent * itemsize,)
-        )
-        strides = tuple(s * itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(flat.view(self.dtype.numpy), tuple(shape), strides, writeable=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A box of a tensor and the view that fills it; several views mean their mean. ``fill`` marks made-up rows."""
-
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    views: tuple[View, ...]
-    fill: bool = False
-
-    @property
-    def numel(self) -> int:
-        """Elements in the box."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +62,16 @@ class LazyTensor:
         for piece in self.pieces:
             low, high = max(start, piece.start[dim]), min(stop, piece.start[dim] + piece.shape[dim])
             if low < high:
-                steps = _put((0,) * len(self.shape), dim, low - piece.start[dim])
+                steps = put((0,) * len(self.shape), dim, low - piece.start[dim])
                 pieces.append(
                     replace(
                         piece,
-                        start=_put(piece.start, dim, low - start),
-                        shape=_put(piece.shape, dim, high - low),
+                        start=put(piece.start, dim, low - start),
+                        shape=put(piece.shape, dim, high - low),
                         views=tuple(view.moved(steps) for view in piece.views),
                     )
                 )
-        return LazyTensor(_put(self.shape, dim, stop - start), self.dtype, tuple(pieces))
+        return LazyTensor(put(self.shape, dim, stop - start), self.dtype, tuple(pieces))
 
     def permute(self, *order: int) -> LazyTensor:
         """The axes in another order, as ``torch.permute``."""
@@ -146,13 +94,13 @@ class LazyTensor:
         """Axis ``dim`` of ``outer * inner`` as two axes, as ``torch.unflatten``."""
         if self.shape[dim] != outer * inner:
             raise ValueError(f"axis {dim} of {self.shape} is not {outer} x {inner}")
-        pieces = [part for piece in self.pieces for part in _unflatten_piece(piece, dim, inner)]
+        pieces = [part for piece in self.pieces for part in unflatten_piece(piece, dim, inner)]
         return LazyTensor((*self.shape[:dim], outer, inner, *self.shape[dim + 1 :]), self.dtype, tuple(pieces))
 
     def flatten(self, dim: int) -> LazyTensor:
         """Axes ``dim`` and ``dim + 1`` as one, as ``torch.flatten``."""
         outer, inner = self.shape[dim : dim + 2]
-        pieces = [part for piece in self.pieces for part in _flatten_piece(piece, dim, inner)]
+        pieces = [part for piece in self.pieces for part in flatten_piece(piece, dim, inner)]
         return LazyTensor((*self.shape[:dim], outer * inner, *self.shape[dim + 2 :]), self.dtype, tuple(pieces))
 
     def repeat_row(self, row: int, times: int) -> LazyTensor:
@@ -171,7 +119,7 @@ class LazyTensor:
         """The same tensor in as few pieces as neighbouring boxes allow."""
         pieces = list(self.pieces)
         for dim in reversed(range(len(self.shape))):
-            pieces = _merge_along(pieces, dim)
+            pieces = merge_along(pieces, dim)
         return replace(self, pieces=tuple(sorted(pieces, key=lambda piece: piece.start)))
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -222,11 +170,11 @@ def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     pieces: list[Piece] = []
     length = 0
     for tensor in tensors:
-        if tensor.dtype != first.dtype or _put(tensor.shape, dim, 0) != _put(first.shape, dim, 0):
+        if tensor.dtype != first.dtype or put(tensor.shape, dim, 0) != put(first.shape, dim, 0):
             raise ValueError(f"cannot join {tensor.shape} {tensor.dtype} to {first.shape} {first.dtype} on axis {dim}")
-        pieces += [replace(p, start=_put(p.start, dim, p.start[dim] + length)) for p in tensor.pieces]
+        pieces += [replace(p, start=put(p.start, dim, p.start[dim] + length)) for p in tensor.pieces]
         length += tensor.shape[dim]
-    return LazyTensor(_put(first.shape, dim, length), first.dtype, tuple(pieces))
+    return LazyTensor(put(first.shape, dim, length), first.dtype, tuple(pieces))
 
 
 def mean(tensors: Sequence[LazyTensor]) -> LazyTensor:
@@ -236,93 +184,3 @@ def mean(tensors: Sequence[LazyTensor]) -> LazyTensor:
         raise ValueError("the mean needs whole stored tensors of one shape and dtype")
     views = tuple(t.pieces[0].views[0] for t in tensors)
     return replace(first, pieces=(replace(first.pieces[0], views=views),))
-
-
-def _put(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
-    return (*values[:dim], value, *values[dim + 1 :])
-
-
-def _unflatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
-    """Cut a piece at multiples of ``inner`` so that each part is a box of the two new axes."""
-    position, end = piece.start[dim], piece.start[dim] + piece.shape[dim]
-    while position < end:
-        row, column = divmod(position, inner)
-        whole = (end - position) // inner if column == 0 else 0
-        rows, columns = (whole, inner) if whole else (1, min(inner - column, end - position))
-        steps = _put((0,) * len(piece.shape), dim, position - piece.start[dim])
-        views = []
-        for view in piece.views:
-            stride = view.strides[dim]
-            moved = view.moved(steps)
-            views.append(
-                replace(moved, strides=(*view.strides[:dim], stride * inner, stride, *view.strides[dim + 1 :]))
-            )
-        yield replace(
-            piece,
-            start=(*piece.start[:dim], row, column, *piece.start[dim + 1 :]),
-            shape=(*piece.shape[:dim], rows, columns, *piece.shape[dim + 1 :]),
-            views=tuple(views),
-        )
-        position += rows * columns
-
-
-def _flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
-    """Join two axes of a piece, row by row where the stored strides do not allow one step."""
-    (row, column), (rows, columns) = piece.start[dim : dim + 2], piece.shape[dim : dim + 2]
-    pairs = [view.strides[dim : dim + 2] for view in piece.views]
-    joins = columns == inner and all(rows == 1 or inner == 1 or outer == inner * step for outer, step in pairs)
-    if not joins and rows > 1:
-        for index in range(rows):
-            steps = _put((0,) * len(piece.shape), dim, index)
-            one = replace(
-                piece,
-                start=_put(piece.start, dim, row + index),
-                shape=_put(piece.shape, dim, 1),
-                views=tuple(view.moved(steps) for view in piece.views),
-            )
-            yield from _flatten_piece(one, dim, inner)
-        return
-    views = tuple(
-        replace(v, strides=(*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
-        for v, (outer, step) in zip(piece.views, pairs, strict=True)
-    )
-    yield replace(
-        piece,
-        start=(*piece.start[:dim], row * inner + column, *piece.start[dim + 2 :]),
-        shape=(*piece.shape[:dim], rows * columns, *piece.shape[dim + 2 :]),
-        views=views,
-    )
-
-
-def _merge_along(pieces: list[Piece], dim: int) -> list[Piece]:
-    merged: list[Piece] = []
-    for piece in sorted(pieces, key=lambda p: (_put(p.start, dim, 0), _put(p.shape, dim, 0), p.start[dim])):
-        joined = _joined(merged[-1], piece, dim) if merged else None
-        if joined is None:
-            merged.append(piece)
-        else:
-            merged[-1] = joined
-    return merged
-
-
-def _joined(left: Piece, right: Piece, dim: int) -> Piece | None:
-    """The two pieces as one box, if they are neighbours on ``dim`` in the tensor and evenly spaced in storage."""
-    if left.fill != right.fill or len(left.views) != len(right.views):
-        return None
-    if _put(left.start, dim, left.start[dim] + left.shape[dim]) != right.start:
-        return None
-    if _put(left.shape, dim, 0) != _put(right.shape, dim, 0):
-        return None
-    views = []
-    for a, b in zip(left.views, right.views, strict=True):
-        step, rest = divmod(b.offset - a.offset, left.shape[dim])
-        known = {v.strides[dim] for v, n in ((a, left.shape[dim]), (b, right.shape[dim])) if n > 1}
-        others = all(
-            n == 1 or s == t
-            for axis, (n, s, t) in enumerate(zip(left.shape, a.strides, b.strides, strict=True))
-            if axis != dim
-        )
-        if a.storage != b.storage or a.dtype != b.dtype or rest or step < 0 or not known <= {step} or not others:
-            return None
-        views.append(replace(a, strides=_put(a.strides, dim, step)))
-    return replace(left, shape=_put(left.shape, dim, left.shape[dim] + right.shape[dim]), views=tuple(views))

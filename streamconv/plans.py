@@ -16,8 +16,9 @@ from streamconv.coverage import Coverage
 from streamconv.dtypes import DType
 from streamconv.files.torch_layout import TorchLayout
 from streamconv.formats.base import Dropped, Fact
+from streamconv.jobs import Job, Target
 from streamconv.lazy import LazyTensor
-from streamconv.lower import Job, Target, lower
+from streamconv.lower import lower
 from streamconv.parallel import ParallelLayout
 
 __all__ = ["OutputFile", "Plan", "Replica"]

@@ -139,11 +139,15 @@ def _old_name(key: str) -> str:
     return re.sub(r"^final_norm\b", "final_layernorm", key)
 
 
+def _shifted(key: str, offset: int) -> str:
+    return re.sub(r"^layers\.(\d+)\.", lambda match: f"layers.{int(match[1]) + offset}.", key)
+
+
 def result_files(root: Path, tp: int, pp: int) -> dict[tuple[int, int], Any]:
     """Every rank's state dict of a legacy Megatron-LM checkpoint, which must have just these files."""
     folder = root / f"iter_{int((root / 'latest_checkpointed_iteration.txt').read_text()):07d}"
-    suffix = (lambda stage: f"_{stage:03d}") if pp > 1 else (lambda stage: "")
-    names = {(rank, stage): f"mp_rank_{rank:02d}{suffix(stage)}" for rank in range(tp) for stage in range(pp)}
+    suffixes = [f"_{stage:03d}" for stage in range(pp)] if pp > 1 else [""]
+    names = {(rank, stage): f"mp_rank_{rank:02d}{suffixes[stage]}" for rank in range(tp) for stage in range(pp)}
     assert sorted(path.name for path in folder.iterdir()) == sorted(names.values())
     return {place: load_plain(folder / name / "model_optim_rng.pt") for place, name in names.items()}
 
@@ -161,7 +165,7 @@ def result_model(files: Mapping[tuple[int, int], Any], heads: int = HEADS) -> Mo
             layers = {int(m[1]) for key in part if (m := re.match(r"layers\.(\d+)\.", key))}
             assert layers == set(range(len(layers)))
             for key, tensor in part.items():
-                name = re.sub(r"^layers\.(\d+)\.", lambda m: f"layers.{int(m[1]) + offset}.", _old_name(key))
+                name = _shifted(_old_name(key), offset)
                 assert name not in flat
                 flat[name] = tensor
             offset += len(layers)

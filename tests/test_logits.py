@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from streamconv import convert
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from streamconv import convert
 from tests import oracle
 from tests.places import REAL, Source
 

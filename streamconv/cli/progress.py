@@ -52,7 +52,7 @@ class _Lines:
     def show(self, done: int, total: int) -> None:
         with self.lock:
             now = time.monotonic()
-            if now - self.last < _LINE_SECONDS:
+            if now - self.last < _LINE_SECONDS and done < total:
                 return
             self.last = now
             rate = done / (now - self.began)

@@ -15,8 +15,8 @@ from streamconv.dtypes import cast_into
 from streamconv.errors import DamagedError, DifferenceError, StreamconvError
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import SourceFiles
+from streamconv.jobs import Job, Move, Tile
 from streamconv.lazy import Storage, average
-from streamconv.lower import Job, Move, Tile
 
 __all__ = ["EngineResult", "EngineSettings", "block_within", "buffer_nbytes", "run"]
 

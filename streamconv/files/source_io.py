@@ -57,10 +57,10 @@ class _Mapped:
         count = max(0, min(len(buffer), os.fstat(self.fd).st_size - offset))
         with memoryview(self.map) as view:
             buffer[:count] = view[offset : offset + count]
-        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if count:
-            self.map.madvise(mmap.MADV_DONTNEED, first, offset + count - first)
-        os.posix_fadvise(self.fd, first, count, os.POSIX_FADV_DONTNEED)
+        # The whole map, not just what was read: the kernel may have mapped a huge page around it.
+        self.map.madvise(mmap.MADV_DONTNEED)
+        start = max(0, offset - _DROP_LAG)
+        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
         return count
 
     def close(self) -> None:

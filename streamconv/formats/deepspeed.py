@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import AmbiguousError, DamagedError, SourceError
-from streamconv.families.base import QkvLayout, Section
+from streamconv.errors import DamagedError, SourceError
+from streamconv.families.base import Section
 from streamconv.files.safe_pickle import Record
 from streamconv.files.torch_zip import TorchFile, open_torch_zip
 from streamconv.formats import deepspeed_layers, deepspeed_refusals
 from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.deepspeed_evidence import agree, settle_qkv
 from streamconv.formats.deepspeed_stages import find_stages
 from streamconv.lazy import LazyTensor, concat
 
@@ -122,11 +123,11 @@ def _open_pipeline(
     options: SourceOptions,
 ) -> ShardedModel:
     layers = deepspeed_layers.open_layers(folder, layer_names, (ranks.args or {}).get("num_layers"))
-    tp = _agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
+    tp = agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
     if len(ranks.files) % layers.tp:
         raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=folder)
     counted = len(ranks.files) // layers.tp or None
-    pp = _agree(folder, "PP", _sizes(ranks, "pp", "pipeline_model_parallel_size"), counted, "mp_rank files")
+    pp = agree(folder, "PP", _sizes(ranks, "pp", "pipeline_model_parallel_size"), counted, "mp_rank files")
     kind = "Megatron-DeepSpeed, pipeline engine"
     model = _model(folder, ranks, options, kind, layers.tp, layers.num_layers, layers.tensors)
     model.pp = pp.value
@@ -146,7 +147,7 @@ def _open_pipeline(
         options.pp_layers,
     )
     model.facts.append(evidence)
-    _settle_qkv(model, options, layers.is_bigscience_numbering)
+    settle_qkv(model, options, layers.is_bigscience_numbering)
     model.dropped += _left_behind(folder, names, ranks)
     return model
 
@@ -155,13 +156,13 @@ def _open_without_pipeline(folder: Path, names: list[str], ranks: _RankFiles, op
     per_rank = [deepspeed_layers.module_tensors(file) for file in ranks.files]
     tensors = deepspeed_layers.join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
     num_layers = deepspeed_layers.count_layers(tensors, folder)
-    tp = _agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), len(ranks.files), "mp_rank files")
+    tp = agree(folder, "TP", _sizes(ranks, "tp", "tensor_model_parallel_size"), len(ranks.files), "mp_rank files")
     kind = "Megatron-DeepSpeed, without pipeline"
     model = _model(folder, ranks, options, kind, len(ranks.files), num_layers, tensors)
     model.facts += [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
     model.warnings += tp.warnings
     model.pp, model.stages = 1, (num_layers,)
-    _settle_qkv(model, options, bigscience_numbering=False)
+    settle_qkv(model, options, bigscience_numbering=False)
     model.dropped += _left_behind(folder, names, ranks)
     return model
 
@@ -231,77 +232,12 @@ def _vocab_size(state: Mapping[str, Any]) -> int | None:
     return None
 
 
-# -- parallel sizes ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Size:
-    value: int | None
-    facts: list[Fact]
-    warnings: list[str]
-
-
 def _sizes(ranks: _RankFiles, recorded: str, argument: str) -> dict[str, int]:
     found = {
         "checkpoint_parallel_dimensions": ranks.recorded(f"{recorded}_degree"),
         f"args.{argument}": (ranks.args or {}).get(argument),
     }
     return {source: value for source, value in found.items() if isinstance(value, int)}
-
-
-def _agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None, files: str) -> _Size:
-    """One parallel size out of what is recorded and how many files there are; the record counts before the
-    arguments.
-    """
-    facts = [f"{source} says {value}" for source, value in said.items()]
-    if counted is not None:
-        facts.append(f"{files} count {counted}")
-    values = list(said.values())
-    trusted = values[0] if values else counted
-    if trusted is None:
-        return _Size(None, [], [f"the source's {what} is unknown: there are no mp_rank files"])
-    if counted is not None and trusted != counted:
-        raise DamagedError(
-            f"the source's {what} is contradictory: {', '.join(facts)}",
-            where=folder,
-            remedy="files are missing, or left over from another run: keep the checkpoint's own files, all of them",
-        )
-    warnings = [f"the source's {what}: {', '.join(facts)}; took {trusted}"] if len(set(values)) > 1 else []
-    return _Size(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
-
-
-# -- row order of query_key_value ----------------------------------------------------------------------------------
-
-
-def _settle_qkv(model: ShardedModel, options: SourceOptions, bigscience_numbering: bool) -> None:
-    """Decide the row order, which no key and no shape shows, or refuse."""
-    evidence: tuple[QkvLayout, str] | None = None
-    if model.args is not None:
-        blocks = "ds_sequence_parallel_fpdt" in model.args
-        words = "has" if blocks else "does not have"
-        since = "since" if blocks else "before"
-        layout = QkvLayout.BLOCKS if blocks else QkvLayout.INTERLEAVED
-        evidence = (
-            layout,
-            f"args {words} ds_sequence_parallel_fpdt: written {since} commit 676a482c of Megatron-DeepSpeed",
-        )
-    elif bigscience_numbering:
-        evidence = (
-            QkvLayout.INTERLEAVED,
-            "the file numbers are those of bigscience's fork, or of deepspeedai's before 2023-07",
-        )
-    if options.qkv_layout is not None:
-        if evidence and evidence[0] is not options.qkv_layout:
-            model.warnings.append(f"--qkv-layout {options.qkv_layout.value} against the evidence ({evidence[1]})")
-        evidence = options.qkv_layout, "--qkv-layout"
-    if evidence is None:
-        raise AmbiguousError(
-            "the row order of query_key_value cannot be known: there are no args, and both orders have its shape",
-            where=model.path,
-            remedy="say --qkv-layout interleaved ([heads,3,head_dim]) or blocks ([3,heads,head_dim], since 2024-12)",
-        )
-    model.qkv = evidence[0]
-    model.facts.append(Fact(f"query_key_value rows {evidence[0].value}", evidence[1]))
 
 
 # -- what stays behind ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from streamconv import convert, plan
 from streamconv.errors import (
     AmbiguousError,
@@ -24,7 +25,6 @@ from streamconv.errors import (
 from streamconv.families.base import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.deepspeed import open_model
-
 from tests import oracle
 from tests.places import LABELLED, MADE, REAL, Source
 
@@ -143,8 +143,10 @@ def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(tmp_path: Path) -> 
             mine = {k: torch.randn(shape, generator=generator) for k, (shape, split) in tensors.items() if split}
             torch.save(shared | mine, folder / f"layer_{index:02d}-model_{rank:02d}-model_states.pt")
 
-    norm = {f"{kind}": ((hidden,), False) for kind in ("weight", "bias")}
-    save(1, {"word_embeddings.weight": ((4, hidden), True), **{f"word_embeddings.norm.{k}": v for k, v in norm.items()}})
+    norm: dict[str, tuple[tuple[int, ...], bool]] = {kind: ((hidden,), False) for kind in ("weight", "bias")}
+    save(
+        1, {"word_embeddings.weight": ((4, hidden), True), **{f"word_embeddings.norm.{k}": v for k, v in norm.items()}}
+    )
     for index in range(3, 3 + layers):
         block: dict[str, tuple[tuple[int, ...], bool]] = {}
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -184,9 +186,8 @@ def test_bloated_layer_files_are_read_by_range(copy: Callable[[Source], Path], t
             views[key] = stage[offset : offset + tensor.numel()].view(tensor.shape)
             offset += tensor.numel()
         torch.save(views, path)
-    for number, sizes in enumerate(({}, {"tp": 1, "pp": 1}, {"tp": 4, "pp": 1})):
-        convert(root, tmp_path / f"{number}", max_ram="2G", **sizes)
-        tp, pp = sizes.get("tp", 2), sizes.get("pp", 2)
+    for number, (tp, pp) in enumerate(((2, 2), (1, 1), (4, 1))):
+        convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp, pp=pp)
         result = oracle.result_model(oracle.result_files(tmp_path / f"{number}", tp, pp))
         oracle.assert_same_model(result, oracle.source_model(BLOOM.folder), 100)
 
@@ -292,7 +293,9 @@ def test_an_unknown_partition_needs_pp_layers(copy: Callable[[Source], Path], tm
         plan(root, pp_layers=(1, 4, 1))
 
 
-def test_a_partition_that_depends_on_an_unknown_deepspeed_version_is_not_guessed(copy: Callable[[Source], Path]) -> None:
+def test_a_partition_that_depends_on_an_unknown_deepspeed_version_is_not_guessed(
+    copy: Callable[[Source], Path],
+) -> None:
     root = copy(LABELLED[2])  # uniform: 2,4,1 since DeepSpeed 0.10.1, 1,3,3 before
     edit_ranks(root, lambda s: s.update(ds_version="0.9.5"))
     assert open_model(root, SourceOptions()).stages == (1, 3, 3)
@@ -326,7 +329,10 @@ def test_args_against_the_tensors_is_refused(name: str, copy: Callable[[Source],
 
 def test_param_shapes_of_another_checkpoint_are_refused(copy: Callable[[Source], Path]) -> None:
     root = copy(LABELLED[0])
-    edit(tag_folder(root) / "mp_rank_01_model_states.pt", lambda s: s.update(param_shapes=[{"3.input_layernorm.weight": 1}]))
+    edit(
+        tag_folder(root) / "mp_rank_01_model_states.pt",
+        lambda s: s.update(param_shapes=[{"3.input_layernorm.weight": 1}]),
+    )
     with pytest.raises(DamagedError, match="do not cover"):
         plan(root)
 
@@ -443,9 +449,9 @@ def test_a_flipped_bit_is_found_by_the_recorded_crc(copy: Callable[[Source], Pat
     position = data.find(weight.numpy().tobytes())
     data[position + 1234] ^= 0x10
     path.write_bytes(data)
-    for number, sizes in enumerate(({}, {"tp": 1}, {"tp": 4})):
+    for number, tp in enumerate((2, 1, 4)):
         with pytest.raises(DamagedError, match="CRC-32") as caught:
-            convert(root, tmp_path / f"{number}", max_ram="2G", **sizes)
+            convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp)
         assert path.name in str(caught.value)
         assert not (tmp_path / f"{number}").exists()
 

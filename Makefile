@@ -1,0 +1,46 @@
+# make demo   converts a bundled checkpoint and checks the result against torch
+# make test   lint, types and all tests, as CI runs them
+# Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+# Installed first: a range that admits something newer would pull a build for GPUs.
+TORCH ?= torch==2.13.0
+WORKERS ?= auto
+
+BIN := $(VENV)/bin
+DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
+DEMO_DST := demo-output
+
+.PHONY: demo test lint check bench clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+demo: $(VENV)/ready
+	rm -rf $(DEMO_DST)
+	$(BIN)/streamconv plan $(DEMO_SRC) --tp 1 --pp 3 --max-ram 1G
+	@echo
+	$(BIN)/streamconv convert $(DEMO_SRC) $(DEMO_DST) --tp 1 --pp 3 --max-ram 1G
+	@echo
+	$(BIN)/python examples/check_with_torch.py $(DEMO_SRC) $(DEMO_DST) --vocab-size 100
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(VENV)/ready
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	PYTHON=$(BIN)/python sh benchmarks/short.sh
+
+clean:
+	rm -rf $(VENV) $(DEMO_DST)

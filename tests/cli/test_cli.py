@@ -1,0 +1,234 @@
+"""The command line as a person or a script meets it: real processes, their output and exit codes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import oracle
+from tests.places import FRAMEWORKS, REAL
+
+BLOOM = REAL[1]
+STREAMCONV = [sys.executable, "-m", "streamconv"]
+SCRIPT = [sys.executable, "-c", "import sys; from streamconv.cli.deepspeed_to_megatron import main; sys.exit(main())"]
+
+
+def run(*words: object, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*(command or STREAMCONV), *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_without_a_verb_it_converts(tmp_path: Path) -> None:
+    done = run("--max-ram", "1G", BLOOM.folder, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"wrote   {tmp_path / 'out'}")
+    assert "peak" in done.stdout
+    assert "source  " in done.stderr
+    model = oracle.result_model(oracle.result_files(tmp_path / "out", 2, 2))
+    oracle.assert_same_model(model, oracle.source_model(BLOOM.folder))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "iter_0000003",
+        "latest_checkpointed_iteration.txt",
+    ]
+
+
+def test_plan_and_dry_run_print_the_same_and_write_nothing(tmp_path: Path) -> None:
+    options = ("--to", "megatron-legacy", "--tp", "2", "--pp", "3", "--max-ram", "1G")
+    planned = run("plan", BLOOM.folder, *options)
+    dry = run("convert", BLOOM.folder, tmp_path / "out", *options, "--dry-run")
+    assert planned.returncode == dry.returncode == 0
+    assert "TP 2 x PP 3 (stages of 2,1,1 layers)" in planned.stdout
+    assert not (tmp_path / "out").exists()
+
+    def settled(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("memory")]
+
+    assert settled(planned.stdout) == settled(dry.stdout)
+
+
+def test_json_is_for_machines(tmp_path: Path) -> None:
+    planned = json.loads(run("plan", BLOOM.folder, "--json", "--tp", 1).stdout)
+    assert planned["target"]["tp"] == 1
+    assert planned["source"]["family"] == "BLOOM"
+    assert planned["coverage"]["consumed"] + planned["coverage"]["left_out"] == 106
+    assert {"name", "nbytes", "reason"} == set(planned["dropped"][0])
+    done = run("convert", BLOOM.folder, tmp_path / "out", "--json", "--max-ram", "1G")
+    report = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert report["write_nbytes"] == sum(
+        path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+    assert 0 < report["peak_nbytes"] < report["budget_nbytes"] == 1 << 30
+
+
+def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) -> None:
+    words = ("--input_folder", BLOOM.folder, "--output_folder", tmp_path / "out", "--for_release")
+    done = run(*words, command=SCRIPT)
+    assert done.returncode == 0, done.stderr
+    assert "TP 1 and PP 1, this script's defaults" in done.stderr
+    files = oracle.result_files(tmp_path / "out", 1, 1)
+    assert files[0, 0]["args"].consumed_train_samples == 0
+    again = run(*words, "--target_tp", 2, "--target_pp", 2, "--overwrite", command=SCRIPT)
+    assert again.returncode == 0, again.stderr
+    assert "defaults" not in again.stderr
+    oracle.result_files(tmp_path / "out", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["plan"], 2, "SRC"),
+        (["plan", "{bloom}", "--tp", "0"], 2, "--tp 0"),
+        (["plan", "{bloom}", "--dtype", "int4"], 2, "--dtype int4"),
+        (["plan", "{bloom}", "--max-ram", "lots"], 2, "--max-ram lots"),
+        (["plan", "{bloom}", "--to", "onnx"], 2, "--to onnx"),
+        (["plan", "{bloom}", "--dialect", "1999"], 2, "--dialect 1999"),
+        (["plan", "{bloom}", "--pp", "5"], 2, "4 layers"),
+        (["plan", "{bloom}", "--pp-layers", "1,2"], 2, "adds up to 3"),
+        (["plan", "{bloom}", "--pp-layers", "1;3"], 2, "list of numbers"),
+        (["convert", "{bloom}", "{out}", "--io", "telepathy"], 2, "--io telepathy"),
+        (["plan", "{out}"], 3, "no such folder"),
+        (["plan", "{llama}"], 3, "Llama"),
+        (["plan", "{bloom}", "--tp", "3"], 3, "do not divide"),
+        (["convert", "{bloom}", "{out}", "--max-ram", "8M"], 4, "workable floor"),
+        (["convert", "{bloom}", "{bloom}"], 8, "never written"),
+    ],
+)
+def test_exit_codes_and_messages(words: list[str], code: int, message: str, tmp_path: Path) -> None:
+    places = {"bloom": BLOOM.folder, "llama": FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0", "out": tmp_path / "out"}
+    done = run(*(word.format(**places) for word in words))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_floor_that_is_said_is_a_floor_that_works(tmp_path: Path) -> None:
+    refused = run(BLOOM.folder, tmp_path / "out", "--max-ram", "8M")
+    floor = refused.stderr.split("say --max-ram ")[1].split()[0]
+    done = run(BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
+    if "below the workable floor" in done.stderr:  # the interpreter itself varies by a page or two
+        floor = f"{int(floor[:-1]) + 1}M"
+        done = run(BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
+    report = json.loads(done.stdout)
+    assert report["peak_nbytes"] <= int(floor[:-1]) << 20
+
+
+def test_damage_is_exit_code_6_and_leaves_nothing(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(BLOOM.folder, tmp_path / "copy"))
+    path = root / "global_step3" / "layer_03-model_00-model_states.pt"
+    path.write_bytes(path.read_bytes()[:-3000])
+    done = run(root, tmp_path / "out")
+    assert done.returncode == 6
+    assert path.name in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_traceback_only_with_vv() -> None:
+    assert "Traceback" in run("plan", FRAMEWORKS / "z1_bf16", "-vv").stderr
+    assert "Traceback" in run("-vv", "plan", FRAMEWORKS / "z1_bf16").stderr
+    assert "Traceback" not in run("plan", FRAMEWORKS / "z1_bf16", "-v").stderr
+
+
+def test_verbose_lists_every_file() -> None:
+    assert run("plan", BLOOM.folder, "-v").stdout.count("model_optim_rng.pt") == 4
+
+
+def test_an_existing_checkpoint_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
+    assert run(BLOOM.folder, tmp_path / "out").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    refused = run(BLOOM.folder, tmp_path / "out", "--tp", 1)
+    assert refused.returncode == 8
+    assert "--overwrite" in refused.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert run(BLOOM.folder, tmp_path / "out", "--tp", 1, "--pp", 1, "--overwrite").returncode == 0
+    oracle.result_files(tmp_path / "out", 1, 1)
+
+
+def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    assert run(BLOOM.folder, tmp_path / "out").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    root = Path(shutil.copytree(BLOOM.folder, tmp_path / "copy"))
+    path = root / "global_step3" / "layer_06-model_00-model_states.pt"
+    data = bytearray(path.read_bytes())
+    data[20000] ^= 1
+    path.write_bytes(data)
+    assert run(root, tmp_path / "out", "--overwrite").returncode == 6
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_publishes_nothing_and_says_so(number: int, code: int, tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "import streamconv.engines.threads as engine\n"
+        "work = engine._Worker.run\n"
+        "engine._Worker.run = lambda self, tile: (time.sleep(0.2), work(self, tile))[1]\n"
+        "from streamconv.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", program, str(BLOOM.folder), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / ".streamconv" / "new" / "iter_0000003").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "nothing was published" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_converting_never_imports_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom streamconv.cli.main import main\n"
+        "assert main() == 0\n"
+        "assert 'torch' not in sys.modules and 'deepspeed' not in sys.modules\n"
+    )
+    done = run(BLOOM.folder, tmp_path / "out", "--tp", 1, "--dtype", "bf16", command=[sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_does_not_wait_for_numpy() -> None:
+    program = (
+        "import sys\nfrom streamconv.cli.main import main\ntry:\n main()\nfinally:\n assert 'numpy' not in sys.modules"
+    )
+    for words in ((), ("--help",), ("convert", "--help"), ("plan", "--help"), ("--version",)):
+        done = run(*words, command=[sys.executable, "-c", program])
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [*STREAMCONV, str(BLOOM.folder), str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        seen += chunk
+        if not chunk:
+            break
+    assert process.wait() == 0
+    assert process.stdout is not None
+    process.stdout.close()
+    os.close(leader)
+    assert b"converting" in seen
+    assert b"B/s" in seen
