@@ -7,10 +7,9 @@ divide, a coverage that is not complete.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from streamconv.coverage import Coverage
 from streamconv.dtypes import DType
@@ -66,7 +65,6 @@ class Plan:
     choices: tuple[Fact, ...]
     warnings: tuple[str, ...]
     dropped: tuple[Dropped, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def jobs(self) -> Sequence[Job]:

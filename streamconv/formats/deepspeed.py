@@ -101,10 +101,10 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
 
 def _open_ranks(folder: Path, names: list[str]) -> _RankFiles:
     by_rank = {int(match[1]): name for name in names if (match := _MP_RANK.fullmatch(name))}
-    if by_rank and sorted(by_rank) != list(range(len(by_rank))):
-        missing = sorted(set(range(max(by_rank) + 1)) - set(by_rank))
+    if by_rank and max(by_rank) >= len(by_rank):
+        first = next(rank for rank in range(len(by_rank)) if rank not in by_rank)
         raise DamagedError(
-            f"{len(by_rank)} mp_rank files of {max(by_rank) + 1}: missing ranks {missing[:8]}",
+            f"{len(by_rank)} mp_rank files of {max(by_rank) + 1}: the first missing is rank {first}",
             where=folder,
             remedy="copy the missing files from the training run's storage",
         )
@@ -216,6 +216,8 @@ def _iteration(folder: Path, state: Mapping[str, Any], options: SourceOptions) -
         return options.iteration
     recorded = state.get("iteration")
     if isinstance(recorded, int):
+        if not 0 <= recorded < 10**9:
+            raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
         return recorded
     match = re.fullmatch(r"(?:global_step|iter_)(\d+)", folder.name)
     return int(match[1]) if match else None

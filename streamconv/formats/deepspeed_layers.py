@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,12 @@ def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: 
     """
     tp = 1 + max(rank for _, rank in names)
     indices = sorted({index for index, _ in names})
-    missing = [(index, rank) for index in indices for rank in range(tp) if (index, rank) not in names]
+    missing = len(indices) * tp - len(names)
     if missing:
-        index, rank = missing[0]
+        grid = ((index, rank) for index in indices for rank in range(tp))
+        index, rank = next(place for place in grid if place not in names)
         raise DamagedError(
-            f"{len(missing)} of {len(indices) * tp} layer files are missing, "
+            f"{missing} of {len(indices) * tp} layer files are missing, "
             f"the first is layer_{index:02d}-model_{rank:02d}-model_states.pt",
             where=folder,
             remedy="copy the missing files from the training run's storage",
@@ -122,11 +124,11 @@ def _check_numbers(
             f"{len(roles[Section.HEAD])} head layers; a model has one embedding, one final norm and at most one head",
             where=folder,
         )
-    gaps = sorted(set(range(blocks[0], blocks[-1])) - set(blocks))
+    gaps = [low + 1 for low, high in pairwise(blocks) if high != low + 1]
     numbering = (blocks[0] - embeddings[0], norms[0] - blocks[-1], embeddings[0])
     # A fork may number otherwise; then the arguments must confirm that no layer is missing at either end.
     if gaps or (numbering not in _NUMBERINGS and num_layers != len(blocks)):
-        what = f"layer files {gaps[:8]} are missing" if gaps else "the first or last transformer layers are missing"
+        what = f"layer file {gaps[0]} is missing" if gaps else "the first or last transformer layers are missing"
         raise DamagedError(
             f"{what}: embedding is file {embeddings[0]}, transformer layers {blocks[0]} to {blocks[-1]}, "
             f"final norm {norms[0]}, which no known fork numbers so",
