@@ -19,7 +19,6 @@ from streamconv.families.base import QkvLayout
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import IO_MODES
 from streamconv.formats.base import SourceOptions
-from streamconv.formats.megatron_legacy import DIALECTS, TRACKER
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, peak_rss_nbytes
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
@@ -66,7 +65,7 @@ class Choices(TypedDict, total=False):
     pp: int | None
     pp_layers: tuple[int, ...] | None
     dtype: str | DType | None
-    dialect: str
+    dialect: str | None
     replicated: str
     vocab_size: int | None
     for_release: bool
@@ -155,7 +154,7 @@ def run_plan(
     fit = check_budget(work, max_ram)
     destination = Path(dst)
     entries = sorted({file.path.split("/", 1)[0] for file in work.files})
-    check_destination(work.source, destination, entries, TRACKER, overwrite=overwrite)
+    check_destination(work.source, destination, [*entries, *work.texts], overwrite=overwrite)
     drifts = compare_replicas(work.replicas, work.replicated_policy, io, fit.block)
     with staging(destination) as stage:
         stage.need(work.write_nbytes)
@@ -253,9 +252,8 @@ def check_budget(work: Plan, max_ram: str = "auto") -> Fit:
 def _options(choices: Choices) -> ConvertOptions:
     dtype = choices.get("dtype")
     qkv = choices.get("qkv_layout")
-    dialect, replicated = choices.get("dialect", "2021"), choices.get("replicated", "first")
+    replicated = choices.get("replicated", "first")
     for flag, value, allowed in (
-        ("--dialect", dialect, tuple(DIALECTS)),
         ("--replicated", replicated, REPLICATED_POLICIES),
         ("--qkv-layout", qkv, (None, *(layout.value for layout in QkvLayout))),
     ):
@@ -275,7 +273,7 @@ def _options(choices: Choices) -> ConvertOptions:
         pp=choices.get("pp"),
         pp_layers=choices.get("pp_layers"),
         dtype=parse_dtype(dtype) if isinstance(dtype, str) else dtype,
-        dialect=dialect,
+        dialect=choices.get("dialect"),
         replicated=replicated,
         vocab_size=choices.get("vocab_size"),
         for_release=choices.get("for_release", False),

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from streamconv.errors import UnsupportedError, UsageError
+from streamconv.errors import UsageError
 from streamconv.families.base import ModelFamily
+from streamconv.formats import known_targets
+from streamconv.formats.base import TargetFormat
 
-__all__ = ["TARGETS", "choose_target"]
+__all__ = ["choose_target", "target_names"]
 
-TARGETS = ("megatron", "megatron-legacy")
-
-_NO_CORE = {
-    "bloom": "Megatron-Core has no ALiBi and no embedding norm, so it cannot hold BLOOM",
-    "gpt": "the newest Megatron layout that is written so far",
+NEWEST = "megatron"
+# The Megatron layouts that are written, the newest first, and what each cannot hold of a model and why.
+_MEGATRON = ("megatron-legacy",)
+_WHY_LEGACY = {
+    "alibi": "the newest Megatron layout that can hold it: Megatron-Core has no ALiBi and no embedding norm",
+    "learned": "the newest Megatron layout that is written so far",
 }
 
 
-def choose_target(wanted: str, family: ModelFamily) -> tuple[str, str]:
+def target_names() -> tuple[str, ...]:
+    """What ``--to`` takes."""
+    return (NEWEST, *(target.name for target in known_targets()))
+
+
+def choose_target(wanted: str, family: ModelFamily) -> tuple[TargetFormat, str]:
     """(target format, why) for what the user asked for.
 
     Raises:
         UsageError: there is no such target.
-        UnsupportedError: the family cannot be held by the target.
     """
-    if wanted not in TARGETS:
-        raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(TARGETS)}")
-    if family.name not in _NO_CORE:
-        raise UnsupportedError(f"{family.title} to {wanted}: not a conversion that is written yet")
-    return "megatron-legacy", "asked for" if wanted == "megatron-legacy" else _NO_CORE[family.name]
+    if wanted not in target_names():
+        raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(target_names())}")
+    name = _MEGATRON[0] if wanted == NEWEST else wanted
+    target = next(target for target in known_targets() if target.name == name)
+    return target, _WHY_LEGACY[family.positions] if wanted == NEWEST else "asked for"

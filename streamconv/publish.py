@@ -24,16 +24,13 @@ __all__ = ["Staging", "check_destination", "staging"]
 _WORK = ".streamconv"
 
 
-def check_destination(
-    source: Path, destination: Path, entries: Sequence[str], tracker: str, *, overwrite: bool
-) -> None:
+def check_destination(source: Path, destination: Path, entries: Sequence[str], *, overwrite: bool) -> None:
     """Refuse a destination that must not be written.
 
     Args:
         source: the checkpoint that is read.
         destination: the folder for the result; it may not exist yet.
-        entries: the names that the result will have directly in it.
-        tracker: the commit record's name.
+        entries: the names that the result will have directly in it, its commit record among them.
         overwrite: whether what has these names may be replaced.
 
     Raises:
@@ -47,9 +44,7 @@ def check_destination(
     if destination.exists() and not destination.is_dir():
         raise DestinationError("the destination is not a folder", where=destination)
     present = sorted(child.name for child in destination.iterdir()) if destination.is_dir() else []
-    taken = [
-        name for name in present if name in entries or name == tracker or name.startswith("iter_") or name == "release"
-    ]
+    taken = [name for name in present if name in entries or name.startswith("iter_") or name == "release"]
     if taken and not overwrite:
         raise DestinationError(
             f"the destination holds a checkpoint: {', '.join(taken[:4])}",

@@ -13,7 +13,7 @@ FLOORS = (
     {"lazy", "parallel", "memory", "checksums"},
     {"files", "families"},
     {"formats", "capabilities", "vocabulary", "recognise"},
-    {"coverage", "jobs", "lower", "plans", "planner"},
+    {"coverage", "jobs", "lower", "plans", "assembly", "planner"},
     {"engines", "publish", "replicas"},
     {"api", "checkpoint", "describe"},
     {"cli", "__main__"},

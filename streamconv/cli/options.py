@@ -40,9 +40,7 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
     )
-    target.add_argument(
-        "--dialect", default="2021", help="names of the legacy layout: 2021 (default, loads everywhere) or 2023-09"
-    )
+    target.add_argument("--dialect", help="names of the legacy layout: 2021 (default, loads everywhere) or 2023-09")
     target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
     target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
     source = parser.add_argument_group("source, where it does not say it itself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import Any
@@ -121,16 +122,14 @@ class _Shared:
             self.tiles = iter(())
 
     def work(self) -> None:
-        worker = _Worker(self)
         try:
-            while (tile := self.next_tile()) is not None:
-                worker.run(tile)
-        except BaseException as error:  # noqa: BLE001
-            # Carried to the thread that waits in run(), which raises it.
+            with closing(SourceFiles(self.settings.io)) as files:
+                worker = _Worker(self, files)
+                while (tile := self.next_tile()) is not None:
+                    worker.run(tile)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits in run(), which raises it
             with self.lock:
                 self.failure = self.failure or error
-        finally:
-            worker.files.close()
 
     def count(self, read: int, written: int) -> None:
         with self.lock:
@@ -158,9 +157,8 @@ class _Shared:
 
 
 class _Worker:
-    def __init__(self, shared: _Shared) -> None:
-        self.shared = shared
-        self.files = SourceFiles(shared.settings.io)
+    def __init__(self, shared: _Shared, files: SourceFiles) -> None:
+        self.shared, self.files = shared, files
         self.input = bytearray(2 * shared.settings.block + _SLACK)
         self.output = bytearray(shared.settings.block + _SLACK)
 

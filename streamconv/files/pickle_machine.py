@@ -47,6 +47,7 @@ class Record:
 
 Builder = Callable[..., Any]
 MARK = object()
+_LARGEST_KEY = 64
 
 
 class PickleMachine:
@@ -74,14 +75,14 @@ class PickleMachine:
         """The next number, laid out as ``struct`` writes it."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
-    def line(self) -> str:
+    def line(self) -> bytes:
         """The rest of the line."""
         end = self.data.find(b"\n", self.position)
         if end < 0:
             raise DamagedError("pickle ends inside a line", where=self.where)
-        text = self.data[self.position : end].decode("utf-8", "surrogateescape")
+        line = self.data[self.position : end]
         self.position = end + 1
-        return text
+        return line
 
     # -- the stack -------------------------------------------------------------------------------------------------
 
@@ -93,14 +94,20 @@ class PickleMachine:
         items.reverse()
         return items
 
-    def checked_key(self, key: Any, depth: int = 0) -> Any:
-        """A dictionary key, if it is one that is safe to hash."""
-        # A tuple nested a million deep would overflow the C stack when hashed; no checkpoint has such a key.
-        if isinstance(key, tuple) and depth < 8:
-            for item in key:
-                self.checked_key(item, depth + 1)
-        elif not isinstance(key, str | int | float | bytes | Global | Record | None):
-            raise UnsafeError(f"pickle uses a {type(key).__name__} as a dictionary key", where=self.where)
+    def checked_key(self, key: Any) -> Any:
+        """A dictionary key, if it is one that is safe to hash.
+
+        A tuple nested a million deep would overflow the C stack when hashed, and one that holds itself many times over
+        would be hashed for years; no checkpoint has such a key.
+        """
+        items, seen = [key], 0
+        while items:
+            item = items.pop()
+            seen += 1
+            if isinstance(item, tuple) and seen + len(items) + len(item) <= _LARGEST_KEY:
+                items += item
+            elif not isinstance(item, str | int | float | bytes | Global | Record | None):
+                raise UnsafeError(f"pickle uses a {type(item).__name__} as a dictionary key", where=self.where)
         return key
 
     def set_items(self, target: Any, pairs: list[Any]) -> None:

@@ -6,6 +6,7 @@ inert :class:`Global` or :class:`Record` instead; extension codes, which name re
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from typing import Any
 
@@ -48,15 +49,22 @@ def _int(raw: bytes) -> int:
 
 
 def _int_line(machine: PickleMachine) -> Any:
-    text = machine.line()
-    return {"00": False, "01": True}.get(text) if text in ("00", "01") else int(text)
+    line = machine.line()
+    return line == b"01" if line in (b"00", b"01") else int(line)
 
 
 def _quoted(machine: PickleMachine) -> str:
-    text = machine.line()
-    if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
+    line = machine.line()
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b'"', b"'"):
         raise ValueError("string without quotes")
-    return text[1:-1].encode("latin1").decode("unicode_escape")
+    # Bytes of Python 2, escaped: codecs.escape_decode is what the standard library's own unpickler uses.
+    raw, _ = codecs.escape_decode(line[1:-1])
+    return raw.decode("latin1")
+
+
+def _named(machine: PickleMachine) -> Global:
+    module, name = machine.line(), machine.line()
+    return Global(_utf8(module), _utf8(name))
 
 
 def _stack_global(machine: PickleMachine) -> Global:
@@ -77,7 +85,7 @@ def _newobj_ex(machine: PickleMachine) -> Any:
 
 
 def _inst(machine: PickleMachine) -> Any:
-    cls = Global(machine.line(), machine.line())
+    cls = _named(machine)
     return machine.call(cls, tuple(machine.pop_to_mark()))
 
 
@@ -133,7 +141,7 @@ STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
     b"\x88": _push(lambda m: True),
     b"\x89": _push(lambda m: False),
     b"I": _push(_int_line),
-    b"L": _push(lambda m: int(m.line().rstrip("L"))),
+    b"L": _push(lambda m: int(m.line().rstrip(b"L"))),
     b"F": _push(lambda m: float(m.line())),
     b"J": _push(lambda m: m.number("<i")),
     b"K": _push(lambda m: m.number("<B")),
@@ -142,7 +150,7 @@ STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
     b"\x8a": _sized("<B", _int),  # LONG1
     b"\x8b": _sized("<i", _int),  # LONG4
     b"S": _push(_quoted),
-    b"V": _push(lambda m: m.line().encode("raw_unicode_escape").decode("raw_unicode_escape")),
+    b"V": _push(lambda m: m.line().decode("raw_unicode_escape")),
     b"T": _sized("<i", _latin),  # BINSTRING
     b"U": _sized("<B", _latin),  # SHORT_BINSTRING
     b"X": _sized("<I", _utf8),  # BINUNICODE
@@ -175,7 +183,7 @@ STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
     b"g": _push(lambda m: m.memo[int(m.line())]),
     b"h": _push(lambda m: m.memo[m.number("<B")]),
     b"j": _push(lambda m: m.memo[m.number("<I")]),
-    b"c": _push(lambda m: Global(m.line(), m.line())),
+    b"c": _push(_named),
     b"\x93": _push(_stack_global),
     b"R": _push(_reduce),
     b"\x81": _push(_reduce),  # NEWOBJ
@@ -183,6 +191,6 @@ STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
     b"i": _push(_inst),
     b"o": _push(_obj),
     b"b": lambda m: m.build(),
-    b"P": _push(lambda m: _persistent(m, m.line())),
+    b"P": _push(lambda m: _persistent(m, _utf8(m.line()))),
     b"Q": _push(lambda m: _persistent(m, m.stack.pop())),
 }

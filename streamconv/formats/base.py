@@ -1,18 +1,34 @@
-"""What a format says of a checkpoint that it has opened: shards by their place in the model, and the facts around
-them.
+"""What formats say and are told: of a checkpoint that was opened, and of one that is to be laid out.
+
+A module in this package that reads a framework's checkpoints holds a ``SOURCE``, one that writes them a ``TARGET``;
+both are found there by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamconv.families.base import QkvLayout, Section
+from streamconv.dtypes import DType
+from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, Section
 from streamconv.lazy import LazyTensor
+from streamconv.parallel import ParallelLayout
 
-__all__ = ["Dropped", "Fact", "Place", "ShardedModel", "SourceOptions"]
+__all__ = [
+    "Dropped",
+    "Fact",
+    "Place",
+    "ShardedModel",
+    "Slot",
+    "SourceFormat",
+    "SourceOptions",
+    "TargetFile",
+    "TargetFiles",
+    "TargetFormat",
+    "TargetModel",
+]
 
 Place = tuple[Section, int, str]
 """(section, layer from 0 or -1, key in the section)."""
@@ -80,3 +96,72 @@ class ShardedModel:
             if section is Section.LAYER:
                 found.setdefault(layer, set()).add(key)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFormat:
+    """A framework's checkpoints as a source. ``open`` raises what :mod:`streamconv.errors` says, never returns less."""
+
+    name: str
+    open: Callable[[Path, SourceOptions], ShardedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """A model that is to be laid out, and what the user wants of the result.
+
+    ``sizes`` has the target's padded vocabulary; ``args`` are the source's training arguments; ``dtype`` is what
+    floating tensors are cast to, None if they stay.
+    """
+
+    family: ModelFamily
+    sizes: ModelSizes
+    layout: ParallelLayout
+    has_head: bool
+    args: Mapping[str, Any] | None
+    iteration: int
+    dtype: DType | None
+    dialect: str
+    for_release: bool
+    keep_args: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor's place in a file that is to be laid out: its section, global layer (or -1) and key in the section."""
+
+    section: Section
+    layer: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFile:
+    """A torch file of the result: path below the destination, name inside the zip, a tree with :class:`Slot` leaves.
+
+    ``rank`` is the tensor-parallel rank whose shards it holds.
+    """
+
+    path: str
+    archive: str
+    rank: int
+    tree: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFiles:
+    """All files of a result: torch files, small texts (the commit record), and what a user should know of them."""
+
+    files: tuple[TargetFile, ...]
+    texts: Mapping[str, str]
+    facts: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFormat:
+    """A framework's checkpoints as a target; the first of ``dialects`` is the default."""
+
+    name: str
+    dialects: tuple[str, ...]
+    lay_out: Callable[[TargetModel], TargetFiles]

@@ -17,12 +17,12 @@ from streamconv.families.base import Section
 from streamconv.files.safe_pickle import Record
 from streamconv.files.torch_zip import TorchFile, open_torch_zip
 from streamconv.formats import deepspeed_layers, deepspeed_refusals
-from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.deepspeed_evidence import agree, settle_qkv
 from streamconv.formats.deepspeed_stages import find_stages
 from streamconv.lazy import LazyTensor, concat
 
-__all__ = ["open_model", "resolve_tag"]
+__all__ = ["SOURCE", "open_model", "resolve_tag"]
 
 _MP_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r".*_optim_states\.pt")
@@ -274,3 +274,6 @@ _REASONS = {
     "rng_tracker_states": "random number state: parameters only",
     "lr_scheduler": "scheduler state: parameters only",
 }
+
+
+SOURCE = SourceFormat("deepspeed", open_model)

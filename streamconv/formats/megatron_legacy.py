@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamconv.dtypes import DType
-from streamconv.families.base import ModelFamily, ModelSizes, Section
+from streamconv.families.base import Section
 from streamconv.files.pickle_writer import is_plain
 from streamconv.files.safe_pickle import Global
+from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.parallel import ParallelLayout
 
-__all__ = ["ARCHIVE", "DIALECTS", "TRACKER", "Dialect", "Slot", "file_tree", "rank_path", "target_args"]
+__all__ = ["DIALECTS", "TARGET", "Dialect", "file_tree", "lay_out", "rank_path", "target_args"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
@@ -69,39 +69,56 @@ DIALECTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A tensor's place in a tree that is still to be laid out."""
-
-    section: Section
-    layer: int
-    key: str
-
-
 def rank_path(iteration: int, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
     """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1."""
     suffix = f"_{stage:03d}" if layout.pp > 1 else ""
     return f"iter_{iteration:07d}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
 
 
-def file_tree(
-    family: ModelFamily,
-    has_head: bool,
-    layout: ParallelLayout,
-    stage: int,
-    dialect: Dialect,
-    entries: Mapping[str, Any],
-) -> dict[str, Any]:
+def lay_out(model: TargetModel) -> TargetFiles:
+    """Every rank's file, the tracker, and what should be known of the result."""
+    dialect = DIALECTS[model.dialect]
+    entries: dict[str, Any] = {"iteration": model.iteration}
+    facts = [
+        Fact(f"names of {dialect.name}", dialect.loads_in if model.family.name != "bloom" else model.family.runs_in),
+        Fact("parameters only", "optimizer, scheduler and random number state stay behind"),
+    ]
+    if model.keep_args:
+        entries["args"], dropped = target_args(model)
+        if dropped:
+            facts.append(Fact(f"left out of args: {', '.join(dropped)}", "not plain data"))
+    layout = model.layout
+    trees = [file_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
+    files = tuple(
+        TargetFile(rank_path(model.iteration, layout, rank, stage), ARCHIVE, rank, trees[stage])
+        for rank in range(layout.tp)
+        for stage in range(layout.pp)
+    )
+    return TargetFiles(files, {TRACKER: str(model.iteration)}, tuple(facts), tuple(_cautions(model)))
+
+
+def _cautions(model: TargetModel) -> Iterator[str]:
+    if len(set(model.layout.stages)) > 1:
+        yield "stages of unequal length: Megatron-LM divides layers evenly over stages and loads no others"
+    if model.keep_args and (model.args or {}).get("position_embedding_type") is not None:
+        yield (
+            "args.position_embedding_type is an enum of bigscience's code and is left out; its own loader compares it "
+            "and stops: write for that loader with --no-args"
+        )
+    if model.family.name == "bloom" and model.dialect != "2021":
+        yield "only bigscience's fork runs BLOOM, and it reads the names of 2021 alone"
+
+
+def file_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank.
 
     Args:
-        family: the model's parameters.
-        has_head: whether the model has an output layer of its own.
-        layout: the target's parallel layout.
-        stage: which pipeline stage.
+        model: what is laid out.
         dialect: the names.
+        stage: which pipeline stage.
         entries: the entries beside ``model`` (iteration, args).
     """
+    family, layout = model.family, model.layout
     first, last = stage == 0, stage == layout.pp - 1
     embedding: OrderedDict[str, Any] = OrderedDict()
     encoder: OrderedDict[str, Any] = OrderedDict()
@@ -117,37 +134,26 @@ def file_tree(
                     Section.LAYER, layer, parameter.key
                 )
     language_model: dict[str, Any] = {"embedding": embedding, "encoder": encoder}
-    model: dict[str, Any] = {"language_model": language_model}
+    tree: dict[str, Any] = {"language_model": language_model}
     if last:
         for parameter in family.parameters:
             if parameter.section is Section.FINAL_NORM:
                 key = dialect.encoder_key(f"final_layernorm.{parameter.key}")
                 encoder[key] = Slot(Section.FINAL_NORM, -1, parameter.key)
-        if has_head:
+        if model.has_head:
             language_model["output_layer"] = OrderedDict(weight=Slot(Section.HEAD, -1, "lm_head.weight"))
         elif layout.pp > 1 or dialect.head_copy_always:
             weight = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
-            model["word_embeddings_for_head"] = OrderedDict(weight=weight)
-    return {"model": model, "checkpoint_version": CHECKPOINT_VERSION, **entries}
+            tree["word_embeddings_for_head"] = OrderedDict(weight=weight)
+    return {"model": tree, "checkpoint_version": CHECKPOINT_VERSION, **entries}
 
 
-def target_args(
-    args: Mapping[str, Any] | None,
-    sizes: ModelSizes,
-    layout: ParallelLayout,
-    dtype: DType | None,
-    *,
-    for_release: bool,
-) -> tuple[argparse.Namespace, list[str]]:
+def target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     """The training arguments as the target needs them, and the names of those that are not plain data.
 
-    Args:
-        args: the source's arguments; without them the sizes that are known stand in.
-        sizes: the model's, with the target's padded vocabulary.
-        layout: the target's.
-        dtype: what floating tensors are cast to, None if they stay.
-        for_release: reset the counters of consumed samples.
+    Without arguments in the source, the sizes that are known stand in.
     """
+    sizes, layout = model.sizes, model.layout
     known = {
         "num_layers": sizes.num_layers,
         "hidden_size": sizes.hidden,
@@ -155,7 +161,8 @@ def target_args(
         "num_attention_heads": sizes.heads,
         "max_position_embeddings": sizes.positions,
     }
-    source = args if args is not None else {name: value for name, value in known.items() if value is not None}
+    stand_in = {name: value for name, value in known.items() if value is not None}
+    source = stand_in if model.args is None else model.args
     kept = {name: value for name, value in source.items() if is_plain(value)}
     dropped = sorted(set(source) - set(kept))
     kept["tensor_model_parallel_size"] = layout.tp
@@ -163,9 +170,12 @@ def target_args(
     kept["padded_vocab_size"] = sizes.vocab
     if "transformer_pipeline_model_parallel_size" in kept:
         kept["transformer_pipeline_model_parallel_size"] = layout.pp
-    if dtype is not None:
-        kept |= {"fp16": dtype.name == "float16", "bf16": dtype.name == "bfloat16"}
-        kept["params_dtype"] = Global("torch", dtype.name)
-    if for_release:
+    if model.dtype is not None:
+        name = model.dtype.name
+        kept |= {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
+    if model.for_release:
         kept |= {"consumed_train_samples": 0, "consumed_valid_samples": 0}
     return argparse.Namespace(**kept), dropped
+
+
+TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out)

@@ -1,0 +1,88 @@
+"""From shards to whole parameters: joined over ranks, taken apart where fused, with what is left behind and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamconv.coverage import Box
+from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, gather
+from streamconv.formats.base import Dropped, Place, ShardedModel
+from streamconv.lazy import LazyTensor, mean
+from streamconv.plans import Replica
+from streamconv.vocabulary import Vocabulary, repad
+
+__all__ = ["REPLICATED_POLICIES", "Assembly", "assemble"]
+
+REPLICATED_POLICIES = ("first", "mean", "fail")
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The canonical parameters of a model, and what was decided while they were made."""
+
+    whole: dict[Place, tuple[LazyTensor, ...]]
+    replicas: list[Replica]
+    sources: dict[str, LazyTensor]
+    left_out: dict[str, list[Box] | None]
+    dropped: list[Dropped]
+
+
+def assemble(
+    model: ShardedModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
+) -> Assembly:
+    """Join a model's shards to whole, unfused parameters.
+
+    Args:
+        model: what is stored.
+        family: its parameters.
+        sizes: its sizes.
+        vocabulary: what becomes of the vocabulary's rows.
+        replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
+    """
+    qkv = model.qkv or QkvLayout.INTERLEAVED
+    result = Assembly({}, [], {}, {}, [])
+    copies = 0
+    for place, shards in model.tensors.items():
+        section, layer, key = place
+        parameter = family.parameter(section, key)
+        name = parameter.name(layer)
+        result.sources |= {f"{name} of rank {rank}": tensor for rank, tensor in enumerate(shards)}
+        if parameter.axis is None:
+            chosen, spare = _one_of(shards, replicated)
+            if len(shards) > 1:
+                result.replicas.append(Replica(name, shards))
+            result.left_out |= {f"{name} of rank {rank}": None for rank in spare}
+            copies += sum(shards[rank].nbytes for rank in spare)
+            shards = (chosen,)
+        result.whole[place] = gather(parameter, shards, sizes, qkv)
+        if parameter.is_vocabulary and not vocabulary.is_verbatim:
+            _drop_padding(result, place, name, vocabulary)
+    if copies:
+        ranks = f"ranks 1 to {model.tp - 1}" if model.tp > 2 else "rank 1"
+        reason = "replicated: compared with rank 0, whose copy is written"
+        result.dropped.append(Dropped(f"copies of {len(result.replicas)} parameters on {ranks}", copies, reason))
+    return result
+
+
+def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:
+    """The tensor that stands for all copies, and the ranks whose copies are not read for it."""
+    if policy == "mean" and len(shards) > 1:
+        return mean(shards), range(0)
+    return shards[0], range(1, len(shards))
+
+
+def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabulary) -> None:
+    (whole,) = result.whole[place]
+    true, stored = vocabulary.true or 0, vocabulary.stored
+    row = whole.nbytes // stored
+    if stored > true:
+        reason = f"padding: the target pads {true} true rows to {vocabulary.padded} with copies of the last"
+        result.dropped.append(Dropped(f"rows {true} to {stored - 1} of {name}", (stored - true) * row, reason))
+    per_rank = stored // len([n for n in result.sources if n.startswith(f"{name} of rank ")])
+    for rank, start in enumerate(range(0, stored, per_rank)):
+        first = max(true - start, 0)
+        if first < per_rank:
+            padding: Box = ((first, per_rank), (0, whole.shape[1]))
+            result.left_out[f"{name} of rank {rank}"] = [padding] if first else None
+    result.whole[place] = (repad(whole, vocabulary),)
