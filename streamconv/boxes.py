@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamconv.dtypes import DType
+from streamconv.errors import DamagedError
 
 __all__ = ["Piece", "Storage", "View", "flatten_piece", "merge_along", "put", "unflatten_piece"]
 
@@ -43,16 +44,21 @@ class View:
         return replace(self, offset=self.offset + sum(s * t for s, t in zip(steps, self.strides, strict=True)))
 
     def open(self, shape: Sequence[int]) -> NDArray:
-        """The elements of a box of ``shape``, mapped and read-only."""
-        extent = sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1
-        itemsize = self.dtype.itemsize
+        """The elements of a box of ``shape``, mapped and read-only.
+
+        Raises:
+            DamagedError: the file has become shorter than the box needs.
+        """
         if prod(shape) == 0:
             return np.empty(tuple(shape), self.dtype.numpy)
-        flat = np.memmap(
-            self.storage.path, np.uint8, "r", self.storage.offset + self.offset * itemsize, (extent * itemsize,)
-        )
-        strides = tuple(s * itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(flat.view(self.dtype.numpy), tuple(shape), strides, writeable=False)
+        itemsize, path = self.dtype.itemsize, self.storage.path
+        extent = (sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1) * itemsize
+        start = self.storage.offset + self.offset * itemsize
+        if start + extent > path.stat().st_size:
+            raise DamagedError(f"{self.storage.name}: the file ends before byte {start + extent}", where=path)
+        flat = np.memmap(path, np.uint8, "r", start, (extent,))
+        box: NDArray = np.ndarray(tuple(shape), self.dtype.numpy, flat, 0, tuple(s * itemsize for s in self.strides))
+        return box
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,15 +72,17 @@ def _disjoint(boxes: Sequence[Box], axes: int) -> bool:
 def boxes_in_source(piece: Piece, view: View, source: LazyTensor) -> list[Box]:
     """The boxes of ``source`` (one stored view) that a piece reads through ``view``."""
     origin = source.pieces[0].views[0]
-    axes = sorted(range(len(source.shape)), key=lambda axis: -origin.strides[axis])
-    steps: dict[int, list[tuple[int, int]]] = {axis: [] for axis in axes}
+    if view.dtype != origin.dtype:
+        raise CoverageError(f"a target reads {origin.dtype} elements as {view.dtype}")
+    axes = sorted((a for a, size in enumerate(source.shape) if size > 1), key=lambda axis: -origin.strides[axis])
+    steps: dict[int, list[tuple[int, int]]] = {axis: [] for axis in range(len(source.shape))}
     for size, stride in zip(piece.shape, view.strides, strict=True):
         if size > 1:
             axis = next((a for a in axes if stride and stride % max(origin.strides[a], 1) == 0), None)
             if axis is None:
                 raise CoverageError(f"a view with stride {stride} of a tensor with strides {origin.strides}")
             steps[axis].append((stride // max(origin.strides[axis], 1), size))
-    start, rest = {}, view.offset - origin.offset
+    start, rest = dict.fromkeys(steps, 0), view.offset - origin.offset
     for axis in axes:
         start[axis], rest = divmod(rest, max(origin.strides[axis], 1))
     runs = [_runs(start[axis], steps[axis]) for axis in range(len(source.shape))]
@@ -124,14 +126,14 @@ def prove(
             raise CoverageError(f"target tensor of {role} {tensor.shape} would not be written exactly once")
         for piece in tensor.pieces:
             for view in () if piece.fill else piece.views:
-                name = index.find(view)
-                read[role, name] += boxes_in_source(piece, view, sources[name])
+                name, found = index.find(piece, view)
+                read[role, name] += found
     for (role, name), boxes in read.items():
         extra = left_out.get(name) or ()
         if not tiles_exactly([*boxes, *extra], sources[name].shape):
             raise CoverageError(f"source tensor {name} {sources[name].shape} would not be read exactly once for {role}")
     consumed = {name for _, name in read}
-    lost = [name for name in sources if name not in consumed and left_out.get(name, ()) is not None]
+    lost = [n for n, t in sources.items() if t.numel and n not in consumed and left_out.get(n, ()) is not None]
     if lost:
         raise CoverageError(
             f"{len(lost)} source tensors are neither read nor left out with a reason, the first is {lost[0]}"
@@ -143,17 +145,22 @@ class _Index:
     """Which source tensor a view of a storage falls into."""
 
     def __init__(self, sources: Mapping[str, LazyTensor]) -> None:
+        self.sources = sources
         self.by_storage: dict[Storage, list[tuple[int, int, str]]] = defaultdict(list)
         for name, tensor in sources.items():
-            (piece,) = tensor.pieces
-            (view,) = piece.views
-            extent = sum((n - 1) * s for n, s in zip(tensor.shape, view.strides, strict=True)) + 1
-            self.by_storage[view.storage].append((view.offset, view.offset + extent, name))
+            for piece in tensor.pieces:
+                (view,) = piece.views
+                extent = sum((n - 1) * s for n, s in zip(tensor.shape, view.strides, strict=True)) + 1
+                self.by_storage[view.storage].append((view.offset, view.offset + extent, name))
 
-    def find(self, view: View) -> str:
+    def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
+        """The tensor that has all boxes of the view inside it, and these boxes; column views may interleave."""
         for start, stop, name in self.by_storage.get(view.storage, ()):
             if start <= view.offset < stop:
-                return name
+                source = self.sources[name]
+                boxes = boxes_in_source(piece, view, source)
+                if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):
+                    return name, boxes
         raise CoverageError(
             f"a target reads {view.storage.name} of {view.storage.path.name} outside every source tensor"
         )

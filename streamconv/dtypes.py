@@ -96,8 +96,11 @@ def cast_into(source: NDArray, target: NDArray) -> None:
     """Cast ``source`` element by element into ``target`` (same shape), rounding to nearest even as torch does.
 
     Raises:
-        DifferenceError: a finite value became infinite (float16 ends at 65504).
+        DifferenceError: a finite value became infinite in float16, which ends at 65504. The other types reach as far
+            as float32 does.
     """
+    if source.dtype == np.float64 and target.dtype == np.float16:
+        source = source.astype(np.float32)  # torch rounds twice on this way
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, source, casting="unsafe")
     if target.dtype == np.float16 and source.dtype != np.float16:

@@ -182,7 +182,8 @@ Job = RunJob | RowsJob
 
 
 def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
+    """Long parts of a buffer begin on a cache line; short ones are packed, or the padding would outgrow them."""
+    return -(-nbytes // 64) * 64 if nbytes >= 4096 else nbytes
 
 
 def _move(piece: Piece, sources: tuple[tuple[int, tuple[int, ...]], ...], tensor: LazyTensor, base: int) -> Move:

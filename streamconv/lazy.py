@@ -75,6 +75,8 @@ class LazyTensor:
 
     def permute(self, *order: int) -> LazyTensor:
         """The axes in another order, as ``torch.permute``."""
+        if sorted(order) != list(range(len(self.shape))):
+            raise ValueError(f"{order} is no order of {len(self.shape)} axes")
 
         def swap(values: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(values[axis] for axis in order)
@@ -112,7 +114,9 @@ class LazyTensor:
         return LazyTensor((times, *self.shape[1:]), self.dtype, tuple(pieces))
 
     def cast(self, dtype: DType) -> LazyTensor:
-        """The same elements as ``dtype``; types that are not floating stay as they are."""
+        """The same elements as ``dtype``, rounded once; types that are not floating stay as they are."""
+        if any(view.dtype != self.dtype for piece in self.pieces for view in piece.views):
+            raise ValueError(f"already cast to {self.dtype}: a second cast would round otherwise than the first")
         return replace(self, dtype=dtype) if self.dtype.is_floating and dtype.is_floating else self
 
     def coalesced(self) -> LazyTensor:
@@ -134,7 +138,7 @@ class LazyTensor:
         for piece in self.pieces:
             box = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.shape, strict=True))
             arrays = [view.open(piece.shape) for view in piece.views]
-            cast_into(arrays[0] if len(arrays) == 1 else average(arrays), result[box])
+            cast_into(arrays[0] if len(arrays) == 1 else average(arrays), result[box] if box else result)
         return result
 
     def torch(self) -> torch.Tensor:
@@ -167,6 +171,8 @@ def average(arrays: Sequence[NDArray]) -> NDArray:
 def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     """Tensors side by side along ``dim``; all other sizes and the dtypes must agree."""
     first = tensors[0]
+    if not 0 <= dim < len(first.shape):
+        raise IndexError(f"axis {dim} of {first.shape}")
     pieces: list[Piece] = []
     length = 0
     for tensor in tensors:

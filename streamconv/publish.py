@@ -1,27 +1,32 @@
 """Let a result grow beside its destination and appear there whole.
 
 Everything is written below ``DST/.streamconv/`` (the same file system, also where the destination is a mount point),
-synced, and renamed into place; the commit record (Megatron's tracker file) is replaced last. What is promised: after
-a crash or a kill the destination holds either what it held before or the whole result, and never a commit record
-without its files. What is not promised: that a disk keeps what it acknowledged.
+synced, and renamed into place; the commit record (Megatron's tracker file) is replaced last. What is promised: after an
+error or a kill the destination holds what it held before or the whole result, and what it held before is deleted only
+when the result is durable. What is not promised: that a disk keeps what it acknowledged. And on a file system that
+cannot exchange two names in one step (NFS, Lustre), a kill between two renames leaves the old checkpoint in
+``DST/.streamconv/old``, from where the next run puts it back.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from streamconv.errors import DestinationError, DiskSpaceError, StorageError
+from streamconv.errors import DestinationError, DiskSpaceError, StorageError, StreamconvError
 from streamconv.memory import format_bytes
 
 __all__ = ["Staging", "check_destination", "staging"]
 
 _WORK = ".streamconv"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def check_destination(source: Path, destination: Path, entries: Sequence[str], *, overwrite: bool) -> None:
@@ -34,15 +39,18 @@ def check_destination(source: Path, destination: Path, entries: Sequence[str], *
         overwrite: whether what has these names may be replaced.
 
     Raises:
-        DestinationError: it is the source, is in the source, is not a folder, or holds a checkpoint.
+        DestinationError: it would change the source, is not a folder, or holds a checkpoint.
     """
     real, origin = destination.resolve(), source.resolve()
-    if real == origin or origin in real.parents or real == origin.parent:
+    replaced = {(real / name).resolve() for name in entries}
+    if real in (origin, origin.parent) or origin in real.parents or replaced & {origin, *origin.parents}:
         raise DestinationError(
             "the destination is the source's own folder; a source is never written", where=destination
         )
     if destination.exists() and not destination.is_dir():
         raise DestinationError("the destination is not a folder", where=destination)
+    if (destination / _WORK).is_symlink():
+        raise DestinationError("the work folder in the destination is a link to elsewhere", where=destination / _WORK)
     present = sorted(child.name for child in destination.iterdir()) if destination.is_dir() else []
     taken = [name for name in present if name in entries or name.startswith("iter_") or name == "release"]
     if taken and not overwrite:
@@ -83,23 +91,41 @@ class Staging:
         return path
 
     def publish(self, texts: Mapping[str, str]) -> None:
-        """Move the result into place, then write the commit record ``texts``, each step durable before the next.
+        """Move the result into place, then replace the commit record ``texts``, each step durable before the next.
 
         Raises:
-            StorageError: the system refused; what was there before is in place again.
+            DiskSpaceError, StorageError: the system refused; what was there before is in place again.
         """
-        for folder, _, _ in os.walk(self.new):
-            _sync_folder(Path(folder))
-        for child in sorted(self.new.iterdir()):
-            target = self.destination / child.name
-            if target.exists():
-                self.old.mkdir(exist_ok=True)
-                target.rename(self.old / child.name)
-                _sync_folder(self.old)
+        with ExitStack() as undo:
+            try:
+                for name, text in texts.items():
+                    _write_text(self.work / name, text)
+                for folder, _, _ in os.walk(self.new):
+                    _sync_folder(Path(folder))
+                for child in sorted(self.new.iterdir()):
+                    undo.callback(self._put(child))
+                _sync_folder(self.destination)
+                for name in texts:
+                    (self.work / name).replace(self.destination / name)
+                _sync_folder(self.destination)
+            except OSError as error:
+                raise _refused("publish the result", error, self.destination) from error
+            undo.pop_all()
+
+    def _put(self, child: Path) -> Callable[[], object]:
+        """Move one entry into place; returns what moves it back."""
+        target = self.destination / child.name
+        if not target.exists():
             child.rename(target)
-            _sync_folder(self.destination)
-        for name, text in texts.items():
-            _replace_text(self.work / name, self.destination / name, text)
+            return lambda: target.rename(child)
+        if _exchange(child, target):
+            return lambda: _exchange(child, target)
+        self.old.mkdir(exist_ok=True)
+        aside = self.old / child.name
+        target.rename(aside)
+        _sync_folder(self.old)
+        child.rename(target)
+        return lambda: (target.rename(child), aside.rename(target))
 
     def recover(self) -> None:
         """Undo what a killed run left: put back what it had moved aside but not replaced, and remove its work."""
@@ -122,35 +148,65 @@ def staging(destination: Path) -> Iterator[Staging]:
 
     Raises:
         DestinationError: another run holds the lock.
-        StorageError: the folder cannot be made.
+        DiskSpaceError, StorageError: the folder cannot be made.
     """
-    made = not destination.exists()
+    made = [folder for folder in (destination, *destination.parents) if not folder.exists()]
     stage = Staging(destination)
-    lock = -1
-    try:
-        stage.work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(stage.work / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        stage.recover()
-        stage.new.mkdir()
-    except BlockingIOError as error:
-        os.close(lock)
-        raise DestinationError(
-            "another conversion is writing there", where=destination, remedy="wait until it ends"
-        ) from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskSpaceError if full else StorageError)(
-            f"cannot write there: {error.strerror}", where=destination
-        ) from error
-    try:
+    with ExitStack() as cleanup:
+        try:
+            stage.work.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(made):
+                cleanup.callback(_remove_if_empty, folder)
+            cleanup.callback(os.close, _lock(stage.work / "lock", destination))
+            cleanup.callback(stage.remove)
+            stage.recover()
+            stage.new.mkdir()
+        except OSError as error:
+            raise _refused("write there", error, destination) from error
+        cleanup.callback(stage.recover)
         yield stage
-    finally:
-        stage.recover()
-        stage.remove()
-        os.close(lock)
-        if made and not any(destination.iterdir()):
-            destination.rmdir()
+
+
+def _lock(path: Path, destination: Path) -> int:
+    """Lock the work folder; returns the descriptor that holds the lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The run that held it may have removed the file in between: then this is no longer the lock.
+        held = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+    except BlockingIOError:
+        held = False
+    if not held:
+        os.close(descriptor)
+        raise DestinationError("another conversion is writing there", where=destination, remedy="wait until it ends")
+    return descriptor
+
+
+def _refused(what: str, error: OSError, where: Path) -> StreamconvError:
+    kind = DiskSpaceError if error.errno in _FULL else StorageError
+    return kind(f"cannot {what}: {error.strerror}", where=error.filename or where, remedy="run the same command again")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot.
+
+    Linux's ``renameat2`` with ``RENAME_EXCHANGE``, which Python does not wrap.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    if call is None:
+        return False
+    if call(at_cwd, os.fsencode(first.absolute()), at_cwd, os.fsencode(second.absolute()), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -161,10 +217,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_text(temporary: Path, target: Path, text: str) -> None:
-    with temporary.open("w", encoding="utf-8") as file:
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(target)
-    _sync_folder(target.parent)

@@ -67,7 +67,8 @@ def step(data: st.DataObject, pair: Pair) -> Pair:
     choices: list[Callable[[], Pair]] = [cut, swap, join, beside, repeat, merge]
     if rank < 5 and size:
         choices.append(split)
-    return data.draw(st.sampled_from(choices))()
+    chosen: Callable[[], Pair] = data.draw(st.sampled_from(choices))
+    return chosen()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

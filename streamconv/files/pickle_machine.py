@@ -14,7 +14,7 @@ from typing import Any
 
 from streamconv.errors import DamagedError, UnsafeError
 
-__all__ = ["MARK", "Builder", "Global", "PickleMachine", "Record"]
+__all__ = ["MARK", "Builder", "Global", "PickleMachine", "Record", "checked_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,23 @@ class Record:
 Builder = Callable[..., Any]
 MARK = object()
 _LARGEST_KEY = 64
+
+
+def checked_key(key: Any, where: str) -> Any:
+    """A dictionary key, if it is one that is safe to hash.
+
+    A tuple nested a million deep would overflow the C stack when hashed, and one that holds itself many times over
+    would be hashed for years; no checkpoint has such a key.
+    """
+    items, seen = [key], 0
+    while items:
+        item = items.pop()
+        seen += 1
+        if isinstance(item, tuple) and seen + len(items) + len(item) <= _LARGEST_KEY:
+            items += item
+        elif not isinstance(item, str | int | float | bytes | Global | Record | None):
+            raise UnsafeError(f"pickle uses a {type(item).__name__} as a dictionary key", where=where)
+    return key
 
 
 class PickleMachine:
@@ -94,27 +111,11 @@ class PickleMachine:
         items.reverse()
         return items
 
-    def checked_key(self, key: Any) -> Any:
-        """A dictionary key, if it is one that is safe to hash.
-
-        A tuple nested a million deep would overflow the C stack when hashed, and one that holds itself many times over
-        would be hashed for years; no checkpoint has such a key.
-        """
-        items, seen = [key], 0
-        while items:
-            item = items.pop()
-            seen += 1
-            if isinstance(item, tuple) and seen + len(items) + len(item) <= _LARGEST_KEY:
-                items += item
-            elif not isinstance(item, str | int | float | bytes | Global | Record | None):
-                raise UnsafeError(f"pickle uses a {type(item).__name__} as a dictionary key", where=self.where)
-        return key
-
     def set_items(self, target: Any, pairs: list[Any]) -> None:
         """Set key, value, key, value .. in a dictionary or a record."""
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if isinstance(target, dict):
-                target[self.checked_key(key)] = value
+                target[checked_key(key, self.where)] = value
             elif isinstance(target, Record):
                 target.items.append((key, value))
             else:
@@ -161,7 +162,7 @@ class PickleMachine:
                 if step is None:
                     raise UnsafeError(f"pickle instruction {code!r} at byte {self.position - 1}", where=self.where)
                 step(self)
-        except (IndexError, KeyError, ValueError, TypeError, struct.error, OverflowError) as error:
+        except (LookupError, ValueError, TypeError, struct.error, ArithmeticError, RecursionError) as error:
             raise DamagedError(
                 f"pickle is broken at byte {self.position}: {type(error).__name__}: {error}", where=self.where
             ) from error

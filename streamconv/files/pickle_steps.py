@@ -15,6 +15,8 @@ from streamconv.files.pickle_machine import MARK, Global, PickleMachine, Record
 
 __all__ = ["STEPS"]
 
+_LARGEST_INT = 1024
+
 
 def _push(make: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], None]:
     def step(machine: PickleMachine) -> None:
@@ -45,6 +47,8 @@ def _utf8(raw: bytes) -> str:
 
 
 def _int(raw: bytes) -> int:
+    if len(raw) > _LARGEST_INT:
+        raise ValueError(f"an integer of {len(raw)} bytes")
     return int.from_bytes(raw, "little", signed=True)
 
 

@@ -129,6 +129,8 @@ class _Writer:
             self.emit(b"}")
             self.memoize(id(value), value)
             self.save_batches(value.items(), b"s", b"u", len(value) == 1)
+            if value and len(value) % _BATCH == 0:
+                self.emit(b"(u")  # CPython looks for a batch behind each full one
         elif isinstance(value, argparse.Namespace):
             self.save_namespace(value)
         elif isinstance(value, StoredTensor):
@@ -203,4 +205,6 @@ def _int(value: int) -> bytes:
     if -(1 << 31) <= value < 1 << 31:
         return b"J" + struct.pack("<i", value)
     raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    if value < 0 and raw[-1] == 0xFF and raw[-2] & 0x80:
+        raw = raw[:-1]
     return (b"\x8a" + struct.pack("<B", len(raw)) if len(raw) < 256 else b"\x8b" + struct.pack("<i", len(raw))) + raw

@@ -50,9 +50,12 @@ class _Positional:
 class _Mapped:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
+        size = os.fstat(self.fd).st_size
+        self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        if self.map is None:
+            return 0
         # The size may have changed since the map was made; reading behind the end would be SIGBUS.
         count = max(0, min(len(buffer), os.fstat(self.fd).st_size - offset))
         with memoryview(self.map) as view:
@@ -64,7 +67,8 @@ class _Mapped:
         return count
 
     def close(self) -> None:
-        self.map.close()
+        if self.map is not None:
+            self.map.close()
         os.close(self.fd)
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from streamconv.dtypes import DType, dtype_from_storage, dtype_named
 from streamconv.errors import DamagedError, SourceError, StorageError, UnsafeError, UnsupportedError
 from streamconv.files import safe_pickle
-from streamconv.files.safe_pickle import Global, Record
+from streamconv.files.pickle_machine import Global, checked_key
 from streamconv.lazy import LazyTensor, Storage, View
 
 __all__ = ["TorchFile", "is_torch_zip", "open_torch_zip"]
@@ -131,14 +132,17 @@ class _Reader:
                 f"its pickle has {pickle.nbytes} bytes; the limit is {safe_pickle.MAX_PICKLE_NBYTES}", where=self.path
             )
         builders: dict[str, Callable[..., Any]] = {
-            "collections.OrderedDict": lambda pairs=(): dict(pairs),
+            "collections.OrderedDict": self.ordered,
             "torch.Size": lambda sizes: tuple(sizes),
             "torch._utils._rebuild_tensor_v2": self.rebuild,
-            "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, dtype, *_: self.rebuild(
-                s, o, n, t, dtype=dtype
+            "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, dtype, *m: self.rebuild(
+                s, o, n, t, g, h, *m, dtype=dtype
             ),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+            "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
         }
+        # A tensor with Python attributes is wrapped: the function, the class, its arguments, the attributes.
+        builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: builders[str(function)](*args)
         state = safe_pickle.loads(self.read("data.pkl"), str(self.path), builders, self.persistent)
         return TorchFile(self.path, state, self.storages, self.crc_disabled)
 
@@ -149,9 +153,9 @@ class _Reader:
             raise DamagedError(f"record {name} is missing", where=self.path)
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise UnsupportedError(f"record {name} is compressed or encrypted", where=self.path)
+        if not 0 <= info.header_offset <= self.size - _LOCAL_HEADER.size:
+            raise DamagedError(f"record {name} begins outside the file", where=self.path)
         header = os.pread(self.file.fileno(), _LOCAL_HEADER.size, info.header_offset)
-        if len(header) != _LOCAL_HEADER.size:
-            raise DamagedError(f"record {name} begins behind the end of the file", where=self.path)
         magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         if magic != _LOCAL_MAGIC or offset + info.file_size > self.size:
@@ -162,20 +166,30 @@ class _Reader:
         return Storage(self.path, offset, info.file_size, name, None if self.crc_disabled else info.CRC)
 
     def read(self, name: str) -> bytes:
+        """A small record, checked against its CRC-32 if it has one."""
         record = self.locate(name)
-        return os.pread(self.file.fileno(), record.nbytes, record.offset)
+        data = os.pread(self.file.fileno(), record.nbytes, record.offset)
+        recorded, found = self.infos[self.root + name].CRC, zlib.crc32(data)
+        if recorded not in (0, found):
+            raise DamagedError(f"record {name}: its CRC-32 is {found:08x}, recorded is {recorded:08x}", where=self.path)
+        return data
+
+    def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
+        """What ``OrderedDict(pairs)`` stands for."""
+        return {checked_key(key, str(self.path)): value for key, value in pairs}
 
     def persistent(self, identifier: Any) -> _StorageRef:
         """A persistent id ("storage", class, key, location, numel) as a located record."""
         tag, cls, key, _, numel = identifier
-        if tag != "storage" or not isinstance(cls, Global) or not isinstance(numel, int):
-            raise UnsafeError(f"pickle refers to {identifier!r}", where=self.path)
+        known = isinstance(tag, str) and tag == "storage" and isinstance(cls, Global) and isinstance(numel, int)
+        if not known or not isinstance(key, str):
+            raise UnsafeError("pickle refers to data outside itself that is no storage", where=self.path)
         dtype = dtype_from_storage(cls.name)
         if dtype is None and cls.name != "UntypedStorage":
             raise UnsupportedError(f"storage of class {cls}", where=self.path)
         if key not in self.storages:
-            self.storages[str(key)] = self.locate(f"data/{key}")
-        storage = self.storages[str(key)]
+            self.storages[key] = self.locate(f"data/{key}")
+        storage = self.storages[key]
         needed = numel * (dtype.itemsize if dtype else 1)
         if storage.nbytes < needed or numel < 0:
             raise DamagedError(
@@ -185,17 +199,32 @@ class _Reader:
         return _StorageRef(storage, dtype)
 
     def rebuild(
-        self, ref: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: Global | None = None
-    ) -> LazyTensor | Record:
+        self,
+        ref: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+        *,
+        dtype: Any = None,
+    ) -> LazyTensor:
         """A tensor as a view of its storage, checked to lie inside it."""
         if not isinstance(ref, _StorageRef):
             raise UnsafeError("a tensor without a storage", where=self.path)
         kind = dtype_named(dtype.name) if isinstance(dtype, Global) else ref.dtype
         if kind is None:
-            raise UnsupportedError(f"tensor of dtype {dtype}", where=self.path)
+            raise UnsupportedError(f"a tensor of an unknown dtype in {ref.storage.name}", where=self.path)
+        if metadata:
+            raise UnsupportedError(
+                f"a tensor in {ref.storage.name} is marked as conjugated or negated: its bytes are not its values",
+                where=self.path,
+                remedy="save it again after .resolve_conj().resolve_neg()",
+            )
         numbers = (offset, *size, *stride)
         if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise DamagedError(f"tensor with offset, size, stride {offset}, {size}, {stride}", where=self.path)
+            raise DamagedError(f"a tensor in {ref.storage.name} has no valid offset, size and stride", where=self.path)
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
         if 0 not in size and last * kind.itemsize > ref.storage.nbytes:
             raise DamagedError(

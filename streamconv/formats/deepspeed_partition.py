@@ -87,10 +87,9 @@ def uniform_bounds(count: int, parts: int) -> list[int]:
 
 
 def balanced_bounds(weights: Sequence[int], parts: int) -> list[int]:
-    """Bounds of ``parts`` runs whose heaviest and lightest differ least; of equals, the latest cut, as DeepSpeed has
-    it.
+    """``partition_balanced`` since 0.12.5: runs whose heaviest and lightest differ little; of equals, the latest cut.
 
-    A dynamic programme over (items, runs), as in ``deepspeed/runtime/utils.py:partition_balanced`` since 0.14.
+    A dynamic programme over (items, runs) that keeps one best prefix, so it does not always find the least difference.
     """
     count = len(weights)
     if count <= parts:
