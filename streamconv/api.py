@@ -22,7 +22,7 @@ from streamconv.formats.base import SourceOptions
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, peak_rss_nbytes
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
-from streamconv.publish import Staging, check_destination, staging
+from streamconv.publish import Staging, check_destination, clear_leftovers, staging
 from streamconv.replicas import Drift, compare_replicas
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def run_plan(
     fit = check_budget(work, max_ram)
     destination = Path(dst)
     entries = sorted({file.path.split("/", 1)[0] for file in work.files})
+    clear_leftovers(destination)
     check_destination(work.source, destination, [*entries, *work.texts], overwrite=overwrite)
     drifts = compare_replicas(work.replicas, work.replicated_policy, io, fit.block)
     with staging(destination) as stage:
@@ -169,9 +170,9 @@ def run_plan(
         peak_nbytes=peak_rss_nbytes(),
         budget=fit.budget,
         drifts=tuple(drifts),
-        records_checked=result.records_checked,
-        records_in_part=result.records_in_part,
-        records_without_crc=result.records_without_crc,
+        records_checked=result.source.checked,
+        records_in_part=result.source.in_part,
+        records_without_crc=result.source.without_crc,
     )
 
 

@@ -43,6 +43,11 @@ class View:
         """The same view, its origin moved by ``steps`` along each axis."""
         return replace(self, offset=self.offset + sum(s * t for s, t in zip(steps, self.strides, strict=True)))
 
+    def span(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(first byte in the storage, bytes from there to the last element) of a box of ``shape``, not empty."""
+        size = self.dtype.itemsize
+        return self.offset * size, (sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1) * size
+
     def open(self, shape: Sequence[int]) -> NDArray:
         """The elements of a box of ``shape``, mapped and read-only.
 
@@ -51,13 +56,15 @@ class View:
         """
         if prod(shape) == 0:
             return np.empty(tuple(shape), self.dtype.numpy)
-        itemsize, path = self.dtype.itemsize, self.storage.path
-        extent = (sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1) * itemsize
-        start = self.storage.offset + self.offset * itemsize
+        path = self.storage.path
+        first, extent = self.span(shape)
+        start = self.storage.offset + first
         if start + extent > path.stat().st_size:
             raise DamagedError(f"{self.storage.name}: the file ends before byte {start + extent}", where=path)
         flat = np.memmap(path, np.uint8, "r", start, (extent,))
-        box: NDArray = np.ndarray(tuple(shape), self.dtype.numpy, flat, 0, tuple(s * itemsize for s in self.strides))
+        box: NDArray = np.ndarray(
+            tuple(shape), self.dtype.numpy, flat, 0, tuple(s * self.dtype.itemsize for s in self.strides)
+        )
         return box
 
 

@@ -13,7 +13,10 @@ from typing import Generic, TypeVar
 
 from isal import isal_zlib
 
-__all__ = ["ChecksumBook"]
+from streamconv.boxes import Storage
+from streamconv.errors import DamagedError
+
+__all__ = ["ChecksumBook", "Verdict", "verify_storages"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -57,3 +60,36 @@ class ChecksumBook(Generic[K]):
         """The records of which anything has passed."""
         with self._lock:
             return list(self._records)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How many storages were read whole and are as recorded, were read in part, and have no checksum recorded."""
+
+    checked: int
+    in_part: int
+    without_crc: int
+
+
+def verify_storages(book: ChecksumBook[Storage]) -> Verdict:
+    """Hold what was read against the checksums that the files record.
+
+    Raises:
+        DamagedError: a storage that was read whole is not what was written.
+    """
+    checked = in_part = without = 0
+    for storage in book.records():
+        crc = book.whole(storage, storage.nbytes)
+        if storage.crc is None:
+            without += 1
+        elif crc is None:
+            in_part += 1
+        elif crc == storage.crc:
+            checked += 1
+        else:
+            raise DamagedError(
+                f"record {storage.name}: its CRC-32 is {crc:08x}, recorded is {storage.crc:08x}",
+                where=storage.path,
+                remedy="its bytes have changed since it was saved: copy the file again from where it was trained",
+            )
+    return Verdict(checked, in_part, without)

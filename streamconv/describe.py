@@ -24,7 +24,7 @@ def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
     yield f"        {plan.source_format}: {plan.family}, {plan.source_layout}, iteration {plan.iteration}"
     for fact in plan.facts:
         yield f"        {fact.what}: {fact.evidence}"
-    for position, choice in enumerate(plan.choices):
+    for position, choice in enumerate((*plan.choices, *plan.notes)):
         yield f"{'        ' if position else 'target  '}{choice.what}: {choice.evidence}"
     if plan.dtype is not None:
         yield f"        cast to {plan.dtype}: as asked"
@@ -66,6 +66,7 @@ def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
             "pp_layers": list(plan.target_layout.stages),
             "dtype": None if plan.dtype is None else plan.dtype.name,
             "choices": [{"what": choice.what, "evidence": choice.evidence} for choice in plan.choices],
+            "notes": [{"what": note.what, "evidence": note.evidence} for note in plan.notes],
         },
         "iteration": plan.iteration,
         "coverage": {
@@ -90,6 +91,7 @@ def report_text(report: Report) -> str:
         f"wrote   {report.destination}: {len(plan.files)} files, {format_bytes(report.write_nbytes)}",
         f"        {plan.target_format}, {plan.target_layout}",
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
+        *(f"note    {note.what}: {note.evidence}" for note in plan.notes),
         f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
         f"memory  peak {format_bytes(report.peak_nbytes)} of {report.budget}",
         f"checked {report.records_checked} source records by CRC-32"

@@ -63,7 +63,9 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     iteration = model.iteration
     if iteration is None:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
-    vocabulary = plan_vocabulary(sizes.vocab, model.vocab_size, options.vocab_size, model.args, model.tp, layout.tp)
+    vocabulary = plan_vocabulary(
+        sizes.vocab, model.vocab_size, options.vocab_size, model.args, model.tp, layout.tp, model.path
+    )
     assembly = assemble(model, family, sizes, vocabulary, options.replicated)
     wanted = TargetModel(
         family=family,
@@ -85,7 +87,6 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         Fact(f"target {target.name}", why),
         Fact(f"layout {layout}", "as the source" if kept else "as asked"),
         Fact(f"vocabulary {vocabulary.padded} rows", vocabulary.reason),
-        *laid_out.facts,
     )
     return Plan(
         source=model.path,
@@ -103,6 +104,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         coverage=coverage,
         facts=tuple(model.facts),
         choices=choices,
+        notes=laid_out.facts,
         warnings=(*model.warnings, *laid_out.warnings),
         dropped=(*assembly.dropped, *model.dropped),
     )

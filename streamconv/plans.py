@@ -45,7 +45,7 @@ class Plan:
     """A conversion, whole and checked.
 
     ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
-    trusting the result; ``choices`` is what was decided for the target.
+    trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it.
     """
 
     source: Path
@@ -63,6 +63,7 @@ class Plan:
     coverage: Coverage
     facts: tuple[Fact, ...]
     choices: tuple[Fact, ...]
+    notes: tuple[Fact, ...]
     warnings: tuple[str, ...]
     dropped: tuple[Dropped, ...]
 

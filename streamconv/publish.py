@@ -13,8 +13,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from pathlib import Path
 from streamconv.errors import DestinationError, DiskSpaceError, StorageError, StreamconvError
 from streamconv.memory import format_bytes
 
-__all__ = ["Staging", "check_destination", "staging"]
+__all__ = ["Staging", "check_destination", "clear_leftovers", "staging"]
 
 _WORK = ".streamconv"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,7 +45,9 @@ def check_destination(source: Path, destination: Path, entries: Sequence[str], *
     """
     real, origin = destination.resolve(), source.resolve()
     replaced = {(real / name).resolve() for name in entries}
-    if real in (origin, origin.parent) or origin in real.parents or replaced & {origin, *origin.parents}:
+    # The path as given counts too: its last folder may be a link into another place.
+    source_roots = {origin, origin.parent, source.absolute().parent.resolve()}
+    if real in source_roots or origin in real.parents or replaced & {origin, *origin.parents}:
         raise DestinationError(
             "the destination is the source's own folder; a source is never written", where=destination
         )
@@ -69,6 +73,7 @@ class Staging:
         self.work = destination / _WORK
         self.new = self.work / "new"
         self.old = self.work / "old"
+        self.intent = self.work / "publishing.json"
 
     def need(self, nbytes: int) -> None:
         """Refuse a job that the disk has no room for.
@@ -93,29 +98,34 @@ class Staging:
     def publish(self, texts: Mapping[str, str]) -> None:
         """Move the result into place, then replace the commit record ``texts``, each step durable before the next.
 
+        Signals wait until it is done: a publication is whole or undone, also when it is interrupted.
+
         Raises:
             DiskSpaceError, StorageError: the system refused; what was there before is in place again.
         """
-        with ExitStack() as undo:
+        with _signals_wait(), ExitStack() as undo:
             try:
-                for name, text in texts.items():
-                    _write_text(self.work / name, text)
                 for folder, _, _ in os.walk(self.new):
                     _sync_folder(Path(folder))
-                for child in sorted(self.new.iterdir()):
-                    undo.callback(self._put(child))
+                for name, text in texts.items():
+                    _write_text(self.work / name, text)
+                entries = {child.name: child.stat().st_ino for child in sorted(self.new.iterdir())}
+                _write_text(self.intent, json.dumps({"entries": entries, "texts": list(texts)}))
+                _sync_folder(self.work)
+                for name in entries:
+                    undo.callback(self._put(self.new / name))
                 _sync_folder(self.destination)
                 for name in texts:
                     (self.work / name).replace(self.destination / name)
+                undo.pop_all()
                 _sync_folder(self.destination)
             except OSError as error:
                 raise _refused("publish the result", error, self.destination) from error
-            undo.pop_all()
 
     def _put(self, child: Path) -> Callable[[], object]:
         """Move one entry into place; returns what moves it back."""
         target = self.destination / child.name
-        if not target.exists():
+        if not os.path.lexists(target):
             child.rename(target)
             return lambda: target.rename(child)
         if _exchange(child, target):
@@ -128,14 +138,36 @@ class Staging:
         return lambda: (target.rename(child), aside.rename(target))
 
     def recover(self) -> None:
-        """Undo what a killed run left: put back what it had moved aside but not replaced, and remove its work."""
+        """Undo what a run that was killed left behind, and remove its work.
+
+        If it had begun to publish and its commit record is still unwritten, what it had moved into place is moved
+        out again, told by the inode that it noted before; what it had moved aside is put back.
+        """
+        entries, texts = self._intended()
+        if any((self.work / name).exists() for name in texts):
+            for name, inode in entries.items():
+                target, staged = self.destination / name, self.new / name
+                is_new = target.exists() and target.stat().st_ino == inode
+                if is_new and not (staged.exists() and _exchange(staged, target)):
+                    target.rename(staged)
         if self.old.is_dir():
             for child in self.old.iterdir():
-                if not (self.destination / child.name).exists():
+                if not os.path.lexists(self.destination / child.name):
                     child.rename(self.destination / child.name)
-            _sync_folder(self.destination)
+        self.intent.unlink(missing_ok=True)
         for folder in (self.new, self.old):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _intended(self) -> tuple[dict[str, int], list[str]]:
+        """What a run had noted before it began to publish: entries with their inodes, and texts."""
+        try:
+            noted = json.loads(self.intent.read_text())
+            names = [*noted["entries"], *noted["texts"]]
+            if all(isinstance(name, str) and Path(name).name == name for name in names):
+                return dict(noted["entries"]), list(noted["texts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # killed before or while it was written: nothing had been moved yet
+        return {}, []
 
     def remove(self) -> None:
         """Remove the work folder."""
@@ -165,6 +197,28 @@ def staging(destination: Path) -> Iterator[Staging]:
             raise _refused("write there", error, destination) from error
         cleanup.callback(stage.recover)
         yield stage
+
+
+def clear_leftovers(destination: Path) -> None:
+    """Undo and remove what a killed run left in a destination, so that the next looks at what was there before it.
+
+    Raises:
+        DestinationError: another run is writing there.
+        StorageError: the system refused.
+    """
+    work = destination / _WORK
+    if work.is_dir() and not work.is_symlink():
+        with staging(destination):
+            pass
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
 
 
 def _lock(path: Path, destination: Path) -> int:

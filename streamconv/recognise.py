@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError
+from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.families import known_families
 from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, Section
-from streamconv.formats.base import Fact, ShardedModel
-from streamconv.lazy import LazyTensor
+from streamconv.formats.base import Fact, ShardedModel, positive_int
+from streamconv.lazy import LazyTensor, Storage
 
 __all__ = ["need_heads", "recognise"]
 
@@ -30,6 +30,7 @@ def recognise(model: ShardedModel, num_heads: int | None) -> tuple[ModelFamily, 
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
+    _refuse_aliases(model)
     for (section, layer, key), shards in model.tensors.items():
         parameter = family.parameter(section, key)
         expected = list(sizes.shape_of(parameter))
@@ -96,11 +97,13 @@ def _sizes(model: ShardedModel, num_heads: int | None) -> ModelSizes:
         raise DamagedError(f"word_embeddings.weight has shape {words.shape}, not two axes", where=model.path)
     hidden = words.shape[1]
     positions = model.tensors.get((Section.EMBEDDING, -1, "position_embeddings.weight"))
-    args = model.args or {}
-    heads = num_heads or args.get("num_attention_heads")
-    if heads is not None and (not isinstance(heads, int) or heads < 1):
-        raise DamagedError(f"the number of attention heads is {heads!r}", where=model.path)
-    head_dim = args.get("kv_channels") or (hidden // heads if heads else None)
+    heads = positive_int(model.args, "num_attention_heads", model.path)
+    if num_heads is not None:
+        if heads not in (None, num_heads):
+            raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
+        heads = num_heads
+        model.facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
+    head_dim = positive_int(model.args, "kv_channels", model.path) or (hidden // heads if heads else None)
     return ModelSizes(
         num_layers=model.num_layers,
         hidden=hidden,
@@ -123,6 +126,20 @@ def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
         said = args.get(name)
         if isinstance(said, int) and value is not None and said != value:
             raise DamagedError(f"args.{name} is {said}, the stored tensors have {value}", where=model.path)
+
+
+def _refuse_aliases(model: ShardedModel) -> None:
+    """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
+    seen: dict[tuple[Storage, int], str] = {}
+    for (_, layer, key), shards in model.tensors.items():
+        for shard in shards:
+            for piece in shard.pieces:
+                view = piece.views[0]
+                other = seen.setdefault((view.storage, view.offset), f"{key} of layer {layer}")
+                expanded = any(s == 0 and n > 1 for s, n in zip(view.strides, piece.shape, strict=True))
+                if expanded or other != f"{key} of layer {layer}":
+                    what = "repeats one stored row" if expanded else f"is stored as the same bytes as {other}"
+                    raise UnsupportedError(f"{key} of layer {layer} {what}", where=view.storage.path)
 
 
 def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int) -> None:

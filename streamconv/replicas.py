@@ -6,16 +6,18 @@ and the policy ``fail`` stops before the first write.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamconv.checksums import ChecksumBook, verify_storages
 from streamconv.errors import DifferenceError
 from streamconv.files.source_io import SourceFiles
-from streamconv.lazy import LazyTensor
+from streamconv.lazy import LazyTensor, Storage
 from streamconv.plans import Replica
 
 __all__ = ["Drift", "compare_replicas"]
@@ -36,16 +38,20 @@ class Drift:
 def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: int) -> list[Drift]:
     """The parameters whose copies are not bit for bit the first rank's.
 
+    Args:
+        replicas: what to compare.
+        policy: ``fail`` refuses a difference.
+        io: ``pread`` or ``mmap``.
+        block: bytes that the comparison may take.
+
     Raises:
         DifferenceError: there is one, and the policy is ``fail``.
-        DamagedError, StorageError: a file cannot be read.
+        DamagedError, StorageError: a file cannot be read, or a record's CRC is not the recorded one.
     """
-    files = SourceFiles(io)
-    buffers = bytearray(block), bytearray(block)
-    try:
-        found = [drift for replica in replicas if (drift := _compare(replica, files, buffers)) is not None]
-    finally:
-        files.close()
+    with closing(SourceFiles(io)) as files:
+        comparison = _Comparison(files, block)
+        found = [drift for replica in replicas if (drift := comparison.drift(replica)) is not None]
+    verify_storages(comparison.book)
     if found and policy == "fail":
         worst = max(found, key=lambda drift: drift.largest)
         raise DifferenceError(
@@ -56,36 +62,61 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
     return found
 
 
-def _compare(replica: Replica, files: SourceFiles, buffers: tuple[bytearray, bytearray]) -> Drift | None:
-    first = replica.copies[0]
-    ranks, most, largest = [], 0, 0.0
-    for rank, copy in enumerate(replica.copies[1:], start=1):
-        elements, distance = _difference(first, copy, files, buffers)
-        if elements:
-            ranks.append(rank)
-            most, largest = max(most, elements), max(largest, distance)
-    return Drift(replica.name, tuple(ranks), most, largest) if ranks else None
+class _Comparison:
+    """Two buffers, and the checksums of what passes through them.
+
+    Values are compared in double precision, several arrays of it: so a buffer is a small part of the block.
+    """
+
+    def __init__(self, files: SourceFiles, block: int) -> None:
+        self.files, self.book = files, ChecksumBook[Storage]()
+        self.buffers = tuple(bytearray(max(4096, block // 32)) for _ in range(2))
+
+    def drift(self, replica: Replica) -> Drift | None:
+        first = replica.copies[0]
+        ranks, most, largest = [], 0, 0.0
+        for rank, copy in enumerate(replica.copies[1:], start=1):
+            elements, distance = self.difference(first, copy)
+            if elements:
+                ranks.append(rank)
+                most, largest = max(most, elements), max(largest, distance)
+        return Drift(replica.name, tuple(ranks), most, largest) if ranks else None
+
+    def difference(self, first: LazyTensor, second: LazyTensor) -> tuple[int, float]:
+        """(elements whose bits differ, largest difference in value) of two stored tensors of one shape and dtype."""
+        elements, largest = 0, 0.0
+        for box, part in _parts(first, second, len(self.buffers[0])):
+            arrays = [self.read(tensor, box, buffer) for tensor, buffer in zip(part, self.buffers, strict=True)]
+            count, distance = _differing(arrays[0], arrays[1])
+            elements, largest = elements + count, max(largest, distance)
+        return elements, largest
+
+    def read(self, tensor: LazyTensor, shape: Sequence[int], buffer: bytearray) -> NDArray:
+        """The elements of a stored tensor whose span fits the buffer."""
+        view = tensor.pieces[0].views[0]
+        start, nbytes = view.span(shape)
+        data = memoryview(buffer)[:nbytes]
+        self.files.read_into(view.storage.path, view.storage.offset + start, data)
+        self.book.add(view.storage, start, data)
+        strides = tuple(stride * view.dtype.itemsize for stride in view.strides)
+        box: NDArray = np.ndarray(tuple(shape), view.dtype.numpy, buffer, 0, strides)
+        return box
 
 
-def _difference(
-    first: LazyTensor, second: LazyTensor, files: SourceFiles, buffers: tuple[bytearray, bytearray]
-) -> tuple[int, float]:
-    """(elements whose bits differ, largest difference in value) of two stored tensors of one shape and dtype."""
-    size = first.dtype.itemsize
-    if not (_is_dense(first) and first.pieces[0].views[0].strides == second.pieces[0].views[0].strides):
-        return _differing(first.numpy(), second.numpy())
-    elements, largest = 0, 0.0
-    # Whole elements only, so that a value is never cut in two.
-    step = len(buffers[0]) // size * size
-    sides = [(tensor.pieces[0].views[0], buffer) for tensor, buffer in zip((first, second), buffers, strict=True)]
-    for start in range(0, first.nbytes, step):
-        count = min(step, first.nbytes - start)
-        for view, buffer in sides:
-            offset = view.storage.offset + view.offset * size + start
-            files.read_into(view.storage.path, offset, memoryview(buffer)[:count])
-        found = _differing(*(np.frombuffer(buffer, np.uint8, count).view(first.dtype.numpy) for _, buffer in sides))
-        elements, largest = elements + found[0], max(largest, found[1])
-    return elements, largest
+def _parts(
+    first: LazyTensor, second: LazyTensor, nbytes: int
+) -> Iterator[tuple[tuple[int, ...], tuple[LazyTensor, LazyTensor]]]:
+    """The two tensors halved along their longest axis until the span of each part is at most ``nbytes``."""
+    if not first.numel:
+        return
+    if max(tensor.pieces[0].views[0].span(tensor.shape)[1] for tensor in (first, second)) <= nbytes:
+        yield first.shape, (first, second)
+        return
+    strides = first.pieces[0].views[0].strides
+    axis = max(range(len(first.shape)), key=lambda axis: (first.shape[axis] - 1) * strides[axis])
+    middle = first.shape[axis] // 2
+    for low, high in ((0, middle), (middle, first.shape[axis])):
+        yield from _parts(first.slice(axis, low, high), second.slice(axis, low, high), nbytes)
 
 
 def _differing(first: NDArray, second: NDArray) -> tuple[int, float]:
@@ -95,13 +126,3 @@ def _differing(first: NDArray, second: NDArray) -> tuple[int, float]:
     where = (raw[0] != raw[1]).reshape(-1, first.itemsize).any(axis=1)
     values = [array.reshape(-1)[where].astype(np.float64) for array in (first, second)]
     return int(where.sum()), float(np.max(np.abs(values[0] - values[1])))
-
-
-def _is_dense(tensor: LazyTensor) -> bool:
-    """Whether a stored tensor's elements fill one run of bytes, in whatever order."""
-    step = 1
-    for size, stride in sorted(zip(tensor.shape, tensor.pieces[0].views[0].strides, strict=True), key=lambda p: p[1]):
-        if size > 1 and stride != step:
-            return False
-        step *= size
-    return True

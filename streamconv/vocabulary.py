@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from streamconv.errors import AmbiguousError, UsageError
+from streamconv.formats.base import positive_int
 from streamconv.lazy import LazyTensor, concat
 
 __all__ = ["Vocabulary", "plan_vocabulary", "repad"]
@@ -36,7 +38,13 @@ class Vocabulary:
 
 
 def plan_vocabulary(
-    stored: int, recorded: int | None, said: int | None, args: Mapping[str, Any] | None, source_tp: int, tp: int
+    stored: int,
+    recorded: int | None,
+    said: int | None,
+    args: Mapping[str, Any] | None,
+    source_tp: int,
+    tp: int,
+    where: Path = Path(),
 ) -> Vocabulary:
     """Decide the target's padded vocabulary.
 
@@ -47,14 +55,21 @@ def plan_vocabulary(
         args: training arguments, for ``make_vocab_size_divisible_by`` and ``pad_vocab_size_to``.
         source_tp: tensor-parallel size of the source.
         tp: tensor-parallel size of the target.
+        where: the checkpoint, for messages.
 
     Raises:
-        UsageError: the true size is more than what is stored.
+        UsageError: the true size is more than what is stored, or less than what the checkpoint records.
+        DamagedError: an argument is not the number that it must be.
         AmbiguousError: the true size is unknown and the stored rows do not divide over ``tp``.
     """
     true = said if said is not None else recorded
     if true is not None and not 0 < true <= stored:
         raise UsageError(f"a vocabulary of {true} true rows: {stored} rows are stored", remedy="check --vocab-size")
+    if said is not None and recorded is not None and said < recorded:
+        raise UsageError(
+            f"--vocab-size {said} would drop true rows: the checkpoint records {recorded}",
+            remedy="leave it out, or say more",
+        )
     if tp == source_tp and said is None:
         return Vocabulary(stored, stored, None, "TP stays, all stored rows are copied")
     if true is None:
@@ -66,11 +81,11 @@ def plan_vocabulary(
             f"the true vocabulary size is unknown and {stored} stored rows do not divide over TP {tp}",
             remedy="say --vocab-size N",
         )
-    fixed = (args or {}).get("pad_vocab_size_to")
-    if isinstance(fixed, int) and fixed >= true and fixed % tp == 0:
+    fixed = positive_int(args, "pad_vocab_size_to", where)
+    if fixed is not None and fixed >= true and fixed % tp == 0:
         padded, rule = fixed, f"args.pad_vocab_size_to {fixed}"
     else:
-        divisor = (args or {}).get("make_vocab_size_divisible_by") or DEFAULT_DIVISOR
+        divisor = positive_int(args, "make_vocab_size_divisible_by", where) or DEFAULT_DIVISOR
         padded, rule = -(-true // (divisor * tp)) * divisor * tp, f"a multiple of {divisor} x TP {tp}"
     if padded == stored:
         return Vocabulary(stored, stored, None, f"the padded size stays ({rule})")

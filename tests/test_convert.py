@@ -104,7 +104,7 @@ def test_args_are_a_plain_namespace_with_the_targets_sizes(tmp_path: Path) -> No
     }
     assert before["consumed_train_samples"] > 0
     assert after == {k: v for k, v in before.items() if k != "position_embedding_type"} | changed
-    assert any("position_embedding_type" in choice.what for choice in plan(source.folder).choices)
+    assert any("position_embedding_type" in choice.what for choice in plan(source.folder).notes)
 
 
 def test_without_args_the_result_has_none(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from streamconv.errors import DestinationError, DiskSpaceError, StorageError
 from streamconv.files.output_io import OutputFileWriter
-from streamconv.publish import check_destination, staging
+from streamconv.publish import check_destination, clear_leftovers, staging
 
 ROOT = Path(__file__).parent.parent
 MIB = 1 << 20
@@ -536,3 +536,40 @@ def test_a_closed_file_is_closed_once(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(StorageError, match="cannot write 2 bytes at 0"):
         writer.write(0, b"ab")
+
+
+# -- what a killed run had begun to publish ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["exchange", "renames"])
+@pytest.mark.parametrize("renames", range(3))
+@pytest.mark.parametrize("held", [True, False], ids=["old", "empty"])
+def test_what_was_half_published_is_moved_out_again(held: bool, renames: int, how: str, tmp_path: Path) -> None:
+    if held:
+        checkpoint(tmp_path)
+    before = tree(tmp_path)
+    code, _ = publish_until(tmp_path, renames, how=how)
+    clear_leftovers(tmp_path)
+    expected = before if code else whole(NEW) | {TRACKER: "3"}
+    assert tree(tmp_path) == expected
+
+
+def test_a_signal_waits_until_the_publication_is_whole(tmp_path: Path) -> None:
+    program = PUBLISHES.replace("signal.SIGKILL", "signal.SIGTERM")
+    for renames in range(2):
+        folder = tmp_path / str(renames)
+        folder.mkdir()
+        checkpoint(folder)
+        words = [sys.executable, "-c", program, str(folder), str(renames), ITER, "exchange"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGTERM
+        clear_leftovers(folder)
+        assert tree(folder) == whole(NEW) | {TRACKER: "3"}
+
+
+def test_a_root_whose_tag_is_a_link_is_still_the_sources_own(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "global_step3").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "global_step3").symlink_to(tmp_path / "elsewhere" / "global_step3")
+    with pytest.raises(DestinationError, match="never written"):
+        check_destination(tmp_path / "root" / "global_step3", tmp_path / "root", [ITER, TRACKER], overwrite=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamconv.dtypes import DTYPES
-from streamconv.errors import AmbiguousError, UsageError
+from streamconv.errors import AmbiguousError, DamagedError, UsageError
 from streamconv.lazy import LazyTensor, Storage, View, concat
 from streamconv.vocabulary import Vocabulary, plan_vocabulary, repad
 
@@ -30,9 +30,21 @@ def test_all_stored_rows_stay_where_the_tensor_parallel_size_stays(recorded: int
 
 
 def test_a_size_that_was_said_pads_anew_even_where_the_tensor_parallel_size_stays() -> None:
-    plan = plan_vocabulary(128, 101, 40, DIVIDE_BY_16, 2, 2)
-    assert (plan.stored, plan.padded, plan.true) == (128, 64, 40)
-    assert not plan.is_verbatim
+    for recorded in (None, 40, 20):
+        plan = plan_vocabulary(128, recorded, 40, DIVIDE_BY_16, 2, 2)
+        assert (plan.stored, plan.padded, plan.true) == (128, 64, 40)
+        assert not plan.is_verbatim
+
+
+def test_a_size_below_the_recorded_one_would_drop_true_rows() -> None:
+    with pytest.raises(UsageError, match="would drop true rows"):
+        plan_vocabulary(128, 101, 40, DIVIDE_BY_16, 2, 2)
+
+
+@pytest.mark.parametrize("value", ["16", 0, -64, True, [16]])
+def test_a_divisor_that_is_no_number_is_damage(value: object) -> None:
+    with pytest.raises(DamagedError, match="make_vocab_size_divisible_by"):
+        plan_vocabulary(128, 101, None, {"make_vocab_size_divisible_by": value}, 2, 4)
 
 
 def test_an_unknown_size_keeps_all_rows_where_they_divide() -> None:
@@ -96,8 +108,8 @@ def test_a_size_to_pad_to_that_is_too_small_or_does_not_divide_gives_way_to_the_
 
 
 def test_a_size_that_was_said_counts_before_the_recorded_one() -> None:
-    plan = plan_vocabulary(128, 101, 33, DIVIDE_BY_16, 1, 2)
-    assert (plan.padded, plan.true) == (64, 33)
+    plan = plan_vocabulary(192, 101, 110, DIVIDE_BY_16, 1, 2)
+    assert (plan.padded, plan.true) == (128, 110)
 
 
 @pytest.mark.parametrize("said", [129, 0, -5])

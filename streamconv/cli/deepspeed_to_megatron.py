@@ -33,9 +33,12 @@ def _run(words: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint in the output folder")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
     arguments = parser.parse_args(words)
-    if not any(word.startswith(("--target_tp", "--target_pp")) for word in words):
+    names = {"--target_tp": "TP 1", "--target_pp": "PP 1"}
+    defaults = [size for name, size in names.items() if not any(word.startswith(name) for word in words)]
+    if defaults:
         print(
-            "deepspeed_to_megatron: TP 1 and PP 1, this script's defaults (streamconv convert keeps the source's)",
+            f"deepspeed_to_megatron: {' and '.join(defaults)}, this script's defaults "
+            "(streamconv convert keeps the source's)",
             file=sys.stderr,
         )
     from streamconv.api import plan

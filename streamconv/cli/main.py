@@ -22,6 +22,9 @@ exit codes: 0 done, 1 unexpected, 2 usage, 3 source not found or not supported, 
 5 I/O error, 6 input damaged or unsafe, 7 values differ, 8 destination in use, 130 and 143 interrupted"""
 
 
+_STATE = "the destination holds what it held before, or the whole result; the same command may be run again"
+
+
 class Terminated(BaseException):
     """SIGTERM, so that what is staged is cleaned up on the way out."""
 
@@ -74,10 +77,10 @@ def guarded(action: Callable[[], int], verbosity: int) -> int:
         _say(f"error: {error}", verbosity)
         return error.exit_code
     except KeyboardInterrupt:
-        _say("interrupted; nothing was published, run the same command again", verbosity)
+        _say(f"interrupted; {_STATE}", verbosity)
         return 130
     except Terminated:
-        _say("terminated; nothing was published, run the same command again", verbosity)
+        _say(f"terminated; {_STATE}", verbosity)
         return 143
     except BrokenPipeError:
         # Whoever read our output is gone; there is nobody left to tell.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamconv.checksums import ChecksumBook
+from streamconv.checksums import ChecksumBook, Verdict, verify_storages
 from streamconv.dtypes import cast_into
-from streamconv.errors import DamagedError, DifferenceError, StreamconvError
+from streamconv.errors import DifferenceError, StreamconvError
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import SourceFiles
 from streamconv.jobs import Job, Move, Tile
@@ -34,16 +34,14 @@ class EngineSettings:
     io: str
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class EngineResult:
     """What happened: bytes moved, CRC-32s by (file, record), and how the source's own CRCs fared."""
 
     written: ChecksumBook[tuple[int, int]]
-    read_nbytes: int = 0
-    write_nbytes: int = 0
-    records_checked: int = 0
-    records_in_part: int = 0
-    records_without_crc: int = 0
+    source: Verdict
+    read_nbytes: int
+    write_nbytes: int
 
 
 def buffer_nbytes(block: int, threads: int) -> int:
@@ -138,22 +136,7 @@ class _Shared:
         self.progress(written)
 
     def result(self) -> EngineResult:
-        result = EngineResult(self.targets, self.read_nbytes, self.write_nbytes)
-        for storage in self.sources.records():
-            crc = self.sources.whole(storage, storage.nbytes)
-            if storage.crc is None:
-                result.records_without_crc += 1
-            elif crc is None:
-                result.records_in_part += 1
-            elif crc == storage.crc:
-                result.records_checked += 1
-            else:
-                raise DamagedError(
-                    f"record {storage.name}: its CRC-32 is {crc:08x}, recorded is {storage.crc:08x}",
-                    where=storage.path,
-                    remedy="its bytes have changed since it was saved: copy the file again from where it was trained",
-                )
-        return result
+        return EngineResult(self.targets, verify_storages(self.sources), self.read_nbytes, self.write_nbytes)
 
 
 class _Worker:

@@ -77,6 +77,9 @@ class ModelSizes:
     heads: int | None
     head_dim: int | None
 
+    def __str__(self) -> str:
+        return f"hidden {self.hidden}, ffn {self.ffn}, {self.heads or 'unknown'} heads, {self.vocab} vocabulary rows"
+
     @property
     def qkv(self) -> int:
         """Rows of the whole fused query_key_value."""

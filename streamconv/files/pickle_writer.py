@@ -8,6 +8,7 @@ torch's serialiser is the oracle for this one, byte by byte.
 from __future__ import annotations
 
 import argparse
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from streamconv.dtypes import DType
+from streamconv.dtypes import DTYPES, DType
 from streamconv.files.safe_pickle import Global
 
 __all__ = ["StoredTensor", "contiguous_strides", "dumps", "is_plain"]
 
 _BATCH = 1000
+_DEEPEST = 20
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,25 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def is_plain(value: Any, depth: int = 0) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value is plain data that any reader can open: numbers, strings, torch dtypes, and lists of them."""
-    if isinstance(value, Global):
-        return value.module == "torch" and value.name.startswith(("float", "bfloat", "int", "uint", "bool", "complex"))
-    if isinstance(value, dict):
-        return depth < 20 and all(isinstance(k, str | int) and is_plain(v, depth + 1) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return depth < 20 and all(is_plain(item, depth + 1) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    pending, seen = [(value, 0)], set[int]()
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, dict | list | tuple):
+            # A container may stand in many places; it is looked at once.
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            if depth >= _DEEPEST or (isinstance(item, dict) and not all(isinstance(key, str | int) for key in item)):
+                return False
+            pending += [(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
+        elif isinstance(item, Global):
+            if item.module != "torch" or item.name not in DTYPES:
+                return False
+        elif not (item is None or isinstance(item, bool | int | float | str)):
+            return False
+    return True
 
 
 def dumps(tree: Any) -> bytes:
@@ -139,6 +152,9 @@ class _Writer:
             raise TypeError(f"cannot write a {type(value).__name__}: not plain data")
 
     def save_global(self, value: Global) -> None:
+        # The names are lines of the pickle: one that held a line break would go on as instructions.
+        if not (_NAME.fullmatch(value.module) and _NAME.fullmatch(value.name)):
+            raise TypeError(f"cannot write a global named {value.module!r} {value.name!r}")
         if not self.recalled(value):
             self.emit(f"c{value.module}\n{value.name}\n".encode())
             self.memoize(value, value)

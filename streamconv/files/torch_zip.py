@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -82,6 +83,8 @@ def open_torch_zip(path: Path) -> TorchFile:
         StorageError: the system refused to read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceError("not a file", where=path)
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise UnsupportedError(
@@ -124,7 +127,9 @@ class _Reader:
         self.crc_disabled = bool(data) and not any(data)
 
     def open(self) -> TorchFile:
-        if f"{self.root}byteorder" in self.infos and self.read("byteorder") != b"little":
+        if f"{self.root}byteorder" in self.infos and (
+            self.locate("byteorder").nbytes > 16 or self.read("byteorder") != b"little"
+        ):
             raise UnsupportedError("saved on a big-endian machine", where=self.path)
         pickle = self.locate("data.pkl")
         if pickle.nbytes > safe_pickle.MAX_PICKLE_NBYTES:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.dtypes import DType
+from streamconv.errors import DamagedError
 from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, Section
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout
@@ -28,10 +29,23 @@ __all__ = [
     "TargetFiles",
     "TargetFormat",
     "TargetModel",
+    "positive_int",
 ]
 
 Place = tuple[Section, int, str]
 """(section, layer from 0 or -1, key in the section)."""
+
+
+def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int | None:
+    """A training argument that counts something, or None if it is not there.
+
+    Raises:
+        DamagedError: it is no whole number above 0.
+    """
+    value = (args or {}).get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise DamagedError(f"args.{name} is {str(value)[:40]!r}, not a number above 0", where=where)
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import DamagedError, SourceError
+from streamconv.errors import DamagedError, SourceError, UnsupportedError
 from streamconv.families.base import Section
 from streamconv.files.safe_pickle import Record
 from streamconv.files.torch_zip import TorchFile, open_torch_zip
@@ -26,6 +26,7 @@ __all__ = ["SOURCE", "open_model", "resolve_tag"]
 
 _MP_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r".*_optim_states\.pt")
+_SAME_ARGS = ("num_layers", "hidden_size", "num_attention_heads", "tensor_model_parallel_size")
 _LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
 
 
@@ -40,7 +41,7 @@ def resolve_tag(path: Path, tag: str | None) -> Path:
         raise SourceError("no such folder", where=path)
     if tag is None and not (path / "latest").is_file():
         return path
-    name = tag if tag is not None else (path / "latest").read_text("utf-8", errors="replace").strip()
+    name = tag if tag is not None else _first_line(path / "latest")
     # The name comes out of a file: it may only name a direct child.
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise DamagedError(f"the tag {name!r} is not the name of a folder", where=path / "latest")
@@ -52,6 +53,11 @@ def resolve_tag(path: Path, tag: str | None) -> Path:
             remedy=f"name one with --tag: {', '.join(tags)}" if tags else None,
         )
     return path / name
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(4096).decode("utf-8", errors="replace").strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     folder = resolve_tag(path, options.tag)
     names = sorted(child.name for child in folder.iterdir())
     deepspeed_refusals.refuse_other_folders(folder, names)
-    layer_names = deepspeed_layers.layer_file_names(names)
+    layer_names = deepspeed_layers.layer_file_names(folder, names)
     ranks = _open_ranks(folder, names)
     if layer_names:
         return _open_pipeline(folder, names, layer_names, ranks, options)
@@ -100,7 +106,12 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
 
 
 def _open_ranks(folder: Path, names: list[str]) -> _RankFiles:
-    by_rank = {int(match[1]): name for name in names if (match := _MP_RANK.fullmatch(name))}
+    found = [(int(match[1]), name) for name in names if (match := _MP_RANK.fullmatch(name))]
+    by_rank = dict(found)
+    if len(by_rank) != len(found):
+        raise DamagedError(
+            "two mp_rank files have the same rank", where=folder, remedy="remove the one that is not its own"
+        )
     if by_rank and max(by_rank) >= len(by_rank):
         first = next(rank for rank in range(len(by_rank)) if rank not in by_rank)
         raise DamagedError(
@@ -112,7 +123,35 @@ def _open_ranks(folder: Path, names: list[str]) -> _RankFiles:
     for file in files:
         if not isinstance(file.state, dict):
             raise DamagedError("an mp_rank file that is not a dictionary", where=file.path)
-    return _RankFiles(files)
+    ranks = _RankFiles(files)
+    _check_same_run(ranks)
+    return ranks
+
+
+def _story(state: Mapping[str, Any]) -> list[int | None]:
+    args = state.get("args")
+    attributes = args.attributes if isinstance(args, Record) else {}
+    values = [state.get("iteration"), *(attributes.get(name) for name in _SAME_ARGS)]
+    return [value if isinstance(value, int) else None for value in values]
+
+
+def _check_same_run(ranks: _RankFiles) -> None:
+    """All ranks must tell the same story, and one whose rows of query_key_value are known."""
+    for file in ranks.files:
+        for name, first, mine in zip(("iteration", *_SAME_ARGS), _story(ranks.state), _story(file.state), strict=True):
+            if first != mine:
+                raise DamagedError(
+                    f"{name} is {mine} in {file.path.name}, but {first} in {ranks.files[0].path.name}",
+                    where=file.path.parent,
+                    remedy="the files are of different runs or steps: keep those of one",
+                )
+        version = file.state.get("checkpoint_version", 3.0)
+        if not isinstance(version, int | float) or version < 2:
+            raise UnsupportedError(
+                f"checkpoint_version {version}: its query_key_value rows are in an order of before 2021",
+                where=file.path,
+                remedy="load and save it once with a Megatron of checkpoint_version 2.0 or above",
+            )
 
 
 def _open_pipeline(
@@ -135,7 +174,7 @@ def _open_pipeline(
         model.facts += size.facts
         model.warnings += size.warnings
     model.facts.append(Fact(f"{layers.num_layers} transformer layers", layers.numbering))
-    param_shapes = [file.state.get("param_shapes") for file in ranks.files[:: layers.tp]]
+    param_shapes = [_param_shapes(file.state) for file in ranks.files[:: layers.tp]]
     version = ranks.state.get("ds_version")
     model.stages, evidence = find_stages(
         folder,
@@ -148,8 +187,25 @@ def _open_pipeline(
     )
     model.facts.append(evidence)
     settle_qkv(model, options, layers.is_bigscience_numbering)
+    _refuse_second_module(ranks)
     model.dropped += _left_behind(folder, names, ranks)
     return model
+
+
+def _refuse_second_module(ranks: _RankFiles) -> None:
+    for file in ranks.files:
+        if any(name.startswith("module.") for name in file.tensors()):
+            raise UnsupportedError(
+                "there are layer files, and parameters in this file too",
+                where=file.path,
+                remedy="keep the one that is current",
+            )
+
+
+def _param_shapes(state: Mapping[str, Any]) -> Any:
+    """The recorded groups of parameters, frozen ones included, or None."""
+    groups, frozen = state.get("param_shapes"), state.get("frozen_param_shapes")
+    return [*groups, frozen] if isinstance(groups, list | tuple) and isinstance(frozen, dict) else groups
 
 
 def _open_without_pipeline(folder: Path, names: list[str], ranks: _RankFiles, options: SourceOptions) -> ShardedModel:
@@ -190,6 +246,9 @@ def _model(
         vocab_size=_vocab_size(ranks.state),
         qkv=options.qkv_layout,
     )
+    recorded = ranks.state.get("iteration")
+    if recorded not in (None, model.iteration):
+        model.warnings.append(f"--iteration {model.iteration} against the recorded {recorded}")
     if args is None:
         model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
     elif args.get("num_layers", num_layers) != num_layers:
@@ -212,7 +271,7 @@ def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Pla
 
 
 def _iteration(folder: Path, state: Mapping[str, Any], options: SourceOptions) -> int | None:
-    if options.iteration is not None:
+    if options.iteration is not None and options.iteration >= 0:
         return options.iteration
     recorded = state.get("iteration")
     if isinstance(recorded, int):

@@ -47,11 +47,19 @@ class Layers:
     numbering: str
 
 
-def layer_file_names(names: Iterable[str]) -> dict[tuple[int, int], str]:
-    """(layer index, tensor-parallel rank) of every layer file among ``names``; a file without a model axis is rank
-    0.
+def layer_file_names(folder: Path, names: Iterable[str]) -> dict[tuple[int, int], str]:
+    """(layer index, tensor-parallel rank) of every layer file among ``names``; a file without a model axis is rank 0.
+
+    Raises:
+        DamagedError: two names mean the same layer and rank.
     """
-    return {(int(m[1]), int(m[2] or 0)): name for name in names if (m := _LAYER_FILE.fullmatch(name))}
+    found: dict[tuple[int, int], str] = {}
+    for name in names:
+        if match := _LAYER_FILE.fullmatch(name):
+            other = found.setdefault((int(match[1]), int(match[2] or 0)), name)
+            if other != name:
+                raise DamagedError(f"{other} and {name} are the same layer and rank", where=folder)
+    return found
 
 
 def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: int | None) -> Layers:

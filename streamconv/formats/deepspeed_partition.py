@@ -47,7 +47,10 @@ def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Ve
     elif method == "parameters":
         candidates = _candidates(version, (0, 12, 5), modules.numels, pp, probed_bounds, balanced_bounds)
     elif method.startswith("type:"):
-        pattern = re.compile(method.split(":")[1], re.IGNORECASE)
+        try:
+            pattern = re.compile(method.split(":")[1], re.IGNORECASE)
+        except re.error:
+            return None
         weights = [1 if pattern.search(name) else 0 for name in modules.names]
         candidates = _candidates(version, (0, 12, 5), weights, pp, probed_bounds, balanced_bounds)
     else:

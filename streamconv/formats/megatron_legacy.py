@@ -83,7 +83,10 @@ def lay_out(model: TargetModel) -> TargetFiles:
         Fact(f"names of {dialect.name}", dialect.loads_in if model.family.name != "bloom" else model.family.runs_in),
         Fact("parameters only", "optimizer, scheduler and random number state stay behind"),
     ]
-    if model.keep_args:
+    if model.args is None and model.sizes.heads is None:
+        # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
+        facts.append(Fact("no args", "the source has none, and the number of heads is not known"))
+    elif model.keep_args:
         entries["args"], dropped = target_args(model)
         if dropped:
             facts.append(Fact(f"left out of args: {', '.join(dropped)}", "not plain data"))
@@ -175,7 +178,9 @@ def target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
         kept |= {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
     if model.for_release:
         kept |= {"consumed_train_samples": 0, "consumed_valid_samples": 0}
-    return argparse.Namespace(**kept), dropped
+    namespace = argparse.Namespace()
+    vars(namespace).update(kept)
+    return namespace, dropped
 
 
 TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import streamconv
 from streamconv import convert, plan
 from streamconv.errors import (
     AmbiguousError,
@@ -275,6 +279,118 @@ def test_an_iteration_out_of_bounds_is_refused(iteration: int, copy: Callable[[S
         plan(root)
 
 
+@pytest.mark.parametrize("twin", ["layer_5-model_00-model_states.pt", "layer_05-model_states.pt"])
+def test_two_files_of_one_layer_and_rank_are_refused(twin: str, copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    shutil.copy(tag_folder(root) / "layer_06-model_00-model_states.pt", tag_folder(root) / twin)
+    with pytest.raises(DamagedError, match="the same layer and rank"):
+        plan(root)
+
+
+@pytest.mark.parametrize("name", ["iteration", "num_layers"])
+def test_ranks_of_different_runs_are_refused(name: str, copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    path = tag_folder(root) / "mp_rank_01_model_states.pt"
+    edit(path, lambda s: s.update(iteration=77) if name == "iteration" else setattr(s["args"], name, 77))
+    with pytest.raises(DamagedError, match=f"{name} is 77 in mp_rank_01"):
+        plan(root)
+
+
+@pytest.mark.parametrize("version", [0, 1.0, "new"])
+def test_the_row_orders_of_before_2021_are_refused(version: object, copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    edit_ranks(root, lambda s: s.update(checkpoint_version=version))
+    with pytest.raises(UnsupportedError, match="checkpoint_version"):
+        plan(root)
+
+
+def test_frozen_parameters_count_for_the_stages(copy: Callable[[Source], Path]) -> None:
+    root = copy(LABELLED[0])
+
+    def freeze(state: Any) -> None:
+        frozen = {n: shape for group in state["param_shapes"] for n, shape in group.items() if n.startswith("4.")}
+        state["param_shapes"] = [{n: s for n, s in g.items() if n not in frozen} for g in state["param_shapes"]]
+        state["frozen_param_shapes"] = frozen
+
+    edit_ranks(root, freeze)
+    assert open_model(root, SourceOptions()).stages == (4, 4, 4)
+
+
+def test_a_pipe_under_a_checkpoints_name_does_not_hang(copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    path = tag_folder(root) / "layer_03-model_00-model_states.pt"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SourceError, match="not a file"):
+        plan(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("kv_channels", "x"), ("make_vocab_size_divisible_by", -64), ("num_attention_heads", 0)]
+)
+def test_an_argument_that_is_no_number_is_damage(name: str, value: object, copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    edit_ranks(root, lambda s: setattr(s["args"], name, value))
+    with pytest.raises(DamagedError, match=f"args.{name}"):
+        plan(root, tp=1)
+
+
+def test_arguments_of_any_name_and_shape_are_carried(copy: Callable[[Source], Path], tmp_path: Path) -> None:
+    root = copy(BLOOM)
+    shared: list[Any] = []
+    for _ in range(18):  # 2^18 paths through 18 lists
+        shared = [shared, shared]
+
+    def change(state: Any) -> None:
+        vars(state["args"]).update({"self": 1, "shared": shared, "pp_partition_method": "type:("})
+
+    edit_ranks(root, change)
+    convert(root, tmp_path / "out", pp_layers=(2, 2), max_ram="2G")
+    args = oracle.result_files(tmp_path / "out", 2, 2)[0, 0]["args"]
+    assert vars(args)["self"] == 1
+    assert args.shared[0] is args.shared[1]
+
+
+def test_nothing_in_the_arguments_can_become_an_instruction(tmp_path: Path, copy: Callable[[Source], Path]) -> None:
+    """A class name with a line break in it would go on as opcodes if it were written as it stands."""
+    root = copy(BLOOM)
+    edit_ranks(root, lambda s: setattr(s["args"], "params_dtype", "MARK"))
+    for path in tag_folder(root).glob("mp_rank_*"):
+        name = b"float32\ncposix\nsystem\n(X\x04\x00\x00\x00truetR0ctorch\nint8"
+        words = b"X\x05\x00\x00\x00torchX" + struct.pack("<I", len(name)) + name + b"\x93"
+        with zipfile.ZipFile(path) as old:
+            records = {info.filename: old.read(info) for info in old.infolist()}
+        with zipfile.ZipFile(path, "w") as new:
+            for record, data in records.items():
+                index = data.find(b"X\x04\x00\x00\x00MARK") if record.endswith("data.pkl") else -1
+                new.writestr(record, data if index < 0 else data[:index] + words + data[index + 9 :])
+    work = plan(root)
+    assert any("params_dtype" in note.what for note in work.notes)
+    convert(root, tmp_path / "out", max_ram="2G")
+    assert not hasattr(oracle.result_files(tmp_path / "out", 2, 2)[0, 0]["args"], "params_dtype")
+
+
+def test_parameters_in_layer_files_and_in_a_module_are_refused(copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    edit_ranks(root, lambda s: s.update(module={"weight": torch.zeros(3)}))
+    with pytest.raises(UnsupportedError, match="parameters in this file too"):
+        plan(root)
+
+
+def test_parameters_that_are_the_same_bytes_are_refused(copy: Callable[[Source], Path]) -> None:
+    root = copy(BLOOM)
+    for path in tag_folder(root).glob("layer_04*"):
+        edit(path, lambda s: s.update({"mlp.dense_4h_to_h.bias": s["self_attention.dense.bias"]}))
+    with pytest.raises(UnsupportedError, match="the same bytes"):
+        plan(root)
+
+
+def test_what_the_user_says_against_the_record_is_said(copy: Callable[[Source], Path]) -> None:
+    assert any("--iteration 9" in warning for warning in plan(BLOOM.folder, iteration=9).warnings)
+    with pytest.raises(UsageError, match="args say 4"):
+        plan(BLOOM.folder, num_heads=8)
+
+
 # -- sizes ---------------------------------------------------------------------------------------------------------
 
 
@@ -454,6 +570,32 @@ def test_drift_can_stop_the_run_before_the_first_write(drifted: Path, tmp_path: 
     with pytest.raises(DifferenceError, match=r"layers\.1\.post_attention_layernorm\.weight"):
         convert(drifted, tmp_path / "out", replicated="fail", max_ram="2G")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_copy_is_damage_and_not_drift(copy: Callable[[Source], Path], tmp_path: Path) -> None:
+    root = copy(BLOOM)
+    path = tag_folder(root) / "layer_04-model_01-model_states.pt"
+    view = streamconv.open_checkpoint(path)["input_layernorm.weight"].pieces[0].views[0]
+    data = bytearray(path.read_bytes())
+    data[view.storage.offset + 9] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="CRC-32"):
+        convert(root, tmp_path / "out", max_ram="2G")
+
+
+@pytest.mark.parametrize("how", ["whole", "columns", "transposed"])
+def test_drift_is_found_however_the_copies_are_stored(how: str, copy: Callable[[Source], Path], tmp_path: Path) -> None:
+    root = copy(REAL[2])
+    for rank, path in enumerate(sorted(tag_folder(root).glob("layer_01-*"))):
+        state = torch.load(path, weights_only=True)
+        positions = state["position_embeddings.weight"] + rank * torch.eye(16, 32).half()
+        wide = torch.cat([positions, positions], 1)[:, :32]
+        state["position_embeddings.weight"] = {
+            "whole": positions, "columns": wide, "transposed": positions.t().contiguous().t()
+        }[how]  # fmt: skip
+        torch.save(state, path)
+    (drift,) = convert(root, tmp_path / "out", max_ram="2G").drifts
+    assert (drift.name, drift.ranks, drift.elements) == ("position_embeddings.weight", (1,), 16)
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
