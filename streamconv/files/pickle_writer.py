@@ -55,22 +55,22 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def is_plain(value: Any) -> bool:
     """Whether a value is plain data that any reader can open: numbers, strings, torch dtypes, and lists of them."""
-    pending, seen = [(value, 0)], set[int]()
-    while pending:
-        item, depth = pending.pop()
-        if isinstance(item, dict | list | tuple):
-            # A container may stand in many places; it is looked at once.
-            if id(item) in seen:
-                continue
-            seen.add(id(item))
-            if depth >= _DEEPEST or (isinstance(item, dict) and not all(isinstance(key, str | int) for key in item)):
-                return False
-            pending += [(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
-        elif isinstance(item, Global):
-            if item.module != "torch" or item.name not in DTYPES:
-                return False
-        elif not (item is None or isinstance(item, bool | int | float | str)):
-            return False
+    return _is_plain(value, 0, set())
+
+
+def _is_plain(value: Any, depth: int, known: set[int]) -> bool:
+    if isinstance(value, Global):
+        return value.module == "torch" and value.name in DTYPES
+    if not isinstance(value, dict | list | tuple):
+        return value is None or isinstance(value, bool | int | float | str)
+    # A container may stand in many places: once it is known to be plain, it is not looked at again.
+    if id(value) in known:
+        return True
+    if depth >= _DEEPEST or (isinstance(value, dict) and not all(isinstance(key, str | int) for key in value)):
+        return False
+    if not all(_is_plain(item, depth + 1, known) for item in (value.values() if isinstance(value, dict) else value)):
+        return False
+    known.add(id(value))
     return True
 
 

@@ -396,7 +396,9 @@ def test_a_key_that_is_wide_and_shared_is_refused() -> None:
         index = bytes((level,))
         data += b"q" + index + b"0(h" + index + b"2" * 99 + b"t"
     code = f"from streamconv.files.safe_pickle import loads; loads({data + b'K' + bytes((1,)) + b's.'!r}, 'a.pkl')"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=5, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, timeout=120, capture_output=True, text=True, check=False
+    )
     assert "UnsafeError" in run.stderr
 
 

@@ -641,12 +641,12 @@ def test_a_bomb_in_a_tensors_description_is_refused(bomb: str, tmp_path: Path) -
         data = b"\x80\x02" + UNSAFE[bomb].replace(b"%s", tree)
         paths.append(str(archive(tmp_path / name, data)))
     command = [sys.executable, "-c", OPENER, *paths]
-    run = subprocess.run(command, cwd=ROOT, timeout=5, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["survived"] * 2, (run.returncode, run.stderr[-300:])
 
 
 def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
-    with pytest.raises(StreamconvError, match="cannot read"):
+    with pytest.raises(SourceError, match="not a file"):
         open_torch_zip(tmp_path)
 
 
