@@ -172,8 +172,9 @@ def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_publishes_nothing_and_says_so(number: int, code: int, tmp_path: Path) -> None:
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "import streamconv.engines.threads as engine\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us with it ignored
         "work = engine._Worker.run\n"
         "engine._Worker.run = lambda self, tile: (time.sleep(0.2), work(self, tile))[1]\n"
         "from streamconv.cli.main import main\n"
