@@ -17,7 +17,7 @@ from streamconv.engines.threads import EngineResult, EngineSettings
 from streamconv.errors import MemoryBudgetError, UsageError
 from streamconv.families.base import QkvLayout
 from streamconv.files.output_io import OutputFileWriter
-from streamconv.files.source_io import IO_MODES
+from streamconv.files.source_io import check_io_mode
 from streamconv.formats.base import SourceOptions
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, peak_rss_nbytes
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
@@ -148,8 +148,7 @@ def run_plan(
     progress: Progress | None = None,
 ) -> Report:
     """Carry out a plan; see :func:`convert`."""
-    if io not in IO_MODES:
-        raise UsageError(f"--io {io}: no such mode", remedy=f"choose one of {', '.join(IO_MODES)}")
+    check_io_mode(io)
     began = time.monotonic()
     fit = check_budget(work, max_ram)
     destination = Path(dst)

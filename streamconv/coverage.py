@@ -150,13 +150,13 @@ class _Index:
         for name, tensor in sources.items():
             for piece in tensor.pieces:
                 (view,) = piece.views
-                extent = sum((n - 1) * s for n, s in zip(tensor.shape, view.strides, strict=True)) + 1
-                self.by_storage[view.storage].append((view.offset, view.offset + extent, name))
+                start, nbytes = view.span(tensor.shape)
+                self.by_storage[view.storage].append((start, start + nbytes, name))
 
     def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
         """The tensor that has all boxes of the view inside it, and these boxes; column views may interleave."""
         for start, stop, name in self.by_storage.get(view.storage, ()):
-            if start <= view.offset < stop:
+            if start <= view.span(piece.shape)[0] < stop:
                 source = self.sources[name]
                 boxes = boxes_in_source(piece, view, source)
                 if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):

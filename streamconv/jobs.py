@@ -203,9 +203,8 @@ def _plan_reads(
     by_storage: dict[Storage, list[int]] = defaultdict(list)
     spans: list[tuple[int, int]] = []
     for number, (view, shape) in enumerate(boxes):
-        size = view.dtype.itemsize
-        extent = sum((n - 1) * s for n, s in zip(shape, view.strides, strict=True)) + 1
-        spans.append((view.offset * size, (view.offset + extent) * size))
+        start, nbytes = view.span(shape)
+        spans.append((start, start + nbytes))
         by_storage[view.storage].append(number)
     reads: list[Read] = []
     places: dict[int, tuple[int, tuple[int, ...]]] = {}

@@ -78,8 +78,8 @@ def _sharing(targets: Sequence[Target]) -> Iterator[list[Target]]:
         rows = target.tensor.shape[0] if target.tensor.shape else 1
         for piece in target.tensor.pieces:
             for view in piece.views:
-                extent = sum((n - 1) * s for n, s in zip(piece.shape, view.strides, strict=True)) + 1
-                spans[view.storage, rows].append((view.offset, view.offset + extent, number))
+                start, nbytes = view.span(piece.shape)
+                spans[view.storage, rows].append((start, start + nbytes, number))
     for found in spans.values():
         reach, last = -1, -1
         for start, stop, number in sorted(found):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from streamconv.errors import DamagedError, StorageError, UsageError
 
-__all__ = ["IO_MODES", "SourceFiles"]
+__all__ = ["IO_MODES", "SourceFiles", "check_io_mode"]
 
 IO_MODES = ("pread", "mmap")
 _OPEN_FILES = 32
@@ -72,12 +72,21 @@ class _Mapped:
         os.close(self.fd)
 
 
+def check_io_mode(mode: str) -> None:
+    """Refuse a word that is none of :data:`IO_MODES`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if mode not in IO_MODES:
+        raise UsageError(f"--io {mode}: no such mode", remedy=f"choose one of {', '.join(IO_MODES)}")
+
+
 class SourceFiles:
     """The source files that one thread reads; a bounded number of them is open at a time."""
 
     def __init__(self, mode: str) -> None:
-        if mode not in IO_MODES:
-            raise UsageError(f"--io {mode}: no such mode", remedy=f"choose one of {', '.join(IO_MODES)}")
+        check_io_mode(mode)
         self._opener = _Mapped if mode == "mmap" else _Positional
         self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
 

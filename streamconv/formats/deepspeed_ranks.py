@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
-from streamconv.files.safe_pickle import Record
+from streamconv.files.safe_pickle import Record, walk
 from streamconv.files.torch_zip import TorchFile, open_torch_zip
 from streamconv.formats.base import Dropped
+from streamconv.lazy import LazyTensor
 
 __all__ = ["RankFiles", "left_behind", "open_ranks", "recorded_shapes", "recorded_sizes", "refuse_second_module"]
 
@@ -121,7 +122,8 @@ def refuse_second_module(ranks: RankFiles) -> None:
         UnsupportedError: there are some.
     """
     for file in ranks.files:
-        if any(name.startswith("module.") for name in file.tensors()):
+        leaves = walk(file.state.get("module"), str(file.path))
+        if any(isinstance(leaf, LazyTensor) for _, leaf in leaves):
             raise UnsupportedError(
                 "there are layer files, and parameters in this file too",
                 where=file.path,
