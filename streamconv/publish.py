@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from streamconv.errors import DestinationError, DiskSpaceError, StorageError, StreamconvError
+from streamconv.errors import DestinationError, DiskSpaceError
+from streamconv.files.output_io import refused_by_system
 from streamconv.memory import format_bytes
 
 __all__ = ["Staging", "check_destination", "clear_leftovers", "staging"]
 
 _WORK = ".streamconv"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -120,7 +120,7 @@ class Staging:
                 undo.pop_all()
                 _sync_folder(self.destination)
             except OSError as error:
-                raise _refused("publish the result", error, self.destination) from error
+                raise refused_by_system("publish the result", error, self.destination) from error
 
     def _put(self, child: Path) -> Callable[[], object]:
         """Move one entry into place; returns what moves it back."""
@@ -194,7 +194,7 @@ def staging(destination: Path) -> Iterator[Staging]:
             stage.recover()
             stage.new.mkdir()
         except OSError as error:
-            raise _refused("write there", error, destination) from error
+            raise refused_by_system("write there", error, destination) from error
         cleanup.callback(stage.recover)
         yield stage
 
@@ -234,11 +234,6 @@ def _lock(path: Path, destination: Path) -> int:
         os.close(descriptor)
         raise DestinationError("another conversion is writing there", where=destination, remedy="wait until it ends")
     return descriptor
-
-
-def _refused(what: str, error: OSError, where: Path) -> StreamconvError:
-    kind = DiskSpaceError if error.errno in _FULL else StorageError
-    return kind(f"cannot {what}: {error.strerror}", where=error.filename or where, remedy="run the same command again")
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -17,7 +17,7 @@ from threading import Lock
 
 from streamconv.errors import DiskSpaceError, StorageError
 
-__all__ = ["OutputFileWriter"]
+__all__ = ["OutputFileWriter", "refused_by_system"]
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -104,6 +104,16 @@ class OutputFileWriter:
         return _Reported(verb, self.path)
 
 
+def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError | StorageError:
+    """What the operating system's refusal to ``what`` is to the user: a full disk, or any other reason."""
+    full = error.errno in _FULL
+    return (DiskSpaceError if full else StorageError)(
+        f"cannot {what}: {error.strerror}",
+        where=error.filename or where,
+        remedy="free disk space and run the same command again" if full else "run the same command again",
+    )
+
+
 class _Reported:
     """Turns an OSError into ours, with what was being done."""
 
@@ -115,9 +125,4 @@ class _Reported:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, OSError):
-            full = error.errno in _FULL
-            raise (DiskSpaceError if full else StorageError)(
-                f"cannot {self.verb} the file: {error.strerror}",
-                where=self.path,
-                remedy="free disk space and run the same command again" if full else "run the same command again",
-            ) from error
+            raise refused_by_system(f"{self.verb} the file", error, self.path) from error
