@@ -267,6 +267,9 @@ def _options(choices: Choices) -> ConvertOptions:
     ):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")
+    iteration = choices.get("iteration")
+    if iteration is not None and iteration < 0:
+        raise UsageError(f"--iteration {iteration}: must be at least 0")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
         tp=choices.get("tp"),
@@ -283,6 +286,6 @@ def _options(choices: Choices) -> ConvertOptions:
             pp_layers=choices.get("pp_layers"),
             qkv_layout=QkvLayout(qkv) if qkv else None,
             num_heads=choices.get("num_heads"),
-            iteration=choices.get("iteration"),
+            iteration=iteration,
         ),
     )

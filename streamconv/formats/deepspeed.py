@@ -188,7 +188,7 @@ def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Pla
 
 
 def _iteration(folder: Path, state: Mapping[str, Any], options: SourceOptions) -> int | None:
-    if options.iteration is not None and options.iteration >= 0:
+    if options.iteration is not None:
         return options.iteration
     recorded = state.get("iteration")
     if isinstance(recorded, int):

@@ -90,6 +90,7 @@ def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) 
     [
         (["plan"], 2, "SRC"),
         (["plan", "{bloom}", "--tp", "0"], 2, "--tp 0"),
+        (["plan", "{bloom}", "--iteration", "-1"], 2, "--iteration -1"),
         (["plan", "{bloom}", "--dtype", "int4"], 2, "--dtype int4"),
         (["plan", "{bloom}", "--max-ram", "lots"], 2, "--max-ram lots"),
         (["plan", "{bloom}", "--to", "onnx"], 2, "--to onnx"),
