@@ -4,6 +4,7 @@
 >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")          # names -> lazy tensors, nothing is read
 >>> streamconv.plan("checkpoints/bloom", tp=2, pp=3)                   # what would be done, proved complete
 >>> streamconv.convert("checkpoints/bloom", "out", tp=2, max_ram="1G")
+>>> for layer, rank, name, tensor in streamconv.stream("checkpoints/bloom", tp=2): ...   # without writing files
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamconv.api import Report, convert, plan
+    from streamconv.api import convert, plan, stream
     from streamconv.checkpoint import Checkpoint, open_checkpoint
+    from streamconv.conversion import Report
     from streamconv.errors import StreamconvError
     from streamconv.lazy import LazyTensor
     from streamconv.plans import Plan
+    from streamconv.streaming import StreamedTensor
 
 __all__ = [
     "Checkpoint",
@@ -23,10 +26,12 @@ __all__ = [
     "Plan",
     "Report",
     "StreamconvError",
+    "StreamedTensor",
     "__version__",
     "convert",
     "open_checkpoint",
     "plan",
+    "stream",
 ]
 
 __version__ = "0.1.0"
@@ -35,11 +40,13 @@ _HOME = {
     "Checkpoint": "checkpoint",
     "LazyTensor": "lazy",
     "Plan": "plans",
-    "Report": "api",
+    "Report": "conversion",
     "StreamconvError": "errors",
+    "StreamedTensor": "streaming",
     "convert": "api",
     "open_checkpoint": "checkpoint",
     "plan": "api",
+    "stream": "api",
 }
 
 

@@ -1,43 +1,25 @@
-"""Open, plan and convert: the library that the command line is thin over."""
+"""Open, plan, convert and stream: the library that the command line is thin over."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-import psutil
-
+from streamconv.budget import RunChoices
+from streamconv.conversion import Progress, Report, run_plan
 from streamconv.dtypes import DType, parse_dtype
-from streamconv.engines import threads
-from streamconv.engines.threads import EngineResult, EngineSettings
-from streamconv.errors import MemoryBudgetError, UsageError
+from streamconv.errors import UsageError
 from streamconv.families.base import QkvLayout
-from streamconv.files.output_io import OutputFileWriter
-from streamconv.files.source_io import check_io_mode
 from streamconv.formats.base import SourceOptions
-from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, peak_rss_nbytes
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
-from streamconv.publish import Staging, check_destination, clear_leftovers, staging
-from streamconv.replicas import Drift, compare_replicas
+from streamconv.streaming import StreamedTensor, stream_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Choices", "Fit", "Report", "check_budget", "convert", "plan", "run_plan"]
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), from any thread."""
-
-_LARGEST_BLOCK = 4 * MIB
-_SMALLEST_BLOCK = 64 << 10
-_THREADS = 2
-# Thread stacks, the directory and the pickles of the files that are written, allocator slack.
-_MARGIN = 12 * MIB
+__all__ = ["Choices", "ConvertChoices", "convert", "plan", "stream"]
 
 
 class Choices(TypedDict, total=False):
@@ -76,26 +58,8 @@ class Choices(TypedDict, total=False):
     iteration: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a conversion did. Times in seconds, sizes in bytes; ``peak_nbytes`` is the process's peak resident set."""
-
-    plan: Plan
-    destination: Path
-    seconds: float
-    read_nbytes: int
-    write_nbytes: int
-    peak_nbytes: int
-    budget: MemoryBudget
-    drifts: tuple[Drift, ...]
-    records_checked: int
-    records_in_part: int
-    records_without_crc: int
-
-    @property
-    def nbytes_per_second(self) -> float:
-        """Bytes written a second, start-up and sync included."""
-        return self.write_nbytes / self.seconds if self.seconds else 0.0
+class ConvertChoices(Choices, RunChoices, total=False):
+    """What a conversion is asked to do, and how it runs."""
 
 
 def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
@@ -113,140 +77,61 @@ def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
 
 def convert(
     src: str | Path,
-    dst: str | Path,
+    dst: str | Path | None,
     *,
-    max_ram: str = "auto",
-    io: str = "pread",
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
-    **choices: Unpack[Choices],
+    **choices: Unpack[ConvertChoices],
 ) -> Report:
-    """Convert a checkpoint, inside a memory budget.
+    """Convert a checkpoint, inside a memory budget. If a run ended early, the same call goes on where it was.
 
     Args:
         src: as for :func:`plan`.
-        dst: the folder for the result.
-        max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
-        io: ``pread`` or ``mmap``.
+        dst: the folder for the result; None runs the whole conversion and discards its bytes, for measuring.
         overwrite: replace a checkpoint that is there.
+        restart: discard what a run that ended early left.
         progress: called with (bytes done, bytes in all), from any thread.
-        choices: see :class:`Choices`.
+        choices: see :class:`Choices` and :class:`RunChoices`.
 
     Raises:
         StreamconvError: see :mod:`streamconv.errors`. Before the first write for all that can be known before.
     """
-    return run_plan(plan(src, **choices), dst, max_ram=max_ram, io=io, overwrite=overwrite, progress=progress)
+    how, what = _split(choices)
+    return run_plan(plan(src, **what), dst, overwrite=overwrite, restart=restart, progress=progress, **how)
 
 
-def run_plan(
-    work: Plan,
-    dst: str | Path,
-    *,
-    max_ram: str = "auto",
-    io: str = "pread",
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Report:
-    """Carry out a plan; see :func:`convert`."""
-    check_io_mode(io)
-    began = time.monotonic()
-    fit = check_budget(work, max_ram)
-    destination = Path(dst)
-    entries = sorted({file.path.split("/", 1)[0] for file in work.files})
-    clear_leftovers(destination)
-    check_destination(work.source, destination, [*entries, *work.texts], overwrite=overwrite)
-    drifts = compare_replicas(work.replicas, work.replicated_policy, io, fit.block)
-    with staging(destination) as stage:
-        stage.need(work.write_nbytes)
-        result = _write(work, stage, EngineSettings(fit.block, fit.threads, io), fit.window, progress)
-        stage.publish(work.texts)
-    return Report(
-        plan=work,
-        destination=destination,
-        seconds=time.monotonic() - began,
-        read_nbytes=result.read_nbytes,
-        write_nbytes=work.write_nbytes,
-        peak_nbytes=peak_rss_nbytes(),
-        budget=fit.budget,
-        drifts=tuple(drifts),
-        records_checked=result.source.checked,
-        records_in_part=result.source.in_part,
-        records_without_crc=result.source.without_crc,
-    )
+def stream(
+    src: str | Path, *, copy: bool = False, framework: str = "pt", **choices: Unpack[ConvertChoices]
+) -> Iterator[StreamedTensor]:
+    """The tensors that :func:`convert` would write, one layer at a time, ready to load into a model.
 
-
-def _write(
-    work: Plan, stage: Staging, settings: EngineSettings, window: int, progress: Progress | None
-) -> EngineResult:
-    total, done = work.tensor_nbytes, 0
-
-    def count(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if progress is not None:
-            progress(done, total)
-
-    with ExitStack() as opened:
-        writers = [
-            opened.enter_context(closing(OutputFileWriter(stage.path(file.path), file.layout.nbytes, window)))
-            for file in work.files
-        ]
-        result = threads.run(work.jobs, writers, settings, count)
-        for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
-            for offset, data in file.layout.frame(_crcs(result, number, file.layout.storages)):
-                writer.write(offset, data)
-            writer.finish()
-    return result
-
-
-def _crcs(result: EngineResult, number: int, storages: tuple[tuple[int, int], ...]) -> dict[int, int]:
-    crcs = {}
-    for key, (offset, nbytes) in enumerate(storages):
-        crc = result.written.whole((number, offset), nbytes)
-        if crc is None:
-            raise RuntimeError(f"file {number}: storage {key} of {nbytes} bytes was not written completely")
-        crcs[key] = crc
-    return crcs
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How a plan fits a budget: the floor in bytes, and the block, threads and write window that the budget allows."""
-
-    budget: MemoryBudget
-    floor_nbytes: int
-    block: int
-    threads: int
-    window: int
-
-
-def check_budget(work: Plan, max_ram: str = "auto") -> Fit:
-    """Fit a plan into a budget.
+    The shards of one parameter come one after the other, for each rank. A tensor shares memory with a pool that is
+    used again: it is valid until the next step, unless ``copy``. The budget covers the process as it is now, the pool
+    and one tensor; what the caller keeps comes on top. A record's CRC-32 is checked when its last byte has been read:
+    before its tensor is yielded, or, of a tensor that is split over ranks, before its last shard.
 
     Args:
-        work: the plan.
-        max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
+        src: as for :func:`plan`.
+        copy: yield tensors of their own, that stay valid.
+        framework: ``pt`` for torch tensors, ``np`` for numpy arrays (bfloat16 by ml_dtypes).
+        choices: see :class:`Choices` and :class:`RunChoices`.
 
     Raises:
-        MemoryBudgetError: the budget is below the smallest that works in this process.
-        UsageError: the budget cannot be read.
+        MemoryBudgetError: the budget is below the largest tensor and the buffers; the message says what works.
+        StreamconvError: whatever :func:`convert` refuses, when this is called; damage where it is met.
     """
-    budget = parse_budget(max_ram)
-    smallest = max(work.smallest_block, _SMALLEST_BLOCK)
-    used = psutil.Process().memory_info().rss + _MARGIN
-    floor = -(-(used + 2 * threads.buffer_nbytes(smallest, 1)) // MIB) * MIB
-    if budget.nbytes < floor:
-        raise MemoryBudgetError(
-            f"{budget} is below the workable floor of {format_bytes(floor)} for this checkpoint",
-            remedy=f"say --max-ram {floor // MIB}M or more",
-        )
-    # One half of what is left for buffers, a quarter for written data on its way to the disk.
-    free = budget.nbytes - used
-    count = _THREADS if threads.buffer_nbytes(smallest, _THREADS) <= free // 2 else 1
-    block = min(max(_LARGEST_BLOCK, smallest), max(smallest, threads.block_within(free // 2, count)))
-    together = min(len(work.files), 2 * work.target_layout.tp)
-    window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
-    return Fit(budget, floor, block, count, window)
+    how, what = _split(choices)
+    return stream_plan(plan(src, **what), copy=copy, framework=framework, how=how)
+
+
+def _split(choices: ConvertChoices) -> tuple[RunChoices, Choices]:
+    """How it runs, and what it is asked to do."""
+    how: RunChoices = {}
+    what: Choices = {}
+    for name, value in choices.items():
+        (how if name in RunChoices.__annotations__ else what)[name] = value  # type: ignore[literal-required]
+    return how, what
 
 
 def _options(choices: Choices) -> ConvertOptions:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,18 @@ class View:
     offset: int
     strides: tuple[int, ...]
 
-    def moved(self, steps: Sequence[int]) -> View:
-        """The same view, its origin moved by ``steps`` along each axis."""
-        return replace(self, offset=self.offset + sum(s * t for s, t in zip(steps, self.strides, strict=True)))
+    def moved(self, dim: int, steps: int) -> View:
+        """The same view, its origin moved by ``steps`` along axis ``dim``."""
+        return View(self.storage, self.dtype, self.offset + steps * self.strides[dim], self.strides) if steps else self
+
+    def strided(self, strides: tuple[int, ...]) -> View:
+        """The same origin with other strides."""
+        return View(self.storage, self.dtype, self.offset, strides)
 
     def span(self, shape: Sequence[int]) -> tuple[int, int]:
         """(first byte in the storage, bytes from there to the last element) of a box of ``shape``, not empty."""
         size = self.dtype.itemsize
-        return self.offset * size, (sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) + 1) * size
+        return self.offset * size, (sum(map(mul, shape, self.strides)) - sum(self.strides) + 1) * size
 
     def open(self, shape: Sequence[int]) -> NDArray:
         """The elements of a box of ``shape``, mapped and read-only.
@@ -95,19 +100,16 @@ def unflatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
         row, column = divmod(position, inner)
         whole = (end - position) // inner if column == 0 else 0
         rows, columns = (whole, inner) if whole else (1, min(inner - column, end - position))
-        steps = put((0,) * len(piece.shape), dim, position - piece.start[dim])
         views = []
         for view in piece.views:
             stride = view.strides[dim]
-            moved = view.moved(steps)
-            views.append(
-                replace(moved, strides=(*view.strides[:dim], stride * inner, stride, *view.strides[dim + 1 :]))
-            )
-        yield replace(
-            piece,
-            start=(*piece.start[:dim], row, column, *piece.start[dim + 1 :]),
-            shape=(*piece.shape[:dim], rows, columns, *piece.shape[dim + 1 :]),
-            views=tuple(views),
+            strides = (*view.strides[:dim], stride * inner, stride, *view.strides[dim + 1 :])
+            views.append(view.moved(dim, position - piece.start[dim]).strided(strides))
+        yield Piece(
+            (*piece.start[:dim], row, column, *piece.start[dim + 1 :]),
+            (*piece.shape[:dim], rows, columns, *piece.shape[dim + 1 :]),
+            tuple(views),
+            piece.fill,
         )
         position += rows * columns
 
@@ -119,29 +121,30 @@ def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
     joins = columns == inner and all(rows == 1 or inner == 1 or outer == inner * step for outer, step in pairs)
     if not joins and rows > 1:
         for index in range(rows):
-            steps = put((0,) * len(piece.shape), dim, index)
-            one = replace(
-                piece,
-                start=put(piece.start, dim, row + index),
-                shape=put(piece.shape, dim, 1),
-                views=tuple(view.moved(steps) for view in piece.views),
+            one = Piece(
+                put(piece.start, dim, row + index),
+                put(piece.shape, dim, 1),
+                tuple(view.moved(dim, index) for view in piece.views),
+                piece.fill,
             )
             yield from flatten_piece(one, dim, inner)
         return
     views = tuple(
-        replace(v, strides=(*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
+        v.strided((*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
         for v, (outer, step) in zip(piece.views, pairs, strict=True)
     )
-    yield replace(
-        piece,
-        start=(*piece.start[:dim], row * inner + column, *piece.start[dim + 2 :]),
-        shape=(*piece.shape[:dim], rows * columns, *piece.shape[dim + 2 :]),
-        views=views,
+    yield Piece(
+        (*piece.start[:dim], row * inner + column, *piece.start[dim + 2 :]),
+        (*piece.shape[:dim], rows * columns, *piece.shape[dim + 2 :]),
+        views,
+        piece.fill,
     )
 
 
 def merge_along(pieces: list[Piece], dim: int) -> list[Piece]:
     """The pieces, with those that are neighbours along ``dim`` joined into one."""
+    if len(pieces) < 2:
+        return pieces
     merged: list[Piece] = []
     for piece in sorted(pieces, key=lambda p: (put(p.start, dim, 0), put(p.shape, dim, 0), p.start[dim])):
         joined = _joined(merged[-1], piece, dim) if merged else None
@@ -169,7 +172,8 @@ def _joined(left: Piece, right: Piece, dim: int) -> Piece | None:
             for axis, (n, s, t) in enumerate(zip(left.shape, a.strides, b.strides, strict=True))
             if axis != dim
         )
-        if a.storage != b.storage or a.dtype != b.dtype or rest or step < 0 or not known <= {step} or not others:
+        same = a.storage is b.storage or a.storage == b.storage
+        if not same or a.dtype != b.dtype or rest or step < 0 or not known <= {step} or not others:
             return None
-        views.append(replace(a, strides=put(a.strides, dim, step)))
-    return replace(left, shape=put(left.shape, dim, left.shape[dim] + right.shape[dim]), views=tuple(views))
+        views.append(a.strided(put(a.strides, dim, step)))
+    return Piece(left.start, put(left.shape, dim, left.shape[dim] + right.shape[dim]), tuple(views), left.fill)

@@ -16,9 +16,14 @@ from isal import isal_zlib
 from streamconv.boxes import Storage
 from streamconv.errors import DamagedError
 
-__all__ = ["ChecksumBook", "Verdict", "verify_storages"]
+__all__ = ["ChecksumBook", "SourceChecksums", "Verdict", "crc32"]
 
 K = TypeVar("K", bound=Hashable)
+
+
+def crc32(data: bytes | memoryview) -> int:
+    """The CRC-32 of zip files and of ``zlib``."""
+    return int(isal_zlib.crc32(data))
 
 
 @dataclass(slots=True)
@@ -35,16 +40,15 @@ class ChecksumBook(Generic[K]):
         self._lock = Lock()
         self._records: dict[K, _Progress] = {}
 
-    def add(self, key: K, start: int, data: memoryview) -> None:
-        """Count ``data``, the bytes of a record from byte ``start``. A piece that was counted before changes
-        nothing.
+    def add(self, key: K, start: int, nbytes: int, crc: int) -> None:
+        """Count ``nbytes`` of a record from byte ``start``, whose CRC-32 is ``crc``. A piece that was counted before
+        changes nothing.
         """
-        crc = isal_zlib.crc32(data)
         with self._lock:
             record = self._records.setdefault(key, _Progress())
             if start >= record.position:
                 known = record.waiting.get(start, (0, 0))
-                record.waiting[start] = max(known, (len(data), crc))
+                record.waiting[start] = max(known, (nbytes, crc))
             while record.position in record.waiting:
                 length, crc = record.waiting.pop(record.position)
                 record.crc = isal_zlib.crc32_combine(record.crc, crc, length)
@@ -71,25 +75,35 @@ class Verdict:
     without_crc: int
 
 
-def verify_storages(book: ChecksumBook[Storage]) -> Verdict:
-    """Hold what was read against the checksums that the files record.
+class SourceChecksums:
+    """Holds what is read of a source against the checksums that its files record."""
 
-    Raises:
-        DamagedError: a storage that was read whole is not what was written.
-    """
-    checked = in_part = without = 0
-    for storage in book.records():
-        crc = book.whole(storage, storage.nbytes)
-        if storage.crc is None:
-            without += 1
-        elif crc is None:
-            in_part += 1
-        elif crc == storage.crc:
-            checked += 1
-        else:
+    def __init__(self) -> None:
+        self._book = ChecksumBook[Storage]()
+
+    def add(self, storage: Storage, start: int, nbytes: int, crc: int) -> None:
+        """Count ``nbytes`` of a storage from byte ``start``, whose CRC-32 is ``crc``.
+
+        Raises:
+            DamagedError: with these the storage has been read whole, and is not what was written.
+        """
+        self._book.add(storage, start, nbytes, crc)
+        whole = self._book.whole(storage, storage.nbytes)
+        if storage.crc is not None and whole not in (None, storage.crc):
             raise DamagedError(
-                f"record {storage.name}: its CRC-32 is {crc:08x}, recorded is {storage.crc:08x}",
+                f"record {storage.name}: its CRC-32 is {whole:08x}, recorded is {storage.crc:08x}",
                 where=storage.path,
                 remedy="its bytes have changed since it was saved: copy the file again from where it was trained",
             )
-    return Verdict(checked, in_part, without)
+
+    def verdict(self) -> Verdict:
+        """How it went; a storage that is wrong was refused when its last byte came."""
+        checked = in_part = without = 0
+        for storage in self._book.records():
+            if storage.crc is None:
+                without += 1
+            elif self._book.whole(storage, storage.nbytes) is None:
+                in_part += 1
+            else:
+                checked += 1
+        return Verdict(checked, in_part, without)

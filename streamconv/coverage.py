@@ -36,11 +36,17 @@ class Coverage:
 
 def tiles_exactly(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
     """Whether the boxes fill a tensor of ``shape`` without a gap and without an overlap."""
+    if len(boxes) == 1 and boxes[0] == _whole(shape):
+        return True
     if sum(prod(stop - start for start, stop in box) for box in boxes) != prod(shape):
         return False
     if any(start < 0 or stop > size for box in boxes for (start, stop), size in zip(box, shape, strict=True)):
         return False
     return _disjoint(sorted(boxes), len(shape))
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    return tuple(zip((0,) * len(shape), shape, strict=True))
 
 
 def _disjoint(boxes: Sequence[Box], axes: int) -> bool:
@@ -74,23 +80,30 @@ def boxes_in_source(piece: Piece, view: View, source: LazyTensor) -> list[Box]:
     origin = source.pieces[0].views[0]
     if view.dtype != origin.dtype:
         raise CoverageError(f"a target reads {origin.dtype} elements as {view.dtype}")
-    axes = sorted((a for a, size in enumerate(source.shape) if size > 1), key=lambda axis: -origin.strides[axis])
-    steps: dict[int, list[tuple[int, int]]] = {axis: [] for axis in range(len(source.shape))}
+    if (view.offset, view.strides, piece.shape) == (origin.offset, origin.strides, source.shape):
+        return [_whole(source.shape)]
+    strides = [stride or 1 for stride in origin.strides]
+    axes = [axis for axis, size in enumerate(source.shape) if size > 1]
+    axes.sort(key=origin.strides.__getitem__, reverse=True)
+    steps: list[list[tuple[int, int]]] = [[] for _ in strides]
     for size, stride in zip(piece.shape, view.strides, strict=True):
         if size > 1:
-            axis = next((a for a in axes if stride and stride % max(origin.strides[a], 1) == 0), None)
-            if axis is None:
+            for axis in axes if stride else ():
+                if stride % strides[axis] == 0:
+                    steps[axis].append((stride // strides[axis], size))
+                    break
+            else:
                 raise CoverageError(f"a view with stride {stride} of a tensor with strides {origin.strides}")
-            steps[axis].append((stride // max(origin.strides[axis], 1), size))
-    start, rest = dict.fromkeys(steps, 0), view.offset - origin.offset
+    start, rest = [0] * len(strides), view.offset - origin.offset
     for axis in axes:
-        start[axis], rest = divmod(rest, max(origin.strides[axis], 1))
-    runs = [_runs(start[axis], steps[axis]) for axis in range(len(source.shape))]
-    return list(product(*runs))
+        start[axis], rest = divmod(rest, strides[axis])
+    return list(product(*map(_runs, start, steps)))
 
 
 def _runs(start: int, steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The runs of one axis that nested (step, count) loops visit, smallest step first."""
+    if not steps:
+        return [(start, start + 1)]
     starts, length = [start], 1
     for step, count in sorted(steps):
         if step == length and len(starts) == 1:
@@ -121,7 +134,7 @@ def prove(
     written = 0
     for role, tensor in targets:
         written += 1
-        boxes = [tuple((a, a + n) for a, n in zip(p.start, p.shape, strict=True)) for p in tensor.pieces]
+        boxes = [tuple([(a, a + n) for a, n in zip(p.start, p.shape, strict=True)]) for p in tensor.pieces]
         if not tiles_exactly(boxes, tensor.shape):
             raise CoverageError(f"target tensor of {role} {tensor.shape} would not be written exactly once")
         for piece in tensor.pieces:
@@ -155,8 +168,9 @@ class _Index:
 
     def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
         """The tensor that has all boxes of the view inside it, and these boxes; column views may interleave."""
+        first, _ = view.span(piece.shape)
         for start, stop, name in self.by_storage.get(view.storage, ()):
-            if start <= view.span(piece.shape)[0] < stop:
+            if start <= first < stop:
                 source = self.sources[name]
                 boxes = boxes_in_source(piece, view, source)
                 if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from streamconv.memory import format_bytes
 
 if TYPE_CHECKING:
-    from streamconv.api import Fit, Report
+    from streamconv.budget import Fit
+    from streamconv.conversion import Report
     from streamconv.plans import Plan
 
 __all__ = ["plan_dict", "plan_text", "report_dict", "report_text"]
@@ -46,7 +47,7 @@ def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
         yield f"warning {warning}"
     if verbose:
         for file in plan.files:
-            yield f"file    {file.path}: {len(file.tensors)} tensors, {format_bytes(file.layout.nbytes)}"
+            yield f"file    {file.path}: {len(file.entries)} tensors, {format_bytes(file.layout.nbytes)}"
 
 
 def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "read_nbytes": plan.read_nbytes,
         "write_nbytes": plan.write_nbytes,
-        "files": [{"path": f.path, "tensors": len(f.tensors), "nbytes": f.layout.nbytes} for f in plan.files],
+        "files": [{"path": f.path, "tensors": len(f.entries), "nbytes": f.layout.nbytes} for f in plan.files],
         "memory": None if fit is None else {"budget_nbytes": fit.budget.nbytes, "floor_nbytes": fit.floor_nbytes},
     }
 
@@ -88,15 +89,19 @@ def report_text(report: Report) -> str:
     """A finished conversion as a few lines for a person."""
     plan = report.plan
     lines = [
-        f"wrote   {report.destination}: {len(plan.files)} files, {format_bytes(report.write_nbytes)}",
+        f"wrote   {report.destination or 'nowhere (--to null)'}: {len(plan.files)} files, "
+        f"{format_bytes(report.write_nbytes)}",
         f"        {plan.target_format}, {plan.target_layout}",
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
         *(f"note    {note.what}: {note.evidence}" for note in plan.notes),
         f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
+        f"        {report.fit.threads} threads, blocks of {format_bytes(report.fit.block)}, --io {report.fit.io}",
         f"memory  peak {format_bytes(report.peak_nbytes)} of {report.budget}",
         f"checked {report.records_checked} source records by CRC-32"
         + (f"; {report.records_in_part} read in part, unchecked" if report.records_in_part else ""),
     ]
+    if report.resumed_nbytes:
+        lines.insert(1, f"        {format_bytes(report.resumed_nbytes)} of it by a run that ended early")
     if report.records_without_crc:
         lines.append(
             f"warning {report.records_without_crc} source records have no CRC-32: their writer had it disabled"
@@ -113,13 +118,17 @@ def report_text(report: Report) -> str:
 def report_dict(report: Report) -> dict[str, Any]:
     """A finished conversion as plain data; sizes in bytes, times in seconds."""
     return {
-        "destination": str(report.destination),
+        "destination": None if report.destination is None else str(report.destination),
         "seconds": report.seconds,
         "read_nbytes": report.read_nbytes,
         "write_nbytes": report.write_nbytes,
+        "resumed_nbytes": report.resumed_nbytes,
         "nbytes_per_second": report.nbytes_per_second,
         "peak_nbytes": report.peak_nbytes,
         "budget_nbytes": report.budget.nbytes,
+        "threads": report.fit.threads,
+        "block_nbytes": report.fit.block,
+        "io": report.fit.io,
         "records": {
             "checked": report.records_checked,
             "in_part": report.records_in_part,

@@ -60,17 +60,12 @@ class LazyTensor:
             raise IndexError(f"slice {start}:{stop} of axis {dim} of {self.shape}")
         pieces = []
         for piece in self.pieces:
-            low, high = max(start, piece.start[dim]), min(stop, piece.start[dim] + piece.shape[dim])
+            first = piece.start[dim]
+            low, high = max(start, first), min(stop, first + piece.shape[dim])
             if low < high:
-                steps = put((0,) * len(self.shape), dim, low - piece.start[dim])
-                pieces.append(
-                    replace(
-                        piece,
-                        start=put(piece.start, dim, low - start),
-                        shape=put(piece.shape, dim, high - low),
-                        views=tuple(view.moved(steps) for view in piece.views),
-                    )
-                )
+                views = tuple([view.moved(dim, low - first) for view in piece.views])
+                box = put(piece.start, dim, low - start), put(piece.shape, dim, high - low)
+                pieces.append(Piece(*box, views, piece.fill))
         return LazyTensor(put(self.shape, dim, stop - start), self.dtype, tuple(pieces))
 
     def permute(self, *order: int) -> LazyTensor:
@@ -82,12 +77,7 @@ class LazyTensor:
             return tuple(values[axis] for axis in order)
 
         pieces = tuple(
-            replace(
-                p,
-                start=swap(p.start),
-                shape=swap(p.shape),
-                views=tuple(replace(v, strides=swap(v.strides)) for v in p.views),
-            )
+            Piece(swap(p.start), swap(p.shape), tuple(v.strided(swap(v.strides)) for v in p.views), p.fill)
             for p in self.pieces
         )
         return LazyTensor(swap(self.shape), self.dtype, pieces)
@@ -109,8 +99,8 @@ class LazyTensor:
         """``times`` copies of one row of axis 0, marked as fill: they stand for no source element of their own."""
         pieces = []
         for piece in self.slice(0, row, row + 1).pieces:
-            views = tuple(replace(view, strides=(0, *view.strides[1:])) for view in piece.views)
-            pieces.append(replace(piece, shape=(times, *piece.shape[1:]), views=views, fill=True))
+            views = tuple(view.strided((0, *view.strides[1:])) for view in piece.views)
+            pieces.append(Piece(piece.start, (times, *piece.shape[1:]), views, fill=True))
         return LazyTensor((times, *self.shape[1:]), self.dtype, tuple(pieces))
 
     def cast(self, dtype: DType) -> LazyTensor:
@@ -121,9 +111,12 @@ class LazyTensor:
 
     def coalesced(self) -> LazyTensor:
         """The same tensor in as few pieces as neighbouring boxes allow."""
+        if len(self.pieces) < 2:
+            return self
         pieces = list(self.pieces)
-        for dim in reversed(range(len(self.shape))):
-            pieces = merge_along(pieces, dim)
+        if len({piece.views[0].storage for piece in pieces}) < len(pieces):
+            for dim in reversed(range(len(self.shape))):
+                pieces = merge_along(pieces, dim)
         return replace(self, pieces=tuple(sorted(pieces, key=lambda piece: piece.start)))
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -178,7 +171,7 @@ def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     for tensor in tensors:
         if tensor.dtype != first.dtype or put(tensor.shape, dim, 0) != put(first.shape, dim, 0):
             raise ValueError(f"cannot join {tensor.shape} {tensor.dtype} to {first.shape} {first.dtype} on axis {dim}")
-        pieces += [replace(p, start=put(p.start, dim, p.start[dim] + length)) for p in tensor.pieces]
+        pieces += [Piece(put(p.start, dim, p.start[dim] + length), p.shape, p.views, p.fill) for p in tensor.pieces]
         length += tensor.shape[dim]
     return LazyTensor(put(first.shape, dim, length), first.dtype, tuple(pieces))
 

@@ -17,7 +17,7 @@ import psutil
 
 from streamconv.errors import UsageError
 
-__all__ = ["MIB", "MemoryBudget", "format_bytes", "parse_budget", "peak_rss_nbytes"]
+__all__ = ["MIB", "MemoryBudget", "format_bytes", "parse_budget", "parse_size", "peak_rss_nbytes"]
 
 MIB = 1 << 20
 _UNITS = {"": 1, "B": 1} | {
@@ -72,6 +72,19 @@ def parse_budget(text: str) -> MemoryBudget:
     if nbytes <= 0:
         raise UsageError(f"--max-ram {text}: must be more than 0")
     return MemoryBudget(nbytes, f"--max-ram {text}")
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of a size such as ``8M`` or ``512K``, said with ``flag``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS or not int(match[1]):
+        raise UsageError(f"{flag} {text}: not a size", remedy="write 8M or 512K")
+    number, unit = int(match[1]), _UNITS[match[2].upper()]
+    return int(number * unit)
 
 
 def _total_nbytes() -> int:

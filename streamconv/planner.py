@@ -15,12 +15,12 @@ from streamconv.dtypes import DType
 from streamconv.errors import AmbiguousError, UsageError
 from streamconv.families.base import ModelFamily, Section, shard
 from streamconv.files.pickle_writer import StoredTensor
-from streamconv.files.torch_layout import plan_torch_file
+from streamconv.files.torch_layout import TorchLayout, plan_torch_file
 from streamconv.formats import known_sources
 from streamconv.formats.base import Fact, ShardedModel, Slot, SourceOptions, TargetFiles, TargetFormat, TargetModel
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout, even_stages
-from streamconv.plans import OutputFile, Plan
+from streamconv.plans import Entry, OutputFile, Plan
 from streamconv.recognise import need_heads, recognise
 from streamconv.vocabulary import plan_vocabulary
 
@@ -159,18 +159,24 @@ def _fill(
     files: list[OutputFile] = []
     roles: list[tuple[str, LazyTensor]] = []
     uses: dict[tuple[int, Slot], int] = defaultdict(int)
+    layouts: dict[tuple[int, str, tuple[StoredTensor, ...]], TorchLayout] = {}
     for file in laid_out.files:
         slots: dict[Slot, StoredTensor] = {}
-        tensors: list[LazyTensor] = []
-        for slot in _slots(file.tree):
-            if slot not in slots:
-                tensor = _target_tensor(assembly, slot, wanted, file.rank)
-                slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-                tensors.append(tensor)
-                uses[file.rank, slot] += 1
-                roles.append((_role(wanted.family, slot, file.rank, uses[file.rank, slot]), tensor))
-        layout = plan_torch_file(file.archive, _filled(file.tree, slots))
-        files.append(OutputFile(file.path, layout, tuple(tensors)))
+        entries: list[Entry] = []
+        names: dict[Slot, tuple[str, ...]] = {}
+        for path, slot in _slots(file.tree):
+            names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}."))
+        for slot in names:
+            tensor = _target_tensor(assembly, slot, wanted, file.rank)
+            slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
+            entries.append(Entry(names[slot], slot.section, slot.layer, tensor))
+            uses[file.rank, slot] += 1
+            roles.append((_role(wanted.family, slot, file.rank, uses[file.rank, slot]), tensor))
+        # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
+        key = id(file.tree), file.archive, tuple(slots.values())
+        if key not in layouts:
+            layouts[key] = plan_torch_file(file.archive, _filled(file.tree, slots))
+        files.append(OutputFile(file.path, file.rank, file.stage, layouts[key], tuple(entries)))
     return tuple(files), roles
 
 
@@ -194,12 +200,13 @@ def _target_tensor(assembly: Assembly, slot: Slot, wanted: TargetModel, rank: in
     return tensor if wanted.dtype is None else tensor.cast(wanted.dtype)
 
 
-def _slots(tree: Any) -> Iterator[Slot]:
+def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
+    """(dotted path, slot) of every leaf that is one, in the order of the pickle."""
     if isinstance(tree, Slot):
-        yield tree
+        yield path, tree
     elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _slots(value)
+        for key, value in tree.items():
+            yield from _slots(value, f"{path}.{key}" if path else str(key))
 
 
 def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from streamconv.coverage import Coverage
 from streamconv.dtypes import DType
+from streamconv.families.base import Section
 from streamconv.files.torch_layout import TorchLayout
 from streamconv.formats.base import Dropped, Fact
 from streamconv.jobs import Job, Target
@@ -20,16 +21,32 @@ from streamconv.lazy import LazyTensor
 from streamconv.lower import lower
 from streamconv.parallel import ParallelLayout
 
-__all__ = ["OutputFile", "Plan", "Replica"]
+__all__ = ["Entry", "OutputFile", "Plan", "Replica"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its section and global
+    layer (or -1), and what fills it.
+    """
+
+    names: tuple[str, ...]
+    section: Section
+    layer: int
+    tensor: LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of the result: its path below the destination, its layout, and what fills each storage."""
+    """One file of the result: its path below the destination, its tensor-parallel rank and pipeline stage, its layout,
+    and what fills each storage.
+    """
 
     path: str
+    rank: int
+    stage: int
     layout: TorchLayout
-    tensors: tuple[LazyTensor, ...]
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +88,16 @@ class Plan:
     def jobs(self) -> Sequence[Job]:
         """The byte moves that fill the files' storages."""
         return lower(
-            Target(number, offset, tensor)
+            Target(number, offset, entry.tensor)
             for number, file in enumerate(self.files)
-            for (offset, _), tensor in zip(file.layout.storages, file.tensors, strict=True)
+            for (offset, _), entry in zip(file.layout.storages, file.entries, strict=True)
         )
+
+    @cached_property
+    def source_paths(self) -> tuple[Path, ...]:
+        """The files that tensor bytes are read from."""
+        pieces = (piece for file in self.files for entry in file.entries for piece in entry.tensor.pieces)
+        return tuple(sorted({view.storage.path for piece in pieces for view in piece.views}))
 
     @property
     def write_nbytes(self) -> int:

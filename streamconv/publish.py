@@ -3,15 +3,14 @@
 Everything is written below ``DST/.streamconv/`` (the same file system, also where the destination is a mount point),
 synced, and renamed into place; the commit record (Megatron's tracker file) is replaced last. What is promised: after an
 error or a kill the destination holds what it held before or the whole result, and what it held before is deleted only
-when the result is durable. What is not promised: that a disk keeps what it acknowledged. And on a file system that
+when the result is durable. A work folder that has a journal stays when its run ends early, for the next to go on with.
+What is not promised: that a disk keeps what it acknowledged. And on a file system that
 cannot exchange two names in one step (NFS, Lustre), a kill between two renames leaves the old checkpoint in
 ``DST/.streamconv/old``, from where the next run puts it back.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -21,14 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from streamconv.errors import DestinationError, DiskSpaceError
+from streamconv.errors import DamagedError, DestinationError, DifferenceError, DiskSpaceError
+from streamconv.files.folders import exchange, sync_folder, write_text
 from streamconv.files.output_io import refused_by_system
 from streamconv.memory import format_bytes
 
 __all__ = ["Staging", "check_destination", "clear_leftovers", "staging"]
 
 _WORK = ".streamconv"
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def check_destination(source: Path, destination: Path, entries: Sequence[str], *, overwrite: bool) -> None:
@@ -74,14 +73,21 @@ class Staging:
         self.new = self.work / "new"
         self.old = self.work / "old"
         self.intent = self.work / "publishing.json"
+        self.journal = self.work / "journal"
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a run that ended early left something to go on with."""
+        return self.journal.exists() and self.new.is_dir()
 
     def need(self, nbytes: int) -> None:
-        """Refuse a job that the disk has no room for.
+        """Refuse a job that the disk has no room for; what is staged already counts as room.
 
         Raises:
             DiskSpaceError: fewer bytes are free than the result has.
         """
-        free = shutil.disk_usage(self.destination).free
+        staged = sum(path.stat().st_blocks * 512 for path in self.new.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self.destination).free + staged
         if free < nbytes:
             raise DiskSpaceError(
                 f"the result has {format_bytes(nbytes)}, the disk has {format_bytes(free)} free",
@@ -95,6 +101,11 @@ class Staging:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def sync(self) -> None:
+        """Make the names of the staged files durable."""
+        for folder, _, _ in os.walk(self.new):
+            sync_folder(Path(folder))
+
     def publish(self, texts: Mapping[str, str]) -> None:
         """Move the result into place, then replace the commit record ``texts``, each step durable before the next.
 
@@ -105,20 +116,20 @@ class Staging:
         """
         with _signals_wait(), ExitStack() as undo:
             try:
-                for folder, _, _ in os.walk(self.new):
-                    _sync_folder(Path(folder))
+                self.sync()
                 for name, text in texts.items():
-                    _write_text(self.work / name, text)
+                    write_text(self.work / name, text)
                 entries = {child.name: child.stat().st_ino for child in sorted(self.new.iterdir())}
-                _write_text(self.intent, json.dumps({"entries": entries, "texts": list(texts)}))
-                _sync_folder(self.work)
+                write_text(self.intent, json.dumps({"entries": entries, "texts": list(texts)}))
+                sync_folder(self.work)
                 for name in entries:
                     undo.callback(self._put(self.new / name))
-                _sync_folder(self.destination)
+                sync_folder(self.destination)
                 for name in texts:
                     (self.work / name).replace(self.destination / name)
                 undo.pop_all()
-                _sync_folder(self.destination)
+                sync_folder(self.destination)
+                self.journal.unlink(missing_ok=True)
             except OSError as error:
                 raise refused_by_system("publish the result", error, self.destination) from error
 
@@ -128,35 +139,39 @@ class Staging:
         if not os.path.lexists(target):
             child.rename(target)
             return lambda: target.rename(child)
-        if _exchange(child, target):
-            return lambda: _exchange(child, target)
+        if exchange(child, target):
+            return lambda: exchange(child, target)
         self.old.mkdir(exist_ok=True)
         aside = self.old / child.name
         target.rename(aside)
-        _sync_folder(self.old)
+        sync_folder(self.old)
         child.rename(target)
         return lambda: (target.rename(child), aside.rename(target))
 
     def recover(self) -> None:
-        """Undo what a run that was killed left behind, and remove its work.
+        """Undo what a run that was killed left behind, and remove its work unless it has a journal.
 
         If it had begun to publish and its commit record is still unwritten, what it had moved into place is moved
-        out again, told by the inode that it noted before; what it had moved aside is put back.
+        out again, told by the inode that it noted before; what it had moved aside is put back. If the record is
+        written, what is staged now is what was replaced: then there is nothing to go on with.
         """
         entries, texts = self._intended()
-        if any((self.work / name).exists() for name in texts):
+        if texts and not any((self.work / name).exists() for name in texts):
+            self.journal.unlink(missing_ok=True)
+        elif texts:
             for name, inode in entries.items():
                 target, staged = self.destination / name, self.new / name
                 is_new = target.exists() and target.stat().st_ino == inode
-                if is_new and not (staged.exists() and _exchange(staged, target)):
+                if is_new and not (staged.exists() and exchange(staged, target)):
                     target.rename(staged)
         if self.old.is_dir():
             for child in self.old.iterdir():
                 if not os.path.lexists(self.destination / child.name):
                     child.rename(self.destination / child.name)
         self.intent.unlink(missing_ok=True)
-        for folder in (self.new, self.old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.old, ignore_errors=True)
+        if not self.journal.exists():
+            shutil.rmtree(self.new, ignore_errors=True)
 
     def _intended(self) -> tuple[dict[str, int], list[str]]:
         """What a run had noted before it began to publish: entries with their inodes, and texts."""
@@ -169,14 +184,24 @@ class Staging:
             pass  # killed before or while it was written: nothing had been moved yet
         return {}, []
 
-    def remove(self) -> None:
-        """Remove the work folder."""
-        shutil.rmtree(self.work, ignore_errors=True)
+    def begin_anew(self) -> None:
+        """Discard what is staged, and its journal."""
+        self.journal.unlink(missing_ok=True)
+        shutil.rmtree(self.new, ignore_errors=True)
+        self.new.mkdir()
+
+    def leave(self) -> None:
+        """Undo what is half published, and remove the work folder unless it has a journal."""
+        self.recover()
+        if not self.journal.exists():
+            shutil.rmtree(self.work, ignore_errors=True)
 
 
 @contextmanager
 def staging(destination: Path) -> Iterator[Staging]:
-    """A locked, empty work folder in ``destination``, removed at the end whatever happens.
+    """A locked work folder in ``destination``: empty, or with what a run that has a journal left there.
+
+    At the end it is removed, unless a journal is in it and the source is not to blame.
 
     Raises:
         DestinationError: another run holds the lock.
@@ -190,17 +215,20 @@ def staging(destination: Path) -> Iterator[Staging]:
             for folder in reversed(made):
                 cleanup.callback(_remove_if_empty, folder)
             cleanup.callback(os.close, _lock(stage.work / "lock", destination))
-            cleanup.callback(stage.remove)
+            cleanup.callback(stage.leave)
             stage.recover()
-            stage.new.mkdir()
+            stage.new.mkdir(exist_ok=True)
         except OSError as error:
             raise refused_by_system("write there", error, destination) from error
-        cleanup.callback(stage.recover)
-        yield stage
+        try:
+            yield stage
+        except (DamagedError, DifferenceError):
+            stage.journal.unlink(missing_ok=True)
+            raise
 
 
 def clear_leftovers(destination: Path) -> None:
-    """Undo and remove what a killed run left in a destination, so that the next looks at what was there before it.
+    """Undo what a killed run left half published, so that the next looks at what was there before it.
 
     Raises:
         DestinationError: another run is writing there.
@@ -239,35 +267,3 @@ def _lock(path: Path, destination: Path) -> int:
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; False where the system or the file system cannot.
-
-    Linux's ``renameat2`` with ``RENAME_EXCHANGE``, which Python does not wrap.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    if call is None:
-        return False
-    if call(at_cwd, os.fsencode(first.absolute()), at_cwd, os.fsencode(second.absolute()), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NO_EXCHANGE:
-        return False
-    raise OSError(code, os.strerror(code), str(second))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -132,14 +132,15 @@ def _refuse_aliases(model: ShardedModel) -> None:
     """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
     seen: dict[tuple[Storage, int], str] = {}
     for (_, layer, key), shards in model.tensors.items():
+        name = f"{key} of layer {layer}"
         for shard in shards:
             for piece in shard.pieces:
                 view = piece.views[0]
-                other = seen.setdefault((view.storage, view.offset), f"{key} of layer {layer}")
+                other = seen.setdefault((view.storage, view.offset), name)
                 expanded = any(s == 0 and n > 1 for s, n in zip(view.strides, piece.shape, strict=True))
-                if expanded or other != f"{key} of layer {layer}":
+                if expanded or other != name:
                     what = "repeats one stored row" if expanded else f"is stored as the same bytes as {other}"
-                    raise UnsupportedError(f"{key} of layer {layer} {what}", where=view.storage.path)
+                    raise UnsupportedError(f"{name} {what}", where=view.storage.path)
 
 
 def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamconv.checksums import ChecksumBook, verify_storages
+from streamconv.checksums import SourceChecksums, crc32
 from streamconv.errors import DifferenceError
 from streamconv.files.source_io import SourceFiles
-from streamconv.lazy import LazyTensor, Storage
+from streamconv.lazy import LazyTensor
 from streamconv.plans import Replica
 
 __all__ = ["Drift", "compare_replicas"]
@@ -51,7 +51,6 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
     with closing(SourceFiles(io)) as files:
         comparison = _Comparison(files, block)
         found = [drift for replica in replicas if (drift := comparison.drift(replica)) is not None]
-    verify_storages(comparison.book)
     if found and policy == "fail":
         worst = max(found, key=lambda drift: drift.largest)
         raise DifferenceError(
@@ -69,7 +68,7 @@ class _Comparison:
     """
 
     def __init__(self, files: SourceFiles, block: int) -> None:
-        self.files, self.book = files, ChecksumBook[Storage]()
+        self.files, self.checksums = files, SourceChecksums()
         self.buffers = tuple(bytearray(max(4096, block // 32)) for _ in range(2))
 
     def drift(self, replica: Replica) -> Drift | None:
@@ -95,9 +94,8 @@ class _Comparison:
         """The elements of a stored tensor whose span fits the buffer."""
         view = tensor.pieces[0].views[0]
         start, nbytes = view.span(shape)
-        data = memoryview(buffer)[:nbytes]
-        self.files.read_into(view.storage.path, view.storage.offset + start, data)
-        self.book.add(view.storage, start, data)
+        self.files.read_into(view.storage.path, view.storage.offset + start, buffer, 0, nbytes)
+        self.checksums.add(view.storage, start, nbytes, crc32(memoryview(buffer)[:nbytes]))
         strides = tuple(stride * view.dtype.itemsize for stride in view.strides)
         box: NDArray = np.ndarray(tuple(shape), view.dtype.numpy, buffer, 0, strides)
         return box

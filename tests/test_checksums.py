@@ -6,12 +6,17 @@ import random
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamconv.checksums import ChecksumBook
+from streamconv.checksums import ChecksumBook, crc32
+
+
+def count(book: ChecksumBook[Any], key: object, start: int, data: bytes | memoryview) -> None:
+    book.add(key, start, len(data), crc32(data))
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[tuple[int, memoryview]]:
@@ -26,9 +31,9 @@ def test_any_cuts_in_any_order_give_the_checksum_of_the_whole(data: bytes, cuts:
     rng.shuffle(parts)
     book: ChecksumBook[str] = ChecksumBook()
     for start, part in parts[:-1]:
-        book.add("record", start, part)
+        count(book, "record", start, part)
         assert book.whole("record", len(data)) is None
-    book.add("record", *parts[-1])
+    count(book, "record", *parts[-1])
     assert book.whole("record", len(data)) == zlib.crc32(data)
 
 
@@ -45,7 +50,7 @@ def test_a_piece_that_passes_again_changes_nothing(
     rng.shuffle(parts)
     book: ChecksumBook[int] = ChecksumBook()
     for start, part in parts:
-        book.add(1, start, part)
+        count(book, 1, start, part)
     assert book.whole(1, len(data)) == zlib.crc32(data)
 
 
@@ -55,15 +60,15 @@ def test_a_record_with_a_gap_has_no_checksum(missing: int) -> None:
     book: ChecksumBook[str] = ChecksumBook()
     for number, (start, part) in enumerate(pieces(data, list(range(10, 80, 10)))):
         if number != missing:
-            book.add("record", start, part)
+            count(book, "record", start, part)
     assert book.whole("record", 80) is None
-    book.add("record", missing * 10, memoryview(data)[missing * 10 : missing * 10 + 10])
+    count(book, "record", missing * 10, memoryview(data)[missing * 10 : missing * 10 + 10])
     assert book.whole("record", 80) == zlib.crc32(data)
 
 
 def test_a_record_of_another_length_has_no_checksum() -> None:
     book: ChecksumBook[str] = ChecksumBook()
-    book.add("record", 0, memoryview(b"eight by"))
+    count(book, "record", 0, memoryview(b"eight by"))
     assert book.whole("record", 8) == zlib.crc32(b"eight by")
     assert book.whole("record", 7) is None
     assert book.whole("record", 9) is None
@@ -73,8 +78,8 @@ def test_records_do_not_mix() -> None:
     one, two = bytes(range(100)), bytes(range(100, 200))
     book: ChecksumBook[tuple[int, int]] = ChecksumBook()
     for start in range(90, -1, -10):
-        book.add((0, 64), start, memoryview(one)[start : start + 10])
-        book.add((1, 64), start, memoryview(two)[start : start + 10])
+        count(book, (0, 64), start, memoryview(one)[start : start + 10])
+        count(book, (1, 64), start, memoryview(two)[start : start + 10])
     assert book.records() == [(0, 64), (1, 64)]
     assert book.whole((0, 64), 100) == zlib.crc32(one)
     assert book.whole((1, 64), 100) == zlib.crc32(two)
@@ -91,7 +96,7 @@ def test_a_piece_without_bytes_changes_nothing() -> None:
     data = b"some bytes"
     book: ChecksumBook[str] = ChecksumBook()
     for start, part in [(4, data[4:]), (4, b""), (0, b""), (0, data[:4]), (10, b"")]:
-        book.add("record", start, memoryview(part))
+        count(book, "record", start, memoryview(part))
     assert book.whole("record", 10) == zlib.crc32(data)
 
 
@@ -104,7 +109,7 @@ def test_threads_may_add_at_once() -> None:
 
     def add(job: tuple[int, int]) -> None:
         key, start = job
-        book.add(key, start, memoryview(records[key])[start : start + piece])
+        count(book, key, start, memoryview(records[key])[start : start + piece])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, jobs))
@@ -116,10 +121,10 @@ def test_a_record_longer_than_four_gigabytes_joins_right() -> None:
     book: ChecksumBook[str] = ChecksumBook()
     expected = 0
     for number in range(2):  # the position counts beyond 32 bits: the second piece starts where no piece has ended
-        book.add("record", number * (1 << 32), memoryview(block))
+        count(book, "record", number * (1 << 32), memoryview(block))
     assert book.whole("record", (1 << 32) + len(block)) is None
     for number in range(1, 64):
-        book.add("record", number * len(block), memoryview(block))
+        count(book, "record", number * len(block), memoryview(block))
     for _ in range(65):
         expected = zlib.crc32(block, expected)
     assert book.whole("record", 65 * len(block)) == expected

@@ -13,9 +13,9 @@ FLOORS = (
     {"lazy", "parallel", "memory", "checksums"},
     {"files", "families"},
     {"formats", "capabilities", "vocabulary", "recognise"},
-    {"coverage", "jobs", "lower", "plans", "assembly", "planner"},
-    {"engines", "publish", "replicas"},
-    {"api", "checkpoint", "describe"},
+    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "planner"},
+    {"engines", "journal", "publish", "replicas"},
+    {"api", "budget", "conversion", "streaming", "checkpoint", "describe"},
     {"cli", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

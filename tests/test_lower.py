@@ -14,13 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamconv.dtypes import DTYPES
-from streamconv.engines import threads
-from streamconv.engines.threads import EngineResult, EngineSettings
+from streamconv.engines.threads import EngineSettings
 from streamconv.files.output_io import OutputFileWriter
+from streamconv.files.source_io import IO_MODES
 from streamconv.files.torch_zip import open_torch_zip
-from streamconv.jobs import Job, RowsJob, RunJob, Target, Tile
+from streamconv.jobs import Job, RowsJob, RunJob, Target
 from streamconv.lazy import LazyTensor, concat, mean
+from streamconv.ledger import Ledger
 from streamconv.lower import lower
+from streamconv.tiles import Tile, tile_nbytes
+from tests.running import run_engine, tiles_of
 
 HEADS, HEAD_DIM, HIDDEN = 4, 6, 40
 ROWS = 3 * HEADS * HEAD_DIM
@@ -191,8 +194,8 @@ def lay_out(tensors: Sequence[LazyTensor]) -> tuple[list[Target], int]:
     return targets, max(ends)
 
 
-def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> tuple[list[bytes], EngineResult]:
-    """The bytes that the engine writes for each tensor, and its result."""
+def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> tuple[list[bytes], Ledger]:
+    """The bytes that the engine writes for each tensor, and the ledger of it."""
     targets, nbytes = lay_out(tensors)
     jobs = lower(targets)
     settings = EngineSettings(
@@ -200,27 +203,27 @@ def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettin
     )
     for number in range(2):
         (folder / f"{number}").unlink(missing_ok=True)
-    writers = [OutputFileWriter(folder / f"{number}", nbytes, 1 << 20) for number in range(2)]
+    writers = [OutputFileWriter(folder / f"{number}", nbytes, 1 << 20, settings.io) for number in range(2)]
     try:
-        result = threads.run(jobs, writers, settings, lambda _: None)
+        ledger = run_engine(jobs, writers, settings)
     finally:
         for writer in writers:
             writer.close()
     files = [(folder / f"{number}").read_bytes() for number in range(2)]
-    return [files[t.file][t.offset : t.offset + t.tensor.nbytes] for t in targets], result
+    return [files[t.file][t.offset : t.offset + t.tensor.nbytes] for t in targets], ledger
 
 
-def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> EngineResult:
+def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> Ledger:
     """The engine writes what the tensors say, and knows its checksums."""
-    written, result = run_jobs(tensors, folder, settings)
+    written, ledger = run_jobs(tensors, folder, settings)
     for target, data in zip(lay_out(tensors)[0], written, strict=True):
         assert data == target.tensor.numpy().tobytes(), target.tensor
-        assert result.written.whole((target.file, target.offset), len(data)) == zlib.crc32(data)
-    return result
+        assert ledger.targets.whole((target.file, target.offset), len(data)) == zlib.crc32(data)
+    return ledger
 
 
 @given(build=expressions(), block=st.sampled_from((4096, 5000, 1 << 16)), threads=st.sampled_from((1, 2)),
-       io=st.sampled_from(("pread", "mmap")))  # fmt: skip
+       io=st.sampled_from(IO_MODES))  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_any_expression_is_written_as_it_reads(
     shards: dict[str, Many], tmp_path_factory: pytest.TempPathFactory, build: Any, block: int, threads: int, io: str
@@ -235,10 +238,7 @@ def test_any_expression_is_written_as_it_reads(
 
 def assert_fits(tile: Tile, block: int) -> None:
     """All of a tile is inside one thread's buffers, and no more bytes are read than the engine promises."""
-    slack = 64 << 10
-    given = threads.buffer_nbytes(block, 1)
-    source, target = 2 * block + slack, block + slack
-    assert given == source + target
+    source, target = tile_nbytes(block)
     for read in tile.reads:
         assert read.start >= 0
         assert read.start + read.nbytes <= read.storage.nbytes
@@ -261,7 +261,7 @@ def test_each_tile_stays_within_the_buffers_of_its_block(shards: dict[str, Many]
     for job in jobs:
         block = job.smallest_block + extra
         written = 0
-        for tile in job.tiles(block):
+        for tile in tiles_of(job, block):
             assert_fits(tile, block)
             written += sum(write.nbytes for write in tile.writes)
         assert written == written_nbytes(job)
@@ -283,7 +283,7 @@ def test_rows_of_mixed_source_dtypes_stay_within_the_buffers(shards: dict[str, M
     jobs = lower([Target(0, 0, mixed)])
     for job in jobs:
         for extra in (0, 1 << 16, 1 << 20):
-            for tile in job.tiles(job.smallest_block + extra):
+            for tile in tiles_of(job, job.smallest_block + extra):
                 assert_fits(tile, job.smallest_block + extra)
 
 
@@ -293,7 +293,7 @@ def test_many_small_pieces_stay_within_the_buffers(shards: dict[str, Many]) -> N
     vector = concat([row.slice(0, n, n + 1) for n in range(0, 18_000, 3)], 0)
     for job in lower([Target(0, 0, vector)]):
         for block in (job.smallest_block, 1 << 16):
-            for tile in job.tiles(block):
+            for tile in tiles_of(job, block):
                 assert_fits(tile, block)
 
 
@@ -324,7 +324,7 @@ def test_halves_of_rows_are_filled_together_from_one_reading(shards: dict[str, M
     targets = [Target(n, 0, half) for n, half in enumerate(cut(whole, 1, 2))]
     (job,) = lower(targets)
     assert isinstance(job, RowsJob)
-    read = sum(read.nbytes for tile in job.tiles(1 << 16) for read in tile.reads)
+    read = sum(read.nbytes for tile in tiles_of(job, 1 << 16) for read in tile.reads)
     assert read == whole.nbytes
 
 

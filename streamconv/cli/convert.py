@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from streamconv.cli import plan as plan_verb
-from streamconv.cli.options import add_conversion_options, choices_of
+from streamconv.cli.options import DEFAULT_TARGET, add_conversion_options, choices_of, run_choices_of
+from streamconv.errors import UsageError
 
 if TYPE_CHECKING:
     from streamconv.plans import Plan
@@ -16,21 +17,34 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_arguments", "execute", "run"]
 
 HELP = "Convert a checkpoint."
+_NOWHERE = "null"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     add_conversion_options(parser)
-    parser.add_argument("dst", metavar="DST", help="folder for the result; it appears there whole, at the end")
+    parser.add_argument(
+        "dst", metavar="DST", nargs="?", help="folder for the result; it appears there whole, at the end"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing, as `streamconv plan`")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint in DST, once the new one is durable"
     )
-    parser.add_argument("--io", default="pread", metavar="MODE", help="how the source is read: pread (default) or mmap")
+    parser.add_argument(
+        "--restart", action="store_true", help="discard what a conversion that ended early left in DST, and begin anew"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
+    discards = arguments.to == _NOWHERE
+    if discards == (arguments.dst is not None):
+        raise UsageError(
+            f"--to {_NOWHERE} discards the result, and takes no DST" if discards else "DST is missing",
+            remedy="say where the result shall go, or --to null to measure without writing",
+        )
+    if discards:
+        arguments.to = DEFAULT_TARGET
     if arguments.dry_run:
         return plan_verb.run(arguments)
     from streamconv.api import plan
@@ -40,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def execute(work: Plan, arguments: argparse.Namespace) -> int:
     """Carry out a plan with progress on stderr and the report on stdout."""
-    from streamconv.api import run_plan
     from streamconv.cli.progress import progress_bar
+    from streamconv.conversion import run_plan
     from streamconv.describe import plan_text, report_dict, report_text
 
     if not arguments.json:
@@ -50,10 +64,10 @@ def execute(work: Plan, arguments: argparse.Namespace) -> int:
         report = run_plan(
             work,
             arguments.dst,
-            max_ram=arguments.max_ram,
-            io=arguments.io,
             overwrite=arguments.overwrite,
+            restart=arguments.restart,
             progress=progress,
+            **run_choices_of(arguments),
         )
     print(json.dumps(report_dict(report), indent=2) if arguments.json else report_text(report))
     return 0

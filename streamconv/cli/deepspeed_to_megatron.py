@@ -50,5 +50,6 @@ def _run(words: list[str]) -> int:
         pp=arguments.target_pp,
         for_release=arguments.for_release,
     )
-    arguments.dst, arguments.json, arguments.io = arguments.output_folder, False, "pread"
+    arguments.dst, arguments.json, arguments.restart = arguments.output_folder, False, False
+    arguments.io, arguments.jobs, arguments.block_size = "direct", None, None
     return convert.execute(work, arguments)

@@ -22,7 +22,7 @@ exit codes: 0 done, 1 unexpected, 2 usage, 3 source not found or not supported, 
 5 I/O error, 6 input damaged or unsafe, 7 values differ, 8 destination in use, 130 and 143 interrupted"""
 
 
-_STATE = "the destination holds what it held before, or the whole result; the same command may be run again"
+_STATE = "the destination holds what it held before, or the whole result; the same command goes on where this ended"
 
 
 class Terminated(BaseException):

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamconv.api import Choices
+    from streamconv.budget import RunChoices
 
-__all__ = ["add_conversion_options", "choices_of"]
+__all__ = ["DEFAULT_TARGET", "add_conversion_options", "choices_of", "run_choices_of"]
+
+
+DEFAULT_TARGET = "megatron"
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -24,8 +28,9 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     target = parser.add_argument_group("target")
     target.add_argument(
         "--to",
-        default="megatron",
-        help="megatron (the newest Megatron layout that can hold the model) or megatron-legacy",
+        default=DEFAULT_TARGET,
+        help="megatron (the newest Megatron layout that can hold the model), megatron-legacy, or null: convert to "
+        "megatron, discard the bytes",
     )
     target.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size (default: the source's)")
     target.add_argument(
@@ -62,6 +67,14 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory budget: 32G or 32GiB (2^30 units), 32GB (10^9), 50%%, or auto: half of what is free (default)",
     )
+    how.add_argument(
+        "--io",
+        default="direct",
+        metavar="MODE",
+        help="direct (default): past the page cache, where the file system can; pread: through it; mmap: read by maps",
+    )
+    how.add_argument("--jobs", type=int, metavar="N", help="threads that read and write (default: 2)")
+    how.add_argument("--block-size", metavar="SIZE", help="bytes that each thread moves at a time (default: up to 4M)")
     how.add_argument("--json", action="store_true", help="print the result as JSON")
     how.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
 
@@ -83,4 +96,14 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
         "qkv_layout": arguments.qkv_layout,
         "num_heads": arguments.num_heads,
         "iteration": arguments.iteration,
+    }
+
+
+def run_choices_of(arguments: argparse.Namespace) -> RunChoices:
+    """How to run it, as the library takes it."""
+    return {
+        "max_ram": arguments.max_ram,
+        "io": arguments.io,
+        "jobs": arguments.jobs,
+        "block_size": arguments.block_size,
     }

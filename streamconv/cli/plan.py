@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from streamconv.cli.options import add_conversion_options, choices_of
+from streamconv.cli.options import add_conversion_options, choices_of, run_choices_of
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -19,11 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from streamconv.api import check_budget, plan
+    from streamconv.api import plan
+    from streamconv.budget import check_budget
     from streamconv.describe import plan_dict, plan_text
 
     work = plan(arguments.src, **choices_of(arguments))
-    fit = check_budget(work, arguments.max_ram)
+    fit = check_budget(work, run_choices_of(arguments))
     if arguments.json:
         print(json.dumps(plan_dict(work, fit), indent=2))
     else:

@@ -3,78 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamconv.checksums import ChecksumBook, Verdict, verify_storages
+from streamconv.checksums import crc32
 from streamconv.dtypes import cast_into
 from streamconv.errors import DifferenceError, StreamconvError
-from streamconv.files.output_io import OutputFileWriter
+from streamconv.files.direct import DIRECT_NBYTES, PAGE, Buffer, new_buffer
+from streamconv.files.output_io import Output
 from streamconv.files.source_io import SourceFiles
-from streamconv.jobs import Job, Move, Tile
-from streamconv.lazy import Storage, average
+from streamconv.lazy import average
+from streamconv.ledger import Ledger, TileDone
+from streamconv.tiles import Move, Tile, Write, tile_nbytes
 
-__all__ = ["EngineResult", "EngineSettings", "block_within", "buffer_nbytes", "run"]
+__all__ = ["Crew", "EngineSettings", "block_within", "buffer_nbytes", "run"]
 
-_SLACK = 64 << 10
+# Soon at first, so that a run which is killed early has something to go on with.
+_FIRST_COMMIT_SECONDS, _COMMIT_SECONDS = 0.25, 2.0
 NDArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Block size in bytes, number of threads, how the source is read (``pread`` or ``mmap``)."""
+    """Block size in bytes, number of threads, how the source is read (one of ``IO_MODES``)."""
 
     block: int
     threads: int
     io: str
 
 
-@dataclass(frozen=True, slots=True)
-class EngineResult:
-    """What happened: bytes moved, CRC-32s by (file, record), and how the source's own CRCs fared."""
-
-    written: ChecksumBook[tuple[int, int]]
-    source: Verdict
-    read_nbytes: int
-    write_nbytes: int
-
-
 def buffer_nbytes(block: int, threads: int) -> int:
-    """Bytes of all buffers: each thread has one of two blocks for input and one of a block for output."""
-    return threads * (3 * block + 2 * _SLACK)
+    """Bytes of all buffers."""
+    return threads * sum(tile_nbytes(block))
 
 
 def block_within(nbytes: int, threads: int) -> int:
-    """The largest block whose buffers take at most ``nbytes``."""
-    return (nbytes // threads - 2 * _SLACK) // 3
+    """The largest block, in whole pages, whose buffers take at most ``nbytes``; 0 or less if there is none."""
+    fixed = buffer_nbytes(0, 1)
+    per_block = (buffer_nbytes(16 * PAGE, 1) - fixed) / (16 * PAGE)
+    return int((nbytes / threads - fixed) / per_block) // PAGE * PAGE
+
+
+class Crew:
+    """Threads' buffers and open files, to be used for several runs."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.block = settings.block
+        self.workers = [_Worker(SourceFiles(settings.io), settings.block) for _ in range(settings.threads)]
+
+    def close(self) -> None:
+        """Close the source files."""
+        for worker in self.workers:
+            worker.files.close()
 
 
 def run(
-    jobs: Sequence[Job],
-    outputs: Sequence[OutputFileWriter],
-    settings: EngineSettings,
+    ledger: Ledger,
+    outputs: Sequence[Output],
+    crew: Crew,
     progress: Callable[[int], None],
-) -> EngineResult:
-    """Fill the outputs.
+    journal: Callable[[Sequence[TileDone]], None] | None = None,
+) -> None:
+    """Do what the ledger says is left, and enter it there.
 
     Args:
-        jobs: from :func:`streamconv.lower.lower`.
+        ledger: the jobs, from :func:`streamconv.lower.lower`, and what is done of them.
         outputs: the files that the jobs number.
-        settings: block, threads, io.
+        crew: who does it.
         progress: called with each number of bytes that was written, from any thread.
+        journal: called every two seconds at the latest, and at the end however it ends, with the tiles that have
+            become durable.
 
     Raises:
         DamagedError: the source ends early, or a record's CRC is not the recorded one.
+        DifferenceError: a value does not fit the type that it is cast to.
         StorageError, DiskSpaceError: the system refused.
     """
-    shared = _Shared(jobs, outputs, settings, progress)
-    threads = [Thread(target=shared.work, name=f"streamconv-{n}", daemon=True) for n in range(settings.threads)]
-    for thread in threads:
+    shared = _Shared(ledger, outputs, crew.block, progress, journal)
+    threads = [Thread(target=shared.work, args=(worker,), daemon=True) for worker in crew.workers]
+    committer = Thread(target=shared.commit_regularly, daemon=True)
+    for thread in (*threads, committer):
         thread.start()
     try:
         for thread in threads:
@@ -84,91 +96,117 @@ def run(
         for thread in threads:
             thread.join()
         raise
+    finally:
+        shared.ended.set()
+        committer.join()
     if shared.failure is not None:
         raise shared.failure
-    return shared.result()
 
 
 class _Shared:
-    """What the threads share: the tiles still to do, the checksums, the first failure."""
+    """What the threads share: the tiles still to do, those not yet noted, the first failure."""
 
     def __init__(
         self,
-        jobs: Sequence[Job],
-        outputs: Sequence[OutputFileWriter],
-        settings: EngineSettings,
+        ledger: Ledger,
+        outputs: Sequence[Output],
+        block: int,
         progress: Callable[[int], None],
+        journal: Callable[[Sequence[TileDone]], None] | None,
     ) -> None:
-        self.outputs, self.settings, self.progress = outputs, settings, progress
-        self.tiles = self._tiles(jobs)
+        self.ledger, self.outputs, self.block = ledger, outputs, block
+        self.progress, self.journal = progress, journal
+        self.todo = self._ranges()
         self.lock = Lock()
+        self.ended = Event()
         self.failure: BaseException | None = None
-        self.sources: ChecksumBook[Storage] = ChecksumBook()
-        self.targets: ChecksumBook[tuple[int, int]] = ChecksumBook()
-        self.read_nbytes = self.write_nbytes = 0
+        self.unnoted: list[TileDone] = []
+        self.touched: set[int] = set()
 
-    def _tiles(self, jobs: Sequence[Job]) -> Iterator[Tile]:
-        for job in jobs:
-            yield from job.tiles(self.settings.block)
+    def _ranges(self) -> Iterator[tuple[int, int, int]]:
+        for number, first, last in self.ledger.remaining():
+            for start, stop in self.ledger.jobs[number].cut(first, last, self.block):
+                yield number, start, stop
 
-    def next_tile(self) -> Tile | None:
+    def next_range(self) -> tuple[int, int, int] | None:
         with self.lock:
-            return next(self.tiles, None) if self.failure is None else None
+            return next(self.todo, None) if self.failure is None else None
 
     def stop(self) -> None:
         with self.lock:
-            self.tiles = iter(())
+            self.todo = iter(())
 
-    def work(self) -> None:
-        try:
-            with closing(SourceFiles(self.settings.io)) as files:
-                worker = _Worker(self, files)
-                while (tile := self.next_tile()) is not None:
-                    worker.run(tile)
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits in run(), which raises it
-            with self.lock:
-                self.failure = self.failure or error
-
-    def count(self, read: int, written: int) -> None:
+    def fail(self, error: BaseException) -> None:
         with self.lock:
-            self.read_nbytes += read
-            self.write_nbytes += written
-        self.progress(written)
+            self.failure = self.failure or error
 
-    def result(self) -> EngineResult:
-        return EngineResult(self.targets, verify_storages(self.sources), self.read_nbytes, self.write_nbytes)
+    def work(self, worker: _Worker) -> None:
+        try:
+            while (found := self.next_range()) is not None:
+                number, first, last = found
+                tile = self.ledger.jobs[number].tile(first, last)
+                reads, writes = worker.run(tile, self.outputs)
+                done = TileDone(number, first, last, reads, writes)
+                self.ledger.add(done, tile)
+                self.note(done, tile)
+                self.progress(sum(write.nbytes for write in tile.writes))
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits in run(), which raises it
+            self.fail(error)
+
+    def note(self, done: TileDone, tile: Tile) -> None:
+        if self.journal is not None:
+            with self.lock:
+                self.unnoted.append(done)
+                self.touched.update(write.file for write in tile.writes)
+
+    def commit_regularly(self) -> None:
+        try:
+            seconds = _FIRST_COMMIT_SECONDS
+            while not self.ended.wait(seconds):
+                self.commit()
+                seconds = min(2 * seconds, _COMMIT_SECONDS)
+            self.commit()
+        except BaseException as error:  # noqa: BLE001 - as in work()
+            self.fail(error)
+
+    def commit(self) -> None:
+        with self.lock:
+            done, self.unnoted = self.unnoted, []
+            touched, self.touched = self.touched, set()
+        if self.journal is not None and done:
+            for number in sorted(touched):
+                self.outputs[number].commit()
+            self.journal(done)
 
 
 class _Worker:
-    def __init__(self, shared: _Shared, files: SourceFiles) -> None:
-        self.shared, self.files = shared, files
-        self.input = bytearray(2 * shared.settings.block + _SLACK)
-        self.output = bytearray(shared.settings.block + _SLACK)
+    def __init__(self, files: SourceFiles, block: int) -> None:
+        self.files = files
+        self.input, self.output = (new_buffer(nbytes) for nbytes in tile_nbytes(block))
 
-    def run(self, tile: Tile) -> None:
-        source = memoryview(self.input)
+    def run(self, tile: Tile, outputs: Sequence[Output]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Read, move and write; the CRC-32s of the reads and of the writes."""
+        reads = []
         for read in tile.reads:
-            if read.position + read.nbytes > len(source):
-                raise StreamconvError(f"a tile needs {read.position + read.nbytes} bytes, the buffer has {len(source)}")
-            chunk = source[read.position : read.position + read.nbytes]
-            self.files.read_into(read.storage.path, read.storage.offset + read.start, chunk)
-            self.shared.sources.add(read.storage, read.start, chunk)
+            part = _part(self.input, read.position, read.nbytes)
+            offset = read.storage.offset + read.start
+            self.files.read_into(read.storage.path, offset, self.input, read.position, read.nbytes)
+            reads.append(crc32(part))
+        if not tile.moves:
+            for write in tile.writes:
+                self.write_as_read(write, outputs[write.file])
+            return tuple(reads), tuple(reads * len(tile.writes))
         try:
             for move in tile.moves:
                 self.move(move)
         except DifferenceError as error:
             storage = tile.reads[0].storage
             raise DifferenceError(error.what, where=f"{storage.path}: {storage.name}", remedy=error.remedy) from error
-        data = memoryview(self.output) if tile.moves else source
+        writes = []
         for write in tile.writes:
-            chunk = data[write.position : write.position + write.nbytes]
-            if len(chunk) != write.nbytes:
-                raise StreamconvError(
-                    f"a tile writes {write.nbytes} bytes from {write.position}, the buffer has {len(data)}"
-                )
-            self.shared.outputs[write.file].write(write.record + write.start, chunk)
-            self.shared.targets.add((write.file, write.record), write.start, chunk)
-        self.shared.count(sum(r.nbytes for r in tile.reads), sum(w.nbytes for w in tile.writes))
+            writes.append(crc32(_part(self.output, write.position, write.nbytes)))
+            _write(write, outputs[write.file], self.output, write.position)
+        return tuple(reads), tuple(writes)
 
     def move(self, move: Move) -> None:
         arrays: list[NDArray] = [
@@ -177,3 +215,24 @@ class _Worker:
         ]
         target: NDArray = np.ndarray(move.shape, move.target_dtype.numpy, self.output, move.position, move.strides)
         cast_into(arrays[0] if len(arrays) == 1 else average(arrays), target)
+
+    def write_as_read(self, write: Write, output: Output) -> None:
+        """Write what was read, brought to the place in its pages that a direct write needs."""
+        place = (write.record + write.start) % PAGE
+        if place == write.position % PAGE or write.nbytes < DIRECT_NBYTES or not output.wants_pages:
+            _write(write, output, self.input, write.position)
+            return
+        target = np.frombuffer(_part(self.output, place, write.nbytes), np.uint8)
+        np.copyto(target, np.frombuffer(_part(self.input, write.position, write.nbytes), np.uint8))
+        _write(write, output, self.output, place)
+
+
+def _write(write: Write, output: Output, buffer: Buffer, position: int) -> None:
+    output.write(write.record + write.start, buffer, position, write.nbytes)
+
+
+def _part(buffer: Buffer, position: int, nbytes: int) -> memoryview:
+    part = memoryview(buffer)[position : position + nbytes]
+    if len(part) != nbytes:
+        raise StreamconvError(f"a tile needs {nbytes} bytes from {position}, the buffer has {len(buffer)}")
+    return part

@@ -8,8 +8,8 @@ fused whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -61,8 +61,9 @@ class Parameter:
 
     def name(self, layer: int | None = None) -> str:
         """The canonical name: ``layers.3.mlp.dense_h_to_4h.weight``, ``final_layernorm.weight``."""
-        prefix = {Section.LAYER: f"layers.{layer}.", Section.FINAL_NORM: "final_layernorm."}
-        return prefix.get(self.section, "") + self.key
+        if self.section is Section.LAYER:
+            return f"layers.{layer}.{self.key}"
+        return f"final_layernorm.{self.key}" if self.section is Section.FINAL_NORM else self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,10 @@ class ModelFamily:
     positions: str
     parameters: tuple[Parameter, ...]
     runs_in: str
+    rows: Mapping[tuple[Section, str], Parameter] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", {(p.section, p.key): p for p in self.parameters})
 
     def keys(self, section: Section) -> set[str]:
         """The keys that a section must have."""
@@ -115,7 +120,7 @@ class ModelFamily:
 
     def parameter(self, section: Section, key: str) -> Parameter:
         """The row for a stored key."""
-        return next(p for p in self.parameters if p.section is section and p.key == key)
+        return self.rows[section, key]
 
     def refusal(self, args: dict[str, Any]) -> str | None:
         """Why this family would mistranslate a model trained with ``args``, or None."""

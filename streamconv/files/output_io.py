@@ -1,8 +1,10 @@
-"""Write output files by position, and keep the pages that wait for the disk few.
+"""Write output files by position, past the page cache or with few pages of it waiting for the disk.
 
-Written data is pushed to the disk in windows (``sync_file_range``) and its pages are dropped as soon as they are
-clean, so a long run neither fills the page cache nor stops for minutes in the last ``fsync``, and fits a small memory
-cgroup.
+``direct`` writes the whole pages of a long write straight from the buffer. What a write leaves over at its two ends,
+less than a page each, goes through the page cache, and since no byte is written twice such a page is never written
+directly: the two ways cannot overwrite each other's bytes. Elsewhere written data is pushed to the disk in windows
+(``sync_file_range``) and its pages are dropped as soon as they are clean, so that a long run neither fills the page
+cache nor stops for minutes in the last ``fsync``, and fits a small memory cgroup.
 """
 
 from __future__ import annotations
@@ -11,34 +13,72 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 from streamconv.errors import DiskSpaceError, StorageError
+from streamconv.files.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
 
-__all__ = ["OutputFileWriter", "refused_by_system"]
+__all__ = ["DiscardedOutput", "Output", "OutputFileWriter", "refused_by_system"]
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_CALL = (errno.ESPIPE, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Output(Protocol):
+    """What an engine fills; any thread may write any part of it.
+
+    ``wants_pages`` says whether a long write is faster from a position that has the offset's place in its page.
+    """
+
+    wants_pages: bool
+
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Write ``nbytes`` of ``buffer`` from ``position`` at ``offset``."""
+
+    def commit(self) -> None:
+        """Make durable what was written so far."""
+
+
+class DiscardedOutput:
+    """An output that takes no room: for measuring all but the writing."""
+
+    wants_pages = True
+
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Forget the bytes."""
+
+    def commit(self) -> None:
+        """Nothing is kept."""
 
 
 @cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    """Linux's call, which Python does not wrap; None elsewhere."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+def _linux_call(name: str, *arguments: type) -> Callable[..., int] | None:
+    """A call of the C library that Python does not wrap; None where there is none."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    result: Callable[[int, int, int, int], int] = function
+    function.argtypes = arguments
+    result: Callable[..., int] = function
     return result
 
 
 class OutputFileWriter:
-    """One output file of known size; any thread may write any part of it."""
+    """One output file of known size; any thread may write any part of it, each byte once."""
 
-    def __init__(self, path: Path, nbytes: int, window: int) -> None:
-        """Create ``path``, ``nbytes`` long; at most about twice ``window`` bytes of it wait in the page cache.
+    def __init__(self, path: Path, nbytes: int, window: int, io: str = "direct", *, resume: bool = False) -> None:
+        """Create ``path``, ``nbytes`` long, its room on the disk reserved where the file system can.
+
+        Args:
+            path: the file; it must not exist.
+            nbytes: its size.
+            window: at most about twice as many bytes wait in the page cache, of what goes through it.
+            io: ``direct``; otherwise all writes go through the page cache.
+            resume: go on with the file that is there.
 
         Raises:
             DiskSpaceError: the disk is full.
@@ -49,18 +89,40 @@ class OutputFileWriter:
         self._current: tuple[int, int] | None = None
         self._dirty = 0
         self._previous: tuple[int, int] | None = None
-        with self._reported("create"):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            os.ftruncate(self._fd, nbytes)
+        self._fd = self._direct_fd = -1
+        self.wants_pages = False
+        with self._reported("open" if resume else "create"), ExitStack() as undo:
+            undo.callback(self.close)
+            flags = os.O_RDWR | os.O_CLOEXEC | (0 if resume else os.O_CREAT | os.O_EXCL)
+            self._fd = os.open(path, flags, 0o666)
+            if not resume:
+                os.ftruncate(self._fd, nbytes)
+                self._reserve(nbytes)
+            if io == "direct":
+                self._direct_fd, self.wants_pages = open_file(path, os.O_RDWR, direct=True)
+            undo.pop_all()
 
-    def write(self, offset: int, data: memoryview | bytes) -> None:
-        """Write ``data`` at ``offset``."""
-        view = memoryview(data)
-        with self._reported(f"write {len(view)} bytes at {offset} to"):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], offset + done)
-        self._written(offset, offset + len(view))
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Write ``nbytes`` of ``buffer`` from ``position`` at ``offset``.
+
+        It is written directly if :func:`streamconv.files.direct.is_direct` says so.
+        """
+        view = memoryview(buffer)[position : position + nbytes]
+        with self._reported(f"write {nbytes} bytes at {offset} to"):
+            if self.wants_pages and is_direct(offset, buffer, position, nbytes):
+                first, last = page_end(offset) - offset, page_start(offset + nbytes) - offset
+                if self._write_direct(offset + first, view[first:last]):
+                    _write(self._fd, offset, view[:first])
+                    _write(self._fd, offset + last, view[last:])
+                    return
+            _write(self._fd, offset, view)
+        self._written(offset, offset + nbytes)
+
+    def commit(self) -> None:
+        """Make durable what was written so far, and drop the pages that it took in the cache."""
+        with self._reported("sync"):
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self) -> None:
         """Make the file durable and close it."""
@@ -71,9 +133,30 @@ class OutputFileWriter:
 
     def close(self) -> None:
         """Close the file as it is."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._direct_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct_fd = -1
+
+    def _reserve(self, nbytes: int) -> None:
+        call = _linux_call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if nbytes and call is not None and call(self._fd, 0, 0, nbytes) != 0:
+            code = ctypes.get_errno()
+            if code not in _NO_CALL:
+                raise OSError(code, os.strerror(code))
+
+    def _write_direct(self, offset: int, view: memoryview) -> bool:
+        """Write whole pages past the cache; False, with nothing written, where the file system refuses that."""
+        try:
+            done = os.pwrite(self._direct_fd, view, offset) if view else 0
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+            self.wants_pages = False
+            return False
+        # A write that the system cut short is finished through the cache.
+        _write(self._fd, offset + done, view[done:])
+        return True
 
     def _written(self, start: int, stop: int) -> None:
         with self._lock:
@@ -90,18 +173,24 @@ class OutputFileWriter:
             os.posix_fadvise(self._fd, behind[0], behind[1] - behind[0], os.POSIX_FADV_DONTNEED)
 
     def _push(self, span: tuple[int, int], flags: int) -> None:
-        call = _sync_file_range()
+        call = _linux_call("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
         with self._reported("sync"):
             if call is None:
                 os.fdatasync(self._fd)
             elif call(self._fd, span[0], span[1] - span[0], flags) != 0:
                 code = ctypes.get_errno()
-                if code not in (errno.ESPIPE, errno.EINVAL, errno.ENOSYS):
+                if code not in _NO_CALL:
                     raise OSError(code, os.strerror(code))
                 os.fdatasync(self._fd)
 
     def _reported(self, verb: str) -> _Reported:
         return _Reported(verb, self.path)
+
+
+def _write(fd: int, offset: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
 
 
 def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError | StorageError:

@@ -8,13 +8,13 @@ what would have been called and set. A caller may name globals that stand for pl
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsafeError
 
-__all__ = ["MARK", "Builder", "Global", "PickleMachine", "Record", "checked_key"]
+__all__ = ["Builder", "Global", "PickleMachine", "Record", "Step", "checked_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,10 @@ class Record:
 
 
 Builder = Callable[..., Any]
-MARK = object()
+Step = Callable[["PickleMachine", int], int]
+"""One instruction: it is given the place behind its byte, and gives the place of the next instruction."""
+
+_STOP = ord(".")
 _LARGEST_KEY = 64
 
 
@@ -68,58 +71,56 @@ def checked_key(key: Any, where: str) -> Any:
 
 
 class PickleMachine:
-    """The stack machine of one pickle: ``data``, its name in messages, and what the caller put in for some names."""
+    """The stack machine of one pickle: ``data``, its name in messages, and what the caller put in for some names.
+
+    ``stack`` reaches down to the last mark; what lies below it is the last of ``below``.
+    """
+
+    __slots__ = ("below", "builders", "data", "memo", "persistent", "stack", "where")
 
     def __init__(
         self, data: bytes, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
     ) -> None:
         self.data, self.where, self.builders, self.persistent = data, where, builders, persistent
-        self.position = 0
         self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
     # -- raw input -------------------------------------------------------------------------------------------------
 
-    def take(self, count: int) -> bytes:
-        """The next ``count`` bytes."""
-        chunk = self.data[self.position : self.position + count]
-        if len(chunk) != count:
-            raise DamagedError(f"pickle ends at byte {len(self.data)}, {count} more were due", where=self.where)
-        self.position += count
-        return chunk
-
-    def number(self, layout: str) -> Any:
-        """The next number, laid out as ``struct`` writes it."""
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def line(self) -> bytes:
-        """The rest of the line."""
-        end = self.data.find(b"\n", self.position)
+    def line(self, position: int) -> tuple[bytes, int]:
+        """The rest of the line, and where the next one begins."""
+        end = self.data.find(b"\n", position)
         if end < 0:
-            raise DamagedError("pickle ends inside a line", where=self.where)
-        line = self.data[self.position : end]
-        self.position = end + 1
-        return line
+            raise self.ended(f"the line from byte {position} is open")
+        return self.data[position:end], end + 1
+
+    def ended(self, what: str) -> DamagedError:
+        """The error that says that the pickle is cut off."""
+        return DamagedError(f"pickle ends at byte {len(self.data)}, {what}", where=self.where)
 
     # -- the stack -------------------------------------------------------------------------------------------------
 
+    def mark(self) -> None:
+        """Begin a stack of its own."""
+        self.below.append(self.stack)
+        self.stack = []
+
     def pop_to_mark(self) -> list[Any]:
         """Everything above the last mark, which goes too."""
-        items: list[Any] = []
-        while (value := self.stack.pop()) is not MARK:
-            items.append(value)
-        items.reverse()
+        items, self.stack = self.stack, self.below.pop()
         return items
 
     def set_items(self, target: Any, pairs: list[Any]) -> None:
         """Set key, value, key, value .. in a dictionary or a record."""
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if isinstance(target, dict):
-                target[checked_key(key, self.where)] = value
-            elif isinstance(target, Record):
-                target.items.append((key, value))
-            else:
-                raise DamagedError(f"pickle sets an item of a {type(target).__name__}", where=self.where)
+        rows = zip(pairs[::2], pairs[1::2], strict=True)
+        if isinstance(target, dict):
+            for key, value in rows:
+                target[key if type(key) is str else checked_key(key, self.where)] = value
+        elif isinstance(target, Record):
+            target.items.extend(rows)
+        elif pairs:
+            raise DamagedError(f"pickle sets an item of a {type(target).__name__}", where=self.where)
 
     def append(self, target: Any, values: list[Any]) -> None:
         """Append values to a list or a record."""
@@ -134,7 +135,7 @@ class PickleMachine:
         """What a call would give: a builder of the caller's, or an inert record."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise UnsafeError(f"pickle calls a {type(function).__name__}", where=self.where)
-        builder = self.builders.get(str(function))
+        builder = self.builders.get(f"{function.module}.{function.name}")
         return Record(function, args) if builder is None else builder(*args)
 
     def build(self) -> None:
@@ -145,24 +146,21 @@ class PickleMachine:
         elif not (isinstance(target, dict) and isinstance(state, dict)):
             raise UnsafeError(f"pickle sets the state of a {type(target).__name__}", where=self.where)
 
-    def memoize(self, index: int) -> None:
-        """Remember the top of the stack under a number."""
-        self.memo[index] = self.stack[-1]
-
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self, steps: Mapping[bytes, Callable[[PickleMachine], Any]]) -> Any:
-        """The value that the pickle stands for, with ``steps`` as its instructions."""
+    def run(self, steps: Sequence[Step | None]) -> Any:
+        """The value that the pickle stands for, with ``steps`` as its instructions by their byte."""
+        data, position = self.data, 0
         try:
-            while True:
-                code = self.take(1)
-                if code == b".":
-                    return self.stack.pop()
-                step = steps.get(code)
+            while (code := data[position]) != _STOP:
+                step = steps[code]
                 if step is None:
-                    raise UnsafeError(f"pickle instruction {code!r} at byte {self.position - 1}", where=self.where)
-                step(self)
+                    raise UnsafeError(f"pickle instruction {bytes((code,))!r} at byte {position}", where=self.where)
+                position = step(self, position + 1)
+            return self.stack.pop()
         except (LookupError, ValueError, TypeError, struct.error, ArithmeticError, RecursionError) as error:
+            if position >= len(data):
+                raise self.ended("an instruction was due") from error
             raise DamagedError(
-                f"pickle is broken at byte {self.position}: {type(error).__name__}: {error}", where=self.where
+                f"pickle is broken at byte {position}: {type(error).__name__}: {error}", where=self.where
             ) from error

@@ -1,49 +1,29 @@
-"""The instructions of the pickle machine, protocols 0 to 5, under the byte that each has in a pickle.
+"""The instructions of the pickle machine, protocols 0 to 5, by the byte that each has in a pickle.
 
 Names and meanings are those of the standard library's ``pickletools``. What would import or call something makes an
 inert :class:`Global` or :class:`Record` instead; extension codes, which name registered classes, are not there.
+
+Reading behind the end of the pickle or below the last mark raises an ``IndexError`` or a ``struct.error``, which the
+machine turns into a refusal; only a slice must be looked at.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
+from operator import methodcaller
+from struct import Struct
 from typing import Any
 
 from streamconv.errors import UnsafeError
-from streamconv.files.pickle_machine import MARK, Global, PickleMachine, Record
+from streamconv.files.pickle_machine import Global, PickleMachine, Record, Step
 
 __all__ = ["STEPS"]
 
 _LARGEST_INT = 1024
-
-
-def _push(make: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine], None]:
-    def step(machine: PickleMachine) -> None:
-        machine.stack.append(make(machine))
-
-    return step
-
-
-def _tuple(count: int) -> Callable[[PickleMachine], None]:
-    def step(machine: PickleMachine) -> None:
-        if len(machine.stack) < count or any(item is MARK for item in machine.stack[-count:]):
-            raise IndexError("tuple reaches below the mark")
-        machine.stack[-count:] = [tuple(machine.stack[-count:])]
-
-    return step
-
-
-def _sized(layout: str, decode: Callable[[bytes], Any]) -> Callable[[PickleMachine], None]:
-    return _push(lambda machine: decode(machine.take(machine.number(layout))))
-
-
-def _latin(raw: bytes) -> str:
-    return raw.decode("latin1")
-
-
-def _utf8(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogatepass")
+_long = Struct("<I").unpack_from
+_latin: Callable[[bytes], str] = methodcaller("decode", "latin1")
+_utf8: Callable[[bytes], str] = methodcaller("decode", "utf-8", "surrogatepass")
 
 
 def _int(raw: bytes) -> int:
@@ -52,13 +32,7 @@ def _int(raw: bytes) -> int:
     return int.from_bytes(raw, "little", signed=True)
 
 
-def _int_line(machine: PickleMachine) -> Any:
-    line = machine.line()
-    return line == b"01" if line in (b"00", b"01") else int(line)
-
-
-def _quoted(machine: PickleMachine) -> str:
-    line = machine.line()
+def _quoted(line: bytes) -> str:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b'"', b"'"):
         raise ValueError("string without quotes")
     # Bytes of Python 2, escaped: codecs.escape_decode is what the standard library's own unpickler uses.
@@ -66,9 +40,124 @@ def _quoted(machine: PickleMachine) -> str:
     return raw.decode("latin1")
 
 
-def _named(machine: PickleMachine) -> Global:
-    module, name = machine.line(), machine.line()
-    return Global(_utf8(module), _utf8(name))
+# -- makers of instructions --------------------------------------------------------------------------------------------
+
+
+def _do(act: Callable[[PickleMachine], object]) -> Step:
+    """Do something with the machine alone."""
+
+    def step(machine: PickleMachine, position: int) -> int:
+        act(machine)
+        return position
+
+    return step
+
+
+def _push(make: Callable[[PickleMachine], Any]) -> Step:
+    """Push what is made of the machine alone."""
+
+    def step(machine: PickleMachine, position: int) -> int:
+        value = make(machine)
+        machine.stack.append(value)
+        return position
+
+    return step
+
+
+def _line(make: Callable[[PickleMachine, bytes], Any]) -> Step:
+    """Push what the rest of the line stands for."""
+
+    def step(machine: PickleMachine, position: int) -> int:
+        line, position = machine.line(position)
+        machine.stack.append(make(machine, line))
+        return position
+
+    return step
+
+
+def _number(layout: str) -> Step:
+    """Push a number, laid out as ``struct`` writes it."""
+    unpack, width = Struct(layout).unpack_from, Struct(layout).size
+
+    def step(machine: PickleMachine, position: int) -> int:
+        machine.stack.append(unpack(machine.data, position)[0])
+        return position + width
+
+    return step
+
+
+def _sized(layout: str, decode: Callable[[bytes], Any]) -> Step:
+    """Push what bytes stand for whose count stands before them."""
+    unpack, width = Struct(layout).unpack_from, Struct(layout).size
+
+    def step(machine: PickleMachine, position: int) -> int:
+        data, start = machine.data, position + width
+        count: int = unpack(data, position)[0]
+        raw = data[start : start + count]
+        if len(raw) != count:
+            raise machine.ended(f"{count} bytes from byte {start} were due")
+        machine.stack.append(decode(raw))
+        return start + count
+
+    return step
+
+
+def _tuple(count: int) -> Step:
+    def step(machine: PickleMachine, position: int) -> int:
+        stack = machine.stack
+        if len(stack) < count:
+            raise IndexError("tuple reaches below the mark")
+        stack[-count:] = [tuple(stack[-count:])]
+        return position
+
+    return step
+
+
+# -- instructions ------------------------------------------------------------------------------------------------------
+
+
+def _pop(machine: PickleMachine) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.pop_to_mark()
+
+
+def _put_line(machine: PickleMachine, position: int) -> int:
+    line, position = machine.line(position)
+    machine.memo[int(line)] = machine.stack[-1]
+    return position
+
+
+def _put_byte(machine: PickleMachine, position: int) -> int:
+    machine.memo[machine.data[position]] = machine.stack[-1]
+    return position + 1
+
+
+def _put_long(machine: PickleMachine, position: int) -> int:
+    machine.memo[_long(machine.data, position)[0]] = machine.stack[-1]
+    return position + 4
+
+
+def _memoize(machine: PickleMachine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _get_byte(machine: PickleMachine, position: int) -> int:
+    machine.stack.append(machine.memo[machine.data[position]])
+    return position + 1
+
+
+def _get_long(machine: PickleMachine, position: int) -> int:
+    machine.stack.append(machine.memo[_long(machine.data, position)[0]])
+    return position + 4
+
+
+def _global(machine: PickleMachine, position: int) -> int:
+    module, position = machine.line(position)
+    name, position = machine.line(position)
+    machine.stack.append(Global(_utf8(module), _utf8(name)))
+    return position
 
 
 def _stack_global(machine: PickleMachine) -> Global:
@@ -78,9 +167,11 @@ def _stack_global(machine: PickleMachine) -> Global:
     return Global(module, name)
 
 
-def _reduce(machine: PickleMachine) -> Any:
-    args = machine.stack.pop()
-    return machine.call(machine.stack.pop(), args)
+def _reduce(machine: PickleMachine, position: int) -> int:
+    stack = machine.stack
+    args = stack.pop()
+    stack[-1] = machine.call(stack[-1], args)
+    return position
 
 
 def _newobj_ex(machine: PickleMachine) -> Any:
@@ -88,9 +179,11 @@ def _newobj_ex(machine: PickleMachine) -> Any:
     return machine.call(machine.stack.pop(), (*args, kwargs) if kwargs else args)
 
 
-def _inst(machine: PickleMachine) -> Any:
-    cls = _named(machine)
-    return machine.call(cls, tuple(machine.pop_to_mark()))
+def _inst(machine: PickleMachine, position: int) -> int:
+    position = _global(machine, position)
+    cls, args = machine.stack.pop(), machine.pop_to_mark()
+    machine.stack.append(machine.call(cls, tuple(args)))
+    return position
 
 
 def _obj(machine: PickleMachine) -> Any:
@@ -130,31 +223,31 @@ def _marked_dict(machine: PickleMachine) -> dict[Any, Any]:
     return result
 
 
-def _set(machine: PickleMachine, values: list[Any]) -> Record:
+def _set(values: list[Any]) -> Record:
     return Record(Global("builtins", "set"), (), None, values)
 
 
-STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
-    b"\x80": lambda m: m.take(1),  # PROTO
-    b"\x95": lambda m: m.take(8),  # FRAME
-    b"(": lambda m: m.stack.append(MARK),
-    b"0": lambda m: m.stack.pop(),  # POP
-    b"1": lambda m: m.pop_to_mark(),  # POPMARK
-    b"2": lambda m: m.stack.append(m.stack[-1]),  # DUP
-    b"N": _push(lambda m: None),
-    b"\x88": _push(lambda m: True),
-    b"\x89": _push(lambda m: False),
-    b"I": _push(_int_line),
-    b"L": _push(lambda m: int(m.line().rstrip(b"L"))),
-    b"F": _push(lambda m: float(m.line())),
-    b"J": _push(lambda m: m.number("<i")),
-    b"K": _push(lambda m: m.number("<B")),
-    b"M": _push(lambda m: m.number("<H")),
-    b"G": _push(lambda m: m.number(">d")),
+_BY_BYTE: dict[bytes, Step] = {
+    b"\x80": lambda _, position: position + 1,  # PROTO
+    b"\x95": lambda _, position: position + 8,  # FRAME
+    b"(": _do(PickleMachine.mark),
+    b"0": _do(_pop),
+    b"1": _do(PickleMachine.pop_to_mark),
+    b"2": _push(lambda m: m.stack[-1]),  # DUP
+    b"N": _push(lambda _: None),
+    b"\x88": _push(lambda _: True),
+    b"\x89": _push(lambda _: False),
+    b"I": _line(lambda _, line: line == b"01" if line in (b"00", b"01") else int(line)),
+    b"L": _line(lambda _, line: int(line.rstrip(b"L"))),
+    b"F": _line(lambda _, line: float(line)),
+    b"J": _number("<i"),
+    b"K": _number("<B"),
+    b"M": _number("<H"),
+    b"G": _number(">d"),
     b"\x8a": _sized("<B", _int),  # LONG1
     b"\x8b": _sized("<i", _int),  # LONG4
-    b"S": _push(_quoted),
-    b"V": _push(lambda m: m.line().decode("raw_unicode_escape")),
+    b"S": _line(lambda _, line: _quoted(line)),
+    b"V": _line(lambda _, line: line.decode("raw_unicode_escape")),
     b"T": _sized("<i", _latin),  # BINSTRING
     b"U": _sized("<B", _latin),  # SHORT_BINSTRING
     b"X": _sized("<I", _utf8),  # BINUNICODE
@@ -164,37 +257,38 @@ STEPS: dict[bytes, Callable[[PickleMachine], Any]] = {
     b"C": _sized("<B", bytes),  # SHORT_BINBYTES
     b"\x8e": _sized("<Q", bytes),  # BINBYTES8
     b"\x96": _sized("<Q", bytearray),  # BYTEARRAY8
-    b")": _push(lambda m: ()),
+    b")": _push(lambda _: ()),
     b"t": _push(lambda m: tuple(m.pop_to_mark())),
     b"\x85": _tuple(1),
     b"\x86": _tuple(2),
     b"\x87": _tuple(3),
     b"]": _push(lambda m: []),
-    b"l": _push(lambda m: m.pop_to_mark()),
-    b"a": _append,
-    b"e": _appends,
+    b"l": _push(PickleMachine.pop_to_mark),
+    b"a": _do(_append),
+    b"e": _do(_appends),
     b"}": _push(lambda m: {}),
     b"d": _push(_marked_dict),
-    b"s": _setitem,
-    b"u": _setitems,
-    b"\x8f": _push(lambda m: _set(m, [])),  # EMPTY_SET
-    b"\x90": _appends,  # ADDITEMS
-    b"\x91": _push(lambda m: _set(m, m.pop_to_mark())),  # FROZENSET
-    b"p": lambda m: m.memoize(int(m.line())),
-    b"q": lambda m: m.memoize(m.number("<B")),
-    b"r": lambda m: m.memoize(m.number("<I")),
-    b"\x94": lambda m: m.memoize(len(m.memo)),
-    b"g": _push(lambda m: m.memo[int(m.line())]),
-    b"h": _push(lambda m: m.memo[m.number("<B")]),
-    b"j": _push(lambda m: m.memo[m.number("<I")]),
-    b"c": _push(_named),
+    b"s": _do(_setitem),
+    b"u": _do(_setitems),
+    b"\x8f": _push(lambda m: _set([])),  # EMPTY_SET
+    b"\x90": _do(_appends),  # ADDITEMS
+    b"\x91": _push(lambda m: _set(m.pop_to_mark())),  # FROZENSET
+    b"p": _put_line,
+    b"q": _put_byte,
+    b"r": _put_long,
+    b"\x94": _do(_memoize),
+    b"g": _line(lambda m, line: m.memo[int(line)]),
+    b"h": _get_byte,
+    b"j": _get_long,
+    b"c": _global,
     b"\x93": _push(_stack_global),
-    b"R": _push(_reduce),
-    b"\x81": _push(_reduce),  # NEWOBJ
+    b"R": _reduce,
+    b"\x81": _reduce,  # NEWOBJ
     b"\x92": _push(_newobj_ex),
-    b"i": _push(_inst),
+    b"i": _inst,
     b"o": _push(_obj),
-    b"b": lambda m: m.build(),
-    b"P": _push(lambda m: _persistent(m, _utf8(m.line()))),
+    b"b": _do(PickleMachine.build),
+    b"P": _line(lambda m, line: _persistent(m, _utf8(line))),
     b"Q": _push(lambda m: _persistent(m, m.stack.pop())),
 }
+STEPS: tuple[Step | None, ...] = tuple(_BY_BYTE.get(bytes((code,))) for code in range(256))

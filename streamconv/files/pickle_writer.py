@@ -24,6 +24,10 @@ __all__ = ["StoredTensor", "contiguous_strides", "dumps", "is_plain"]
 _BATCH = 1000
 _DEEPEST = 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+_ORDERED_DICT = b"ccollections\nOrderedDict\n"
+_NAMESPACE = b"cargparse\nNamespace\n"
+_TUPLE = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +94,33 @@ class _Writer:
         self.out: list[bytes] = []
         # As in CPython, the memo goes by identity; the object is kept alive beside its index.
         self.memo: dict[Any, tuple[int, Any]] = {}
+        self.memo_length = 0
         self.storage_keys: dict[int, str] = {}
 
     def emit(self, *chunks: bytes) -> None:
         self.out += chunks
 
     def memoize(self, key: Any, value: Any) -> None:
-        index = len(self.memo)
-        self.memo[key] = (index, value)
-        self.emit(b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index))
+        self.memo[key] = (self.memo_length, value)
+        self.count()
+
+    def count(self) -> None:
+        """Put an object into the memo that nothing will recall."""
+        index = self.memo_length
+        self.memo_length = index + 1
+        self.out.append(b"q%c" % index if index < 256 else b"r" + struct.pack("<I", index))
 
     def recalled(self, key: Any) -> bool:
         if key not in self.memo:
             return False
         index = self.memo[key][0]
-        self.emit(b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index))
+        self.out.append(b"h%c" % index if index < 256 else b"j" + struct.pack("<I", index))
         return True
 
     def save(self, value: Any) -> None:
-        if value is None:
+        if isinstance(value, str):
+            self.save_text(value)
+        elif value is None:
             self.emit(b"N")
         elif isinstance(value, bool):
             self.emit(b"\x88" if value else b"\x89")
@@ -118,24 +130,27 @@ class _Writer:
             self.emit(b"G" + struct.pack(">d", value))
         elif isinstance(value, Global):
             self.save_global(value)
-        elif value == () and isinstance(value, tuple):
+        elif isinstance(value, tuple) and not value:
             self.emit(b")")
         elif not self.recalled(id(value)):
             self.save_object(value)
 
-    def save_object(self, value: Any) -> None:
-        if isinstance(value, str):
+    def save_text(self, value: str) -> None:
+        if not self.recalled(id(value)):
             raw = value.encode("utf-8", "surrogatepass")
             self.emit(b"X", struct.pack("<I", len(raw)), raw)
             self.memoize(id(value), value)
-        elif isinstance(value, tuple):
+
+    def save_object(self, value: Any) -> None:
+        if isinstance(value, tuple):
             self.save_tuple(value)
         elif isinstance(value, list):
             self.emit(b"]")
             self.memoize(id(value), value)
             self.save_batches(((item,) for item in value), b"a", b"e", len(value) == 1)
         elif isinstance(value, OrderedDict):
-            self.emit_ordered_dict()
+            self.save_name(_ORDERED_DICT)
+            self.emit(b")R")
             self.memoize(id(value), value)
             self.save_batches(value.items(), b"s", b"u")
         elif isinstance(value, dict):
@@ -155,16 +170,19 @@ class _Writer:
         # The names are lines of the pickle: one that held a line break would go on as instructions.
         if not (_NAME.fullmatch(value.module) and _NAME.fullmatch(value.name)):
             raise TypeError(f"cannot write a global named {value.module!r} {value.name!r}")
-        if not self.recalled(value):
-            self.emit(f"c{value.module}\n{value.name}\n".encode())
-            self.memoize(value, value)
+        self.save_name(f"c{value.module}\n{value.name}\n".encode())
+
+    def save_name(self, instruction: bytes) -> None:
+        if not self.recalled(instruction):
+            self.emit(instruction)
+            self.memoize(instruction, None)
 
     def save_tuple(self, value: tuple[Any, ...]) -> None:
         if len(value) > 3:
             self.emit(b"(")
         for item in value:
             self.save(item)
-        self.emit({1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t"))
+        self.emit(_TUPLE.get(len(value), b"t"))
         self.memoize(id(value), value)
 
     def save_batches(
@@ -181,12 +199,8 @@ class _Writer:
                     self.save(item)
             self.emit(single if one else many)
 
-    def emit_ordered_dict(self) -> None:
-        self.save_global(Global("collections", "OrderedDict"))
-        self.emit(b")R")
-
     def save_namespace(self, value: argparse.Namespace) -> None:
-        self.save_global(Global("argparse", "Namespace"))
+        self.save_name(_NAMESPACE)
         self.emit(b")\x81")
         self.memoize(id(value), value)
         self.save(vars(value))
@@ -195,27 +209,38 @@ class _Writer:
     def save_tensor(self, value: StoredTensor) -> None:
         if value.dtype.storage is None:
             raise TypeError(f"torch stores no {value.dtype} tensors this way")
-        self.save_global(Global("torch._utils", "_rebuild_tensor_v2"))
-        self.emit(b"(")
-        key = self.storage_keys.setdefault(value.key, str(value.key))
-        numel = value.nbytes // value.dtype.itemsize
-        self.save(("storage", Global("torch", value.dtype.storage), key, "cpu", numel))
-        self.emit(b"Q")
-        self.save(0)
-        self.save((*value.shape,))
-        self.save(contiguous_strides(value.shape))
-        self.save(False)
-        hooks: OrderedDict[str, Any] = OrderedDict()
-        self.save(hooks)
+        self.save_name(_REBUILD)
+        self.emit(b"((")
+        self.save_text("storage")
+        self.save_name(f"ctorch\n{value.dtype.storage}\n".encode())
+        self.save_text(self.storage_keys.setdefault(value.key, str(value.key)))
+        self.save_text("cpu")
+        self.emit(_int(value.nbytes // value.dtype.itemsize), b"t")
+        self.count()
+        self.emit(b"QK\x00")
+        self.save_sizes(value.shape)
+        self.save_sizes(contiguous_strides(value.shape))
+        self.emit(b"\x89")
+        self.save_name(_ORDERED_DICT)
+        self.emit(b")R")
+        self.count()
         self.emit(b"t")
-        self.memoize(object(), None)
+        self.count()
         self.emit(b"R")
         self.memoize(id(value), value)
+
+    def save_sizes(self, sizes: tuple[int, ...]) -> None:
+        """A tuple of integers that stands nowhere else."""
+        if not sizes:
+            self.emit(b")")
+            return
+        self.emit(b"(" if len(sizes) > 3 else b"", *map(_int, sizes), _TUPLE.get(len(sizes), b"t"))
+        self.count()
 
 
 def _int(value: int) -> bytes:
     if 0 <= value < 1 << 8:
-        return b"K" + struct.pack("<B", value)
+        return b"K%c" % value
     if 0 <= value < 1 << 16:
         return b"M" + struct.pack("<H", value)
     if -(1 << 31) <= value < 1 << 31:

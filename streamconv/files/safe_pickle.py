@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from streamconv.errors import UnsafeError
 from streamconv.files.pickle_machine import Builder, Global, PickleMachine, Record
 from streamconv.files.pickle_steps import STEPS
 
-__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "loads", "walk"]
+__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "loads", "walk"]
 
 MAX_PICKLE_NBYTES = 64 << 20
 _MAX_DEPTH = 200
+_CONTAINERS = (dict, list, tuple, Record)
+Leaf = TypeVar("Leaf")
 
 
 def loads(
@@ -44,25 +47,37 @@ def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
     Raises:
         UnsafeError: containers are nested deeper than 200.
     """
-    seen: set[int] = set()
-    stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    return leaves_of(object, tree, where)
+
+
+def leaves_of(kind: type[Leaf], tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Leaf]]:
+    """What :func:`walk` gives, as far as it is of one kind."""
+    if not isinstance(tree, _CONTAINERS):
+        if isinstance(tree, kind):
+            yield (), tree
+        return
+    seen = {id(tree)}
+    stack: list[tuple[tuple[Any, ...], Iterator[tuple[Any, Any]]]] = [((), _children(tree))]
     while stack:
-        path, node = stack.pop()
-        children: list[tuple[Any, Any]]
-        if isinstance(node, dict):
-            children = list(node.items())
-        elif isinstance(node, list | tuple):
-            children = list(enumerate(node))
-        elif isinstance(node, Record):
-            children = [*enumerate(node.args), *node.attributes.items(), *enumerate(node.items)]
-            if node.state is not None and not isinstance(node.state, dict):
-                children.append(("state", node.state))
+        path, children = stack[-1]
+        for key, child in children:
+            if not isinstance(child, _CONTAINERS):
+                if isinstance(child, kind):
+                    yield (*path, key), child
+            elif id(child) not in seen:
+                seen.add(id(child))
+                if len(path) + 1 >= _MAX_DEPTH:
+                    raise UnsafeError(f"containers nested deeper than {_MAX_DEPTH}", where=where)
+                stack.append(((*path, key), _children(child)))
+                break
         else:
-            yield path, node
-            continue
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if len(path) >= _MAX_DEPTH:
-            raise UnsafeError(f"containers nested deeper than {_MAX_DEPTH}", where=where)
-        stack += [((*path, key), child) for key, child in reversed(children)]
+            stack.pop()
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return iter(node.items())
+    if not isinstance(node, Record):
+        return enumerate(node)
+    state = () if node.state is None or isinstance(node.state, dict) else (("state", node.state),)
+    return chain(enumerate(node.args), node.attributes.items(), enumerate(node.items), state)

@@ -1,29 +1,34 @@
-"""Read a source's bytes by position: with ``pread``, or from a map of the file. Pages that were read are given back.
+"""Read a source's bytes by position. Pages that were read are given back.
 
-A map turns an I/O error into SIGBUS and counts its pages as resident memory, so ``pread`` is the default; the choice is
-the user's (``--io``).
+Three ways, the user's choice (``--io``). ``direct`` goes past the page cache, but takes from it what is there already;
+where the file system has no direct transfer it is ``pread``. ``pread`` goes through the page cache and drops what it
+read. ``mmap`` copies from a map of the file: an I/O error becomes SIGBUS, and its pages count as resident memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from streamconv.errors import DamagedError, StorageError, UsageError
+from streamconv.files.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
 
 __all__ = ["IO_MODES", "SourceFiles", "check_io_mode"]
 
-IO_MODES = ("pread", "mmap")
+IO_MODES = ("direct", "pread", "mmap")
 _OPEN_FILES = 32
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
 _DROP_LAG = 64 << 20
+_CACHESTAT = 451
 
 
 class _OpenFile(Protocol):
-    def read_into(self, offset: int, buffer: memoryview) -> int: ...
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int: ...
 
     def close(self) -> None: ...
 
@@ -32,13 +37,8 @@ class _Positional:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def read_into(self, offset: int, buffer: memoryview) -> int:
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self.fd, [buffer[done:]], offset + done)
-            if count == 0:
-                break
-            done += count
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
+        done = _read(self.fd, offset, memoryview(buffer)[position : position + nbytes])
         start = max(0, offset - _DROP_LAG)
         os.posix_fadvise(self.fd, start, offset + done - start, os.POSIX_FADV_DONTNEED)
         return done
@@ -47,19 +47,64 @@ class _Positional:
         os.close(self.fd)
 
 
+class _Direct:
+    """Long reads go past the page cache, whole pages around what is wanted; short ones through it."""
+
+    def __init__(self, path: Path) -> None:
+        self.buffered = _Positional(path)
+        self.fd, self.direct = open_file(path, os.O_RDONLY, direct=True)
+        self.warm = _mostly_cached(self.fd)
+
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
+        if self.warm:
+            return _read(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
+        if self.direct and is_direct(offset, buffer, position, nbytes):
+            before, end = offset - page_start(offset), page_end(offset + nbytes)
+            pages = memoryview(buffer)[position - before : position - before + end - page_start(offset)]
+            try:
+                if os.preadv(self.fd, [pages], offset - before) >= before + nbytes:
+                    return nbytes
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                self.direct = False
+        return self.buffered.read_into(offset, buffer, position, nbytes)
+
+    def close(self) -> None:
+        self.buffered.close()
+        os.close(self.fd)
+
+
+def _read(fd: int, offset: int, buffer: memoryview) -> int:
+    """Fill the buffer as far as the file reaches."""
+    done = 0
+    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
+        done += count
+    return done
+
+
+def _mostly_cached(fd: int) -> bool:
+    """Whether most of a file is in the page cache: Linux's ``cachestat`` (6.5), which Python does not wrap."""
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    whole, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if syscall(_CACHESTAT, fd, whole, found, 0) != 0:
+        return False
+    return int(found[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
+
+
 class _Mapped:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         size = os.fstat(self.fd).st_size
         self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
 
-    def read_into(self, offset: int, buffer: memoryview) -> int:
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         if self.map is None:
             return 0
         # The size may have changed since the map was made; reading behind the end would be SIGBUS.
-        count = max(0, min(len(buffer), os.fstat(self.fd).st_size - offset))
+        count = max(0, min(nbytes, os.fstat(self.fd).st_size - offset))
         with memoryview(self.map) as view:
-            buffer[:count] = view[offset : offset + count]
+            memoryview(buffer)[position : position + count] = view[offset : offset + count]
         # The whole map, not just what was read: the kernel may have mapped a huge page around it.
         self.map.madvise(mmap.MADV_DONTNEED)
         start = max(0, offset - _DROP_LAG)
@@ -70,6 +115,9 @@ class _Mapped:
         if self.map is not None:
             self.map.close()
         os.close(self.fd)
+
+
+_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional, "mmap": _Mapped}
 
 
 def check_io_mode(mode: str) -> None:
@@ -87,23 +135,26 @@ class SourceFiles:
 
     def __init__(self, mode: str) -> None:
         check_io_mode(mode)
-        self._opener = _Mapped if mode == "mmap" else _Positional
+        self._opener = _OPENERS[mode]
         self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
 
-    def read_into(self, path: Path, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the bytes of ``path`` from ``offset``.
+    def read_into(self, path: Path, offset: int, buffer: Buffer, position: int, nbytes: int) -> None:
+        """Bring ``nbytes`` of ``path`` from ``offset`` into ``buffer`` at ``position``.
+
+        The rest of the pages that the bytes lie in, before and behind, may be overwritten too, if
+        :func:`streamconv.files.direct.is_direct`.
 
         Raises:
             DamagedError: the file ends before.
             StorageError: the system refused.
         """
         try:
-            count = self._file(path).read_into(offset, buffer)
+            count = self._file(path).read_into(offset, buffer, position, nbytes)
         except OSError as error:
-            raise StorageError(f"cannot read {len(buffer)} bytes at {offset}: {error.strerror}", where=path) from error
-        if count != len(buffer):
+            raise StorageError(f"cannot read {nbytes} bytes at {offset}: {error.strerror}", where=path) from error
+        if count != nbytes:
             raise DamagedError(
-                f"the file ends at byte {offset + count}, {len(buffer)} bytes from {offset} were to be read",
+                f"the file ends at byte {offset + count}, {nbytes} bytes from {offset} were to be read",
                 where=path,
                 remedy="it was cut off after it was opened, or is not copied completely",
             )

@@ -9,13 +9,13 @@ own files in the tests.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
 from streamconv.files.pickle_writer import StoredTensor, dumps
-from streamconv.files.safe_pickle import walk
+from streamconv.files.safe_pickle import leaves_of
 
 __all__ = ["TorchLayout", "plan_torch_file"]
 
@@ -40,7 +40,11 @@ class _Record:
 
     @property
     def descriptor_nbytes(self) -> int:
-        return len(self.descriptor(0))
+        return (24 if self.is_zip64 else 16) if self.nbytes else 0
+
+    @property
+    def directory_nbytes(self) -> int:
+        return 46 + len(self.name) + len(_zip64_extra(self.nbytes, self.nbytes, self.header_offset))
 
     @property
     def flags(self) -> int:
@@ -158,7 +162,7 @@ def plan_torch_file(archive: str, tree: Any) -> TorchLayout:
         tree: nested plain data (see :func:`streamconv.files.pickle_writer.dumps`).
     """
     sizes: dict[int, int] = {}
-    for tensor in _tensors(tree):
+    for _, tensor in leaves_of(StoredTensor, tree, "the file to be written"):
         sizes[tensor.key] = tensor.nbytes
     if list(sizes) != list(range(len(sizes))):
         raise ValueError("storage keys must count up from 0 in the order of first appearance")
@@ -177,10 +181,6 @@ def plan_torch_file(archive: str, tree: Any) -> TorchLayout:
         record = _place(f"{archive}/{name}", position, nbytes if content is None else len(content), content)
         records.append(record)
         position = record.offset + record.nbytes + record.descriptor_nbytes
-    end = position + sum(len(r.directory_entry(0)) for r in records) + len(_end_of_directory(0, 0, 0))
+    end = position + sum(record.directory_nbytes for record in records) + len(_end_of_directory(0, 0, 0))
     storages = tuple((record.offset, record.nbytes) for record in records if record.content is None)
     return TorchLayout(end, storages, tuple(records))
-
-
-def _tensors(tree: Any) -> Iterable[StoredTensor]:
-    return (leaf for _, leaf in walk(tree, "the file to be written") if isinstance(leaf, StoredTensor))

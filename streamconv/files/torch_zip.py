@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,15 @@ class TorchFile:
             DamagedError: two tensors have the same dotted path.
         """
         found: dict[str, LazyTensor] = {}
-        for path, leaf in safe_pickle.walk(self.state, str(self.path)):
-            if isinstance(leaf, LazyTensor):
-                name = ".".join(map(str, path))
-                if name in found:
-                    raise DamagedError(f"two tensors are named {name}", where=self.path)
-                found[name] = leaf
+        for path, tensor in safe_pickle.leaves_of(LazyTensor, self.state, str(self.path)):
+            name = ".".join(map(str, path))
+            if name in found:
+                raise DamagedError(f"two tensors are named {name}", where=self.path)
+            found[name] = tensor
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _StorageRef:
     storage: Storage
     dtype: DType | None
@@ -109,8 +109,8 @@ def _directory(path: Path, file: Any) -> list[zipfile.ZipInfo]:
 
 class _Reader:
     def __init__(self, path: Path, file: Any) -> None:
-        self.path, self.file = path, file
-        self.size = os.fstat(file.fileno()).st_size
+        self.path, self.where, self.descriptor = path, str(path), file.fileno()
+        self.size = os.fstat(self.descriptor).st_size
         infos = _directory(path, file)
         self.infos = {info.filename: info for info in infos}
         if len(self.infos) != len(infos):
@@ -148,7 +148,7 @@ class _Reader:
         }
         # A tensor with Python attributes is wrapped: the function, the class, its arguments, the attributes.
         builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: builders[str(function)](*args)
-        state = safe_pickle.loads(self.read("data.pkl"), str(self.path), builders, self.persistent)
+        state = safe_pickle.loads(self.read("data.pkl"), self.where, builders, self.persistent)
         return TorchFile(self.path, state, self.storages, self.crc_disabled)
 
     def locate(self, name: str) -> Storage:
@@ -160,7 +160,7 @@ class _Reader:
             raise UnsupportedError(f"record {name} is compressed or encrypted", where=self.path)
         if not 0 <= info.header_offset <= self.size - _LOCAL_HEADER.size:
             raise DamagedError(f"record {name} begins outside the file", where=self.path)
-        header = os.pread(self.file.fileno(), _LOCAL_HEADER.size, info.header_offset)
+        header = os.pread(self.descriptor, _LOCAL_HEADER.size, info.header_offset)
         magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         if magic != _LOCAL_MAGIC or offset + info.file_size > self.size:
@@ -173,7 +173,7 @@ class _Reader:
     def read(self, name: str) -> bytes:
         """A small record, checked against its CRC-32 if it has one."""
         record = self.locate(name)
-        data = os.pread(self.file.fileno(), record.nbytes, record.offset)
+        data = os.pread(self.descriptor, record.nbytes, record.offset)
         recorded, found = self.infos[self.root + name].CRC, zlib.crc32(data)
         if recorded not in (0, found):
             raise DamagedError(f"record {name}: its CRC-32 is {found:08x}, recorded is {recorded:08x}", where=self.path)
@@ -181,7 +181,7 @@ class _Reader:
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
         """What ``OrderedDict(pairs)`` stands for."""
-        return {checked_key(key, str(self.path)): value for key, value in pairs}
+        return {key if type(key) is str else checked_key(key, self.where): value for key, value in pairs}
 
     def persistent(self, identifier: Any) -> _StorageRef:
         """A persistent id ("storage", class, key, location, numel) as a located record."""
@@ -228,9 +228,9 @@ class _Reader:
                 remedy="save it again after .resolve_conj().resolve_neg()",
             )
         numbers = (offset, *size, *stride)
-        if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        if len(size) != len(stride) or set(map(type, numbers)) != {int} or min(numbers) < 0:
             raise DamagedError(f"a tensor in {ref.storage.name} has no valid offset, size and stride", where=self.path)
-        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
+        last = offset + sum(map(mul, size, stride)) - sum(stride) + 1
         if 0 not in size and last * kind.itemsize > ref.storage.nbytes:
             raise DamagedError(
                 f"tensor of size {tuple(size)} at {offset} ends behind its record {ref.storage.name} "

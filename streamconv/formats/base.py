@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamconv.dtypes import DType
 from streamconv.errors import DamagedError
@@ -140,8 +140,7 @@ class TargetModel:
     keep_args: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A tensor's place in a file that is to be laid out: its section, global layer (or -1) and key in the section."""
 
     section: Section
@@ -153,13 +152,16 @@ class Slot:
 class TargetFile:
     """A torch file of the result: path below the destination, name inside the zip, a tree with :class:`Slot` leaves.
 
-    ``rank`` is the tensor-parallel rank whose shards it holds.
+    ``rank`` is the tensor-parallel rank and ``stage`` the pipeline stage whose shards it holds; ``model`` is the entry
+    of the tree that is the model's state dict.
     """
 
     path: str
     archive: str
     rank: int
+    stage: int
     tree: Any
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
-from streamconv.files.safe_pickle import Record, walk
+from streamconv.files.safe_pickle import Record, leaves_of
 from streamconv.files.torch_zip import TorchFile, open_torch_zip
 from streamconv.formats.base import Dropped
 from streamconv.lazy import LazyTensor
@@ -122,8 +122,7 @@ def refuse_second_module(ranks: RankFiles) -> None:
         UnsupportedError: there are some.
     """
     for file in ranks.files:
-        leaves = walk(file.state.get("module"), str(file.path))
-        if any(isinstance(leaf, LazyTensor) for _, leaf in leaves):
+        if any(leaves_of(LazyTensor, file.state.get("module"), str(file.path))):
             raise UnsupportedError(
                 "there are layer files, and parameters in this file too",
                 where=file.path,

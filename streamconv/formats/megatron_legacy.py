@@ -93,7 +93,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     layout = model.layout
     trees = [file_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
     files = tuple(
-        TargetFile(rank_path(model.iteration, layout, rank, stage), ARCHIVE, rank, trees[stage])
+        TargetFile(rank_path(model.iteration, layout, rank, stage), ARCHIVE, rank, stage, trees[stage], "model")
         for rank in range(layout.tp)
         for stage in range(layout.pp)
     )

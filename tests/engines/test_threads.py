@@ -14,43 +14,44 @@ from hypothesis import strategies as st
 
 from streamconv.checksums import Verdict
 from streamconv.dtypes import DTYPES
-from streamconv.engines import threads
-from streamconv.engines.threads import EngineResult, EngineSettings
+from streamconv.engines.threads import EngineSettings
 from streamconv.errors import DamagedError, DifferenceError
 from streamconv.files.output_io import OutputFileWriter
+from streamconv.files.source_io import IO_MODES
 from streamconv.jobs import RowsJob, RunJob, Target
 from streamconv.lazy import LazyTensor, concat, mean
+from streamconv.ledger import Ledger
 from streamconv.lower import lower
+from streamconv.tiles import tile_nbytes
+from tests.running import run_engine, tiles_of
 from tests.stored import counted, stored
 
-MODES = [(io, count) for io in ("pread", "mmap") for count in (1, 2)]
+MODES = [(io, count) for io in IO_MODES for count in (1, 2)]
 
 
-def write(
-    tensors: Sequence[LazyTensor], path: Path, block: int = 4096, io: str = "pread", count: int = 2
-) -> EngineResult:
+def write(tensors: Sequence[LazyTensor], path: Path, block: int = 4096, io: str = "direct", count: int = 2) -> Ledger:
     """Run the engine over ``tensors``, one after the other in one file."""
     offsets = np.cumsum([0, *(tensor.nbytes for tensor in tensors)])
     jobs = lower(Target(0, int(offset), tensor) for offset, tensor in zip(offsets, tensors, strict=False))
     path.unlink(missing_ok=True)
-    writer = OutputFileWriter(path, int(offsets[-1]), window=8192)
+    writer = OutputFileWriter(path, int(offsets[-1]), window=8192, io=io)
     block = max(block, *(job.smallest_block for job in jobs))
     done: list[int] = []
-    result = threads.run(jobs, [writer], EngineSettings(block, count, io), done.append)
+    ledger = run_engine(jobs, [writer], EngineSettings(block, count, io), done)
     writer.finish()
-    assert sum(done) == result.write_nbytes == offsets[-1]
-    return result
+    assert sum(done) == ledger.write_nbytes == offsets[-1]
+    return ledger
 
 
 def check(tensors: Sequence[LazyTensor], folder: Path, **options: int | str) -> None:
-    result = write(tensors, folder / "out", **options)  # type: ignore[arg-type]
+    ledger = write(tensors, folder / "out", **options)  # type: ignore[arg-type]
     written = (folder / "out").read_bytes()
     position = 0
     for tensor in tensors:
         expected = tensor.numpy().tobytes()
         assert written[position : position + tensor.nbytes] == expected
         if tensor.nbytes:
-            assert result.written.whole((0, position), tensor.nbytes) == zlib.crc32(expected)
+            assert ledger.targets.whole((0, position), tensor.nbytes) == zlib.crc32(expected)
         position += tensor.nbytes
 
 
@@ -140,7 +141,7 @@ def test_a_split_on_columns_reads_each_source_row_once(tmp_path: Path) -> None:
     jobs = lower(Target(n, 0, part) for n, part in enumerate(reshard([whole], 1, 4)))
     (job,) = jobs
     assert isinstance(job, RowsJob)
-    tiles = list(job.tiles(4096))
+    tiles = list(tiles_of(job, 4096))
     assert sum(read.nbytes for tile in tiles for read in tile.reads) == whole.nbytes
     assert all(len(tile.reads) == 1 for tile in tiles)
 
@@ -158,9 +159,9 @@ def test_tiles_stay_inside_the_buffers(block: int, tmp_path: Path) -> None:
     shards = stored(tmp_path / "t.pt", *(counted(333, 31, start=20000 * n) for n in range(4)))
     for targets in (reshard(shards, 1, 1), reshard(shards, 0, 9), reshard(reshard(shards, 1, 1), 1, 2)):
         for job in lower(Target(n, 0, tensor) for n, tensor in enumerate(targets)):
-            for tile in job.tiles(block):
-                assert max(read.position + read.nbytes for read in tile.reads) <= 2 * block + 65536
-                assert max(part.position + part.nbytes for part in tile.writes) <= block + 65536
+            for tile in tiles_of(job, block):
+                assert max(read.position + read.nbytes for read in tile.reads) <= tile_nbytes(block)[0]
+                assert max(part.position + part.nbytes for part in tile.writes) <= tile_nbytes(block)[1]
 
 
 @pytest.mark.parametrize(("io", "count"), MODES)
@@ -186,8 +187,8 @@ def test_a_file_cut_off_after_planning_is_no_crash(io: str, count: int, tmp_path
 
 def test_a_record_read_in_part_is_counted_as_unchecked(tmp_path: Path) -> None:
     whole, small = stored(tmp_path / "t.pt", counted(100, 10), counted(50))
-    result = write([whole.slice(0, 10, 90), small], tmp_path / "out")
-    assert result.source == Verdict(checked=1, in_part=1, without_crc=0)
+    ledger = write([whole.slice(0, 10, 90), small], tmp_path / "out")
+    assert ledger.sources.verdict() == Verdict(checked=1, in_part=1, without_crc=0)
 
 
 def test_an_overflow_is_refused_and_says_where(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Fit a plan into a memory budget: how large the buffers may be, and what the least is that works."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypedDict
+
+import psutil
+
+from streamconv.engines import threads
+from streamconv.engines.threads import EngineSettings
+from streamconv.errors import MemoryBudgetError, UsageError
+from streamconv.files.direct import PAGE
+from streamconv.files.source_io import check_io_mode
+from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, parse_size
+from streamconv.plans import Plan
+
+__all__ = ["Fit", "RunChoices", "check_budget"]
+
+_LARGEST_BLOCK = 4 * MIB
+_SMALLEST_BLOCK = 64 << 10
+_THREADS = 2
+# Thread stacks, the directory and the pickles of the files that are written, allocator slack.
+_MARGIN = 12 * MIB
+
+
+class RunChoices(TypedDict, total=False):
+    """How a conversion runs; nothing here changes what is written.
+
+    Attributes:
+        max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
+        io: ``direct`` (past the page cache, where the file system can), ``pread`` or ``mmap``.
+        jobs: threads, 2 if not said.
+        block_size: bytes that are read and written at a time, such as ``8M``; at most 4 MiB if not said.
+    """
+
+    max_ram: str
+    io: str
+    jobs: int | None
+    block_size: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a plan fits a budget: the floor in bytes, the block, threads and write window that the budget allows, and the
+    bytes that it leaves over.
+    """
+
+    budget: MemoryBudget
+    floor_nbytes: int
+    block: int
+    threads: int
+    window: int
+    io: str
+    spare: int
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What the engine is to work with."""
+        return EngineSettings(self.block, self.threads, self.io)
+
+
+def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
+    """Fit a plan into a budget.
+
+    Args:
+        work: the plan.
+        choices: see :class:`RunChoices`.
+        held: bytes that are needed besides.
+
+    Raises:
+        MemoryBudgetError: the budget is below the smallest that works in this process, or what was asked for does
+            not fit.
+        UsageError: a choice makes no sense.
+    """
+    io = choices.get("io", "direct")
+    check_io_mode(io)
+    budget = parse_budget(choices.get("max_ram", "auto"))
+    smallest = max(work.smallest_block, _SMALLEST_BLOCK)
+    used = psutil.Process().memory_info().rss + _MARGIN + held
+    floor = _mebibytes(used + 2 * threads.buffer_nbytes(smallest, 1))
+    if budget.nbytes < floor:
+        raise MemoryBudgetError(
+            f"{budget} is below the workable floor of {format_bytes(floor)} for this checkpoint",
+            remedy=f"say --max-ram {floor // MIB}M or more",
+        )
+    # One half of what is left for buffers, a quarter for written data on its way to the disk.
+    free = budget.nbytes - used
+    count = _threads(choices, smallest, free)
+    block = min(max(_LARGEST_BLOCK, smallest), max(smallest, threads.block_within(free // 2, count)))
+    asked = choices.get("block_size")
+    if asked is not None:
+        block = parse_size(asked, "--block-size") // PAGE * PAGE
+        if block < smallest:
+            raise UsageError(
+                f"--block-size {asked}: a row of this model's matrices needs {smallest}",
+                remedy=f"say --block-size {-(-smallest // 1024)}K or more",
+            )
+    buffers = threads.buffer_nbytes(block, count)
+    if 2 * buffers > free:
+        needed = _mebibytes(used + 2 * buffers)
+        raise MemoryBudgetError(
+            f"{count} threads with blocks of {format_bytes(block)} do not fit {budget}",
+            remedy=f"say --max-ram {needed // MIB}M or more, or choose fewer --jobs or a smaller --block-size",
+        )
+    together = min(len(work.files), 2 * work.target_layout.tp)
+    window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
+    return Fit(budget, floor, block, count, window, io, free - 2 * buffers)
+
+
+def _threads(choices: RunChoices, smallest: int, free: int) -> int:
+    asked = choices.get("jobs")
+    if asked is not None:
+        if not 1 <= asked <= 16 * (os.cpu_count() or 1):
+            raise UsageError(f"--jobs {asked}: choose 1 to {16 * (os.cpu_count() or 1)} threads")
+        return asked
+    return _THREADS if threads.buffer_nbytes(smallest, _THREADS) <= free // 2 else 1
+
+
+def _mebibytes(nbytes: int) -> int:
+    return -(-nbytes // MIB) * MIB

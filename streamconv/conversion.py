@@ -1,0 +1,182 @@
+"""Carry out a plan: fill its files under a budget, go on where a run ended early, publish, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamconv.budget import Fit, RunChoices, check_budget
+from streamconv.engines import threads
+from streamconv.engines.threads import Crew
+from streamconv.files.output_io import DiscardedOutput, OutputFileWriter, refused_by_system
+from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source
+from streamconv.ledger import Ledger, TileDone
+from streamconv.memory import MemoryBudget, peak_rss_nbytes
+from streamconv.plans import OutputFile, Plan
+from streamconv.publish import Staging, check_destination, clear_leftovers, staging
+from streamconv.replicas import Drift, compare_replicas
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Progress", "Report", "run_plan"]
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did. Times in seconds, sizes in bytes; ``peak_nbytes`` is the process's peak resident set.
+
+    ``destination`` is None if the result was discarded. ``resumed_nbytes`` were written by a run that ended early.
+    """
+
+    plan: Plan
+    destination: Path | None
+    seconds: float
+    read_nbytes: int
+    write_nbytes: int
+    resumed_nbytes: int
+    peak_nbytes: int
+    fit: Fit
+    drifts: tuple[Drift, ...]
+    records_checked: int
+    records_in_part: int
+    records_without_crc: int
+
+    @property
+    def budget(self) -> MemoryBudget:
+        """What was promised."""
+        return self.fit.budget
+
+    @property
+    def nbytes_per_second(self) -> float:
+        """Bytes written a second by this run, start-up and sync included."""
+        return (self.write_nbytes - self.resumed_nbytes) / self.seconds if self.seconds else 0.0
+
+
+def run_plan(
+    work: Plan,
+    dst: str | Path | None,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **how: Unpack[RunChoices],
+) -> Report:
+    """Carry out a plan; see :func:`streamconv.api.convert`."""
+    began = time.monotonic()
+    fit = check_budget(work, how)
+    ledger = Ledger(work.jobs)
+    destination = None if dst is None else Path(dst)
+    if destination is not None:
+        entries = sorted({file.path.split("/", 1)[0] for file in work.files})
+        clear_leftovers(destination)
+        check_destination(work.source, destination, [*entries, *work.texts], overwrite=overwrite)
+    drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
+    if destination is None:
+        outputs = [DiscardedOutput()] * len(work.files)
+        with closing(Crew(fit.settings)) as crew:
+            threads.run(ledger, outputs, crew, _counter(work, 0, progress))
+        resumed = 0
+    else:
+        with staging(destination) as stage:
+            resumed = _write(work, ledger, stage, fit, restart, progress)
+            stage.publish(work.texts)
+    verdict = ledger.sources.verdict()
+    return Report(
+        plan=work,
+        destination=destination,
+        seconds=time.monotonic() - began,
+        read_nbytes=ledger.read_nbytes,
+        write_nbytes=work.write_nbytes,
+        resumed_nbytes=resumed,
+        peak_nbytes=peak_rss_nbytes(),
+        fit=fit,
+        drifts=tuple(drifts),
+        records_checked=verdict.checked,
+        records_in_part=verdict.in_part,
+        records_without_crc=verdict.without_crc,
+    )
+
+
+def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
+    """Fill the staged files, and what a run that ended early had left of them; the bytes that it had done."""
+    identity = identity_of(work)
+    journal = Journal(stage.journal)
+    resumes = _prepare(journal, stage, identity, restart)
+    stage.need(work.write_nbytes)
+    with ExitStack() as opened:
+        opened.callback(journal.close)
+        writers = [
+            opened.enter_context(
+                closing(OutputFileWriter(stage.path(file.path), file.layout.nbytes, fit.window, fit.io, resume=resumes))
+            )
+            for file in work.files
+        ]
+        with _noting(stage):
+            if resumes:
+                journal.resume(ledger)
+            else:
+                stage.sync()
+                journal.begin(identity)
+        resumed = ledger.write_nbytes
+
+        def note(done: Sequence[TileDone]) -> None:
+            with _noting(stage):
+                journal.add(done)
+
+        with closing(Crew(fit.settings)) as crew:
+            threads.run(ledger, writers, crew, _counter(work, resumed, progress), note)
+        refuse_changed_source(identity)
+        for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
+            for offset, data in file.layout.frame(_crcs(ledger, number, file)):
+                writer.write(offset, data, 0, len(data))
+            writer.finish()
+    return resumed
+
+
+def _prepare(journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
+    """Whether to go on with what is staged; if not, there is nothing staged any more."""
+    if stage.is_resumable and not restart:
+        noted = next(journal.read(), None)
+        if noted is not None:
+            refuse_another(noted, identity, stage.destination)
+            return True
+    stage.begin_anew()
+    return False
+
+
+@contextmanager
+def _noting(stage: Staging) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_system("write the journal", error, stage.journal) from error
+
+
+def _counter(work: Plan, done: int, progress: Progress | None) -> Callable[[int], None]:
+    total = work.tensor_nbytes
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+def _crcs(ledger: Ledger, number: int, file: OutputFile) -> dict[int, int]:
+    crcs = {}
+    for key, (offset, nbytes) in enumerate(file.layout.storages):
+        crc = ledger.targets.whole((number, offset), nbytes)
+        if crc is None:
+            raise RuntimeError(f"{file.path}: storage {key} of {nbytes} bytes was not written completely")
+        crcs[key] = crc
+    return crcs
