@@ -16,7 +16,7 @@ from streamconv.files.source_io import check_io_mode
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, parse_size
 from streamconv.plans import Plan
 
-__all__ = ["Fit", "RunChoices", "check_budget"]
+__all__ = ["Fit", "RunChoices", "check_budget", "settings_for"]
 
 _LARGEST_BLOCK = 4 * MIB
 _SMALLEST_BLOCK = 64 << 10
@@ -109,13 +109,30 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     return Fit(budget, floor, block, count, window, io, free - 2 * buffers)
 
 
+def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
+    """What the engine works with for a plan; without one, what it takes where memory is no matter.
+
+    Raises:
+        MemoryBudgetError, UsageError: as :func:`check_budget`.
+    """
+    if work is not None:
+        return check_budget(work, choices).settings
+    io, asked = choices.get("io", "direct"), choices.get("block_size")
+    check_io_mode(io)
+    block = _LARGEST_BLOCK if asked is None else max(PAGE, parse_size(asked, "--block-size") // PAGE * PAGE)
+    return EngineSettings(block, _asked_threads(choices) or _THREADS, io)
+
+
 def _threads(choices: RunChoices, smallest: int, free: int) -> int:
-    asked = choices.get("jobs")
-    if asked is not None:
-        if not 1 <= asked <= 16 * (os.cpu_count() or 1):
-            raise UsageError(f"--jobs {asked}: choose 1 to {16 * (os.cpu_count() or 1)} threads")
-        return asked
-    return _THREADS if threads.buffer_nbytes(smallest, _THREADS) <= free // 2 else 1
+    default = _THREADS if threads.buffer_nbytes(smallest, _THREADS) <= free // 2 else 1
+    return _asked_threads(choices) or default
+
+
+def _asked_threads(choices: RunChoices) -> int | None:
+    asked, most = choices.get("jobs"), 16 * (os.cpu_count() or 1)
+    if asked is not None and not 1 <= asked <= most:
+        raise UsageError(f"--jobs {asked}: choose 1 to {most} threads")
+    return asked
 
 
 def _mebibytes(nbytes: int) -> int:

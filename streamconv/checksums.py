@@ -26,6 +26,10 @@ def crc32(data: bytes | memoryview) -> int:
     return int(isal_zlib.crc32(data))
 
 
+# A transposed tensor is read in many short runs; about 10 MiB remember so many.
+_MOST_WAITING = 1 << 16
+
+
 @dataclass(slots=True)
 class _Progress:
     position: int = 0
@@ -36,9 +40,11 @@ class _Progress:
 class ChecksumBook(Generic[K]):
     """Running CRC-32s by record."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        """With ``most``, a record of which more pieces wait for those before them is given up."""
         self._lock = Lock()
         self._records: dict[K, _Progress] = {}
+        self._most = float("inf") if most is None else most
 
     def add(self, key: K, start: int, nbytes: int, crc: int) -> None:
         """Count ``nbytes`` of a record from byte ``start``, whose CRC-32 is ``crc``. A piece that was counted before
@@ -46,7 +52,10 @@ class ChecksumBook(Generic[K]):
         """
         with self._lock:
             record = self._records.setdefault(key, _Progress())
-            if start >= record.position:
+            if len(record.waiting) >= self._most:
+                record.waiting.clear()
+                record.position = -1
+            if start >= record.position >= 0:
                 known = record.waiting.get(start, (0, 0))
                 record.waiting[start] = max(known, (nbytes, crc))
             while record.position in record.waiting:
@@ -79,7 +88,7 @@ class SourceChecksums:
     """Holds what is read of a source against the checksums that its files record."""
 
     def __init__(self) -> None:
-        self._book = ChecksumBook[Storage]()
+        self._book = ChecksumBook[Storage](_MOST_WAITING)
 
     def add(self, storage: Storage, start: int, nbytes: int, crc: int) -> None:
         """Count ``nbytes`` of a storage from byte ``start``, whose CRC-32 is ``crc``.

@@ -10,9 +10,10 @@ from streamconv.memory import format_bytes
 if TYPE_CHECKING:
     from streamconv.budget import Fit
     from streamconv.conversion import Report
+    from streamconv.disk import DiskSpeed, Prediction
     from streamconv.plans import Plan
 
-__all__ = ["plan_dict", "plan_text", "report_dict", "report_text"]
+__all__ = ["plan_dict", "plan_text", "report_dict", "report_text", "speed_dict", "speed_text"]
 
 
 def plan_text(plan: Plan, fit: Fit | None = None, *, verbose: bool = False) -> str:
@@ -139,4 +140,46 @@ def report_dict(report: Report) -> dict[str, Any]:
             for d in report.drifts
         ],
         "plan": plan_dict(report.plan),
+    }
+
+
+def speed_text(speed: DiskSpeed, prediction: Prediction | None, planning: float) -> str:
+    """A measured disk, and what a conversion would take on it, for a person."""
+    settings = speed.settings
+    lines = [
+        f"disk    {speed.folder}: {format_bytes(speed.nbytes)} three times, sync included, medians",
+        f"        {settings.threads} threads, blocks of {format_bytes(settings.block)}, --io {settings.io}",
+        f"read    {format_bytes(speed.read)}/s",
+        f"write   {format_bytes(speed.write)}/s",
+        f"copy    {format_bytes(speed.copy)}/s, each byte read and written",
+    ]
+    if prediction is not None:
+        where = "on one disk" if prediction.same_disk else "the source on another disk, taken to be as fast"
+        lines.append(
+            f"predict {prediction.seconds + planning:.0f} s: {format_bytes(prediction.read_nbytes)} to read, "
+            f"{format_bytes(prediction.write_nbytes)} to write, {where}; planning took {planning:.1f} s of it"
+        )
+    return "\n".join(lines)
+
+
+def speed_dict(speed: DiskSpeed, prediction: Prediction | None, planning: float) -> dict[str, Any]:
+    """A measured disk and a prediction as plain data; bytes a second, and seconds."""
+    return {
+        "folder": str(speed.folder),
+        "nbytes": speed.nbytes,
+        "threads": speed.settings.threads,
+        "block_nbytes": speed.settings.block,
+        "io": speed.settings.io,
+        "read": speed.read,
+        "write": speed.write,
+        "copy": speed.copy,
+        "prediction": None
+        if prediction is None
+        else {
+            "seconds": prediction.seconds + planning,
+            "planning_seconds": planning,
+            "read_nbytes": prediction.read_nbytes,
+            "write_nbytes": prediction.write_nbytes,
+            "same_disk": prediction.same_disk,
+        },
     }

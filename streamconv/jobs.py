@@ -1,9 +1,9 @@
 """Jobs and their tiles: which bytes to read, how to move them, where to write them.
 
-Two kinds of job. A ``RunJob`` copies one long run of bytes, casting it if need be, to one or more places. A
+Three kinds of job. A ``RunJob`` copies one long run of bytes, casting it if need be, to one or more places. A
 ``RowsJob`` fills all target tensors that share source rows together: it reads whole rows once, scatters them in
-memory, and writes long runs. Both are cut into tiles of bounded size while they run, so that memory depends on the
-block, not on the tensor.
+memory, and writes long runs. A ``BlocksJob`` transposes a matrix. All are cut into tiles of bounded size while they
+run, so that memory depends on the block, not on the tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamconv.files.direct import PAGE, congruent
 from streamconv.lazy import LazyTensor, Piece, Storage
 from streamconv.tiles import Move, Read, Tile, Write, placed, plan_reads
 
-__all__ = ["Job", "RowsJob", "RunJob", "Target"]
+__all__ = ["BlocksJob", "Job", "RowsJob", "RunJob", "Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,72 @@ class RowsJob:
         return Tile(first, last, tuple(reads), tuple(moves), tuple(writes))
 
 
-Job = RunJob | RowsJob
+@dataclass(frozen=True, slots=True)
+class BlocksJob:
+    """A matrix that is stored transposed, in blocks: bands of rows, cut into columns.
+
+    A row of the matrix is a column of the storage, so whole rows would be gathered element by element. A band of
+    :attr:`height` rows is read in runs of as many elements, and written in runs as long as the block is wide. It is
+    cut along its columns, band after band.
+    """
+
+    target: Target
+    height: int = 1024
+
+    @property
+    def read_nbytes(self) -> int:
+        """Bytes of all pieces."""
+        return sum(piece.numel * view.dtype.itemsize for piece in self.target.tensor.pieces for view in piece.views)
+
+    @property
+    def length(self) -> int:
+        """What it is cut along: the columns of all bands."""
+        rows, columns = self.target.tensor.shape
+        return -(-rows // self.height) * columns
+
+    @property
+    def column_nbytes(self) -> int:
+        """Bytes that one column of a band takes in the input or the output buffer, whichever is more."""
+        tensor = self.target.tensor
+        sizes = [tensor.dtype.itemsize, *(view.dtype.itemsize for piece in tensor.pieces for view in piece.views)]
+        return min(self.height, tensor.shape[0]) * max(sizes)
+
+    @property
+    def smallest_block(self) -> int:
+        """One column of a band."""
+        return max(PAGE, self.column_nbytes)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it writes first, for ordering."""
+        return self.target.file, self.target.offset
+
+    def cut(self, first: int, last: int, block: int) -> Iterator[tuple[int, int]]:
+        """Ranges of as many columns of one band as fit ``block`` bytes."""
+        columns, step = self.target.tensor.shape[1], max(1, block // self.column_nbytes)
+        while first < last:
+            stop = min(first + step, last, (first // columns + 1) * columns)
+            yield first, stop
+            first = stop
+
+    def tile(self, first: int, last: int) -> Tile:
+        """The step that does columns ``first`` to ``last``, all of one band."""
+        tensor, size = self.target.tensor, self.target.tensor.dtype.itemsize
+        rows, columns = tensor.shape
+        top, left = first // columns * self.height, first % columns
+        height, width = min(self.height, rows - top), last - first
+        part = tensor.slice(0, top, top + height).slice(1, left, left + width)
+        reads, places = plan_reads([(piece.views[0], piece.shape) for piece in part.pieces])
+        moves = [_move(piece, (place,), part, 0) for piece, place in zip(part.pieces, places, strict=True)]
+        run = width * size
+        starts = (((top + row) * columns + left) * size for row in range(height))
+        writes = tuple(
+            Write(self.target.file, self.target.offset, start, run, row * run) for row, start in enumerate(starts)
+        )
+        return Tile(first, last, tuple(reads), tuple(moves), writes)
+
+
+Job = RunJob | RowsJob | BlocksJob
 
 
 def _move(piece: Piece, sources: tuple[tuple[int, tuple[int, ...]], ...], tensor: LazyTensor, base: int) -> Move:

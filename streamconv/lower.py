@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 from streamconv.dtypes import DType
-from streamconv.jobs import Job, RowsJob, RunJob, Target
+from streamconv.jobs import BlocksJob, Job, RowsJob, RunJob, Target
 from streamconv.lazy import Piece, Storage
 
 __all__ = ["lower"]
@@ -20,14 +20,18 @@ def lower(targets: Iterable[Target]) -> list[Job]:
     """The jobs that fill all targets, ordered by where they write."""
     runs: dict[tuple[Storage, int, int, DType, DType], list[tuple[int, int, int]]] = defaultdict(list)
     rows: list[Target] = []
+    jobs: list[Job] = []
     for target in targets:
         straight = _straight_runs(target)
         if straight is None:
-            rows.append(target)
+            if _is_transposed(target):
+                jobs.append(BlocksJob(target))
+            else:
+                rows.append(target)
             continue
         for storage, start, numel, source, place in straight:
             runs[storage, start, numel, source, target.tensor.dtype].append((target.file, target.offset, place))
-    jobs: list[Job] = [RunJob(*key, tuple(sinks)) for key, sinks in runs.items()]
+    jobs += [RunJob(*key, tuple(sinks)) for key, sinks in runs.items()]
     jobs += [RowsJob(tuple(group)) for group in _sharing(rows)]
     return sorted(jobs, key=lambda job: job.place)
 
@@ -48,6 +52,15 @@ def _straight_runs(target: Target) -> list[tuple[Storage, int, int, DType, int]]
         start = view.offset * view.dtype.itemsize
         runs.append((view.storage, start, piece.numel, view.dtype, place * tensor.dtype.itemsize))
     return runs
+
+
+def _is_transposed(target: Target) -> bool:
+    """Whether a matrix is stored column by column, and is too large to be gathered whole."""
+    tensor = target.tensor
+    if len(tensor.shape) != 2 or tensor.nbytes < _SMALL_RUN:
+        return False
+    steps = [piece.views[0].strides for piece in tensor.pieces if min(piece.shape) > 1]
+    return bool(steps) and all(len(p.views) == 1 for p in tensor.pieces) and all(0 < a < b for a, b in steps)
 
 
 def _is_run(piece: Piece, shape: Sequence[int]) -> bool:

@@ -17,7 +17,16 @@ from streamconv.families.base import ModelFamily, Section, shard
 from streamconv.files.pickle_writer import StoredTensor
 from streamconv.files.torch_layout import TorchLayout, plan_torch_file
 from streamconv.formats import known_sources
-from streamconv.formats.base import Fact, ShardedModel, Slot, SourceOptions, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.base import (
+    Fact,
+    ShardedModel,
+    Slot,
+    SourceOptions,
+    TargetFile,
+    TargetFiles,
+    TargetFormat,
+    TargetModel,
+)
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout, even_stages
 from streamconv.plans import Entry, OutputFile, Plan
@@ -160,16 +169,16 @@ def _fill(
     roles: list[tuple[str, LazyTensor]] = []
     uses: dict[tuple[int, Slot], int] = defaultdict(int)
     layouts: dict[tuple[int, str, tuple[StoredTensor, ...]], TorchLayout] = {}
+    names: dict[int, dict[Slot, tuple[str, ...]]] = {}
     for file in laid_out.files:
         slots: dict[Slot, StoredTensor] = {}
         entries: list[Entry] = []
-        names: dict[Slot, tuple[str, ...]] = {}
-        for path, slot in _slots(file.tree):
-            names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}."))
-        for slot in names:
+        if id(file.tree) not in names:
+            names[id(file.tree)] = _names(file)
+        for slot, found in names[id(file.tree)].items():
             tensor = _target_tensor(assembly, slot, wanted, file.rank)
             slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-            entries.append(Entry(names[slot], slot.section, slot.layer, tensor))
+            entries.append(Entry(found, slot.section, slot.layer, tensor))
             uses[file.rank, slot] += 1
             roles.append((_role(wanted.family, slot, file.rank, uses[file.rank, slot]), tensor))
         # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
@@ -198,6 +207,14 @@ def _target_tensor(assembly: Assembly, slot: Slot, wanted: TargetModel, rank: in
             )
     tensor = shard(parameter, whole, tp, rank)
     return tensor if wanted.dtype is None else tensor.cast(wanted.dtype)
+
+
+def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
+    """The slots of a file in the order of its pickle, with their names in the model's state dict."""
+    names: dict[Slot, tuple[str, ...]] = {}
+    for path, slot in _slots(file.tree):
+        names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}."))
+    return names
 
 
 def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:

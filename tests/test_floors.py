@@ -15,7 +15,7 @@ FLOORS = (
     {"formats", "capabilities", "vocabulary", "recognise"},
     {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "planner"},
     {"engines", "journal", "publish", "replicas"},
-    {"api", "budget", "conversion", "streaming", "checkpoint", "describe"},
+    {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"},
     {"cli", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -18,7 +18,7 @@ from streamconv.engines.threads import EngineSettings
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import IO_MODES
 from streamconv.files.torch_zip import open_torch_zip
-from streamconv.jobs import Job, RowsJob, RunJob, Target
+from streamconv.jobs import BlocksJob, Job, RowsJob, RunJob, Target
 from streamconv.lazy import LazyTensor, concat, mean
 from streamconv.ledger import Ledger
 from streamconv.lower import lower
@@ -270,7 +270,8 @@ def test_each_tile_stays_within_the_buffers_of_its_block(shards: dict[str, Many]
 def written_nbytes(job: Job) -> int:
     if isinstance(job, RunJob):
         return len(job.sinks) * job.numel * job.target.itemsize
-    return sum(target.tensor.nbytes for target in job.targets)
+    targets = (job.target,) if isinstance(job, BlocksJob) else job.targets
+    return sum(target.tensor.nbytes for target in targets)
 
 
 def test_rows_of_mixed_source_dtypes_stay_within_the_buffers(shards: dict[str, Many]) -> None:

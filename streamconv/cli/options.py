@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from streamconv.api import Choices
     from streamconv.budget import RunChoices
 
-__all__ = ["DEFAULT_TARGET", "add_conversion_options", "choices_of", "run_choices_of"]
+__all__ = [
+    "DEFAULT_TARGET",
+    "add_conversion_options",
+    "add_run_options",
+    "add_source_options",
+    "add_target_options",
+    "choices_of",
+    "run_choices_of",
+]
 
 
 DEFAULT_TARGET = "megatron"
@@ -23,8 +31,15 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that decides what is written, but not where and how."""
+    """The source, everything that decides what is written, and how it runs; but not where it goes."""
     parser.add_argument("src", metavar="SRC", help="checkpoint: its root (with the file `latest`) or its tag folder")
+    add_target_options(parser)
+    add_source_options(parser)
+    add_run_options(parser)
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    """What is wanted of the result."""
     target = parser.add_argument_group("target")
     target.add_argument(
         "--to",
@@ -48,6 +63,10 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--dialect", help="names of the legacy layout: 2021 (default, loads everywhere) or 2023-09")
     target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
     target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What a source may not say itself."""
     source = parser.add_argument_group("source, where it does not say it itself")
     source.add_argument("--tag", help="which checkpoint of a root (default: the one in `latest`)")
     source.add_argument("--qkv-layout", metavar="ORDER", help="rows of query_key_value: interleaved or blocks")
@@ -60,6 +79,10 @@ def add_conversion_options(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="which copy of a replicated parameter counts if ranks differ: first (default), mean, or fail",
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How it runs, which changes nothing of what is written."""
     how = parser.add_argument_group("how")
     how.add_argument(
         "--max-ram",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
-from operator import methodcaller
 from struct import Struct
 from typing import Any
 
@@ -22,8 +21,17 @@ __all__ = ["STEPS"]
 
 _LARGEST_INT = 1024
 _long = Struct("<I").unpack_from
-_latin: Callable[[bytes], str] = methodcaller("decode", "latin1")
-_utf8: Callable[[bytes], str] = methodcaller("decode", "utf-8", "surrogatepass")
+
+
+def _latin(raw: bytes) -> str:
+    return raw.decode("latin1")
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogatepass")
 
 
 def _int(raw: bytes) -> int:
@@ -37,10 +45,7 @@ def _quoted(line: bytes) -> str:
         raise ValueError("string without quotes")
     # Bytes of Python 2, escaped: codecs.escape_decode is what the standard library's own unpickler uses.
     raw, _ = codecs.escape_decode(line[1:-1])
-    return raw.decode("latin1")
-
-
-# -- makers of instructions --------------------------------------------------------------------------------------------
+    return _latin(raw)
 
 
 def _do(act: Callable[[PickleMachine], object]) -> Step:
@@ -111,9 +116,6 @@ def _tuple(count: int) -> Step:
         return position
 
     return step
-
-
-# -- instructions ------------------------------------------------------------------------------------------------------
 
 
 def _pop(machine: PickleMachine) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ IO_MODES = ("direct", "pread", "mmap")
 _OPEN_FILES = 32
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
 _DROP_LAG = 64 << 20
+# Dropping after each short read would cost more than the read.
+_DROP_NBYTES = 1 << 20
 _CACHESTAT = 451
 
 
@@ -36,11 +39,16 @@ class _OpenFile(Protocol):
 class _Positional:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.low, self.high, self.undropped = sys.maxsize, 0, 0
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         done = _read(self.fd, offset, memoryview(buffer)[position : position + nbytes])
-        start = max(0, offset - _DROP_LAG)
-        os.posix_fadvise(self.fd, start, offset + done - start, os.POSIX_FADV_DONTNEED)
+        self.low, self.high = min(self.low, offset), max(self.high, offset + done)
+        self.undropped += done
+        if self.undropped >= _DROP_NBYTES:
+            start = max(0, self.low - _DROP_LAG)
+            os.posix_fadvise(self.fd, start, self.high - start, os.POSIX_FADV_DONTNEED)
+            self.low, self.high, self.undropped = sys.maxsize, 0, 0
         return done
 
     def close(self) -> None:
