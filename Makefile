@@ -40,6 +40,7 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	PYTHON=$(BIN)/python sh benchmarks/short.sh
 
 clean:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def facts(folder: Path) -> dict[str, str | int | None]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "numpy": version("numpy"),
+        "safetensors": version("safetensors"),
         "streamconv": version("streamconv"),
+        "commit": commit(),
     }
 
 
@@ -38,6 +41,15 @@ def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The repository's commit, with `-dirty` where files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
 
 

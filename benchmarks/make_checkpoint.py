@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, int]] = {
     | {"layers": 70, "hidden": 14336, "heads": 112, "tp": 4, "pp": 12, "dp": 8, "iteration": 95000},
     "bloom-7b": BLOOM_VOCAB | {"layers": 30, "hidden": 4096, "heads": 32, "tp": 4, "pp": 4},
     "8g": BLOOM_VOCAB | {"layers": 15, "hidden": 4096, "heads": 32, "tp": 4, "pp": 4},
+    "3g": {"layers": 6, "hidden": 4096, "heads": 32, "vocab": 51200, "original_vocab": 50827, "tp": 4, "pp": 2},
     "1g": {"layers": 8, "hidden": 2048, "heads": 16, "vocab": 51200, "original_vocab": 50827, "tp": 4, "pp": 2},
     "tiny": {"layers": 4, "hidden": 64, "heads": 4, "vocab": 512, "original_vocab": 500, "tp": 2, "pp": 2},
 }

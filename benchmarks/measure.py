@@ -30,6 +30,8 @@ CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 CGROUP_V2 = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 SAMPLE_SECONDS = 0.02
+TIMELINE_SECONDS = 0.05
+FORKED_ONLY = 0x40  # PF_FORKNOEXEC in the kernel's sched.h
 # Through a shell in either case, so that a command that cannot be started is a failed run (exit code 126 or 127).
 START = ["/bin/sh", "-c", 'exec "$@"', "sh"]
 START_IN_CGROUP = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"']
@@ -49,6 +51,18 @@ class Result:
     cgroup_peak_nbytes: int | None
     oom_kills: int
     output_tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Memory at one moment of a run: RSS of its processes; all that its cgroup is charged with, and parts of that."""
+
+    seconds: float
+    rss_nbytes: int
+    usage_nbytes: int
+    anonymous_nbytes: int
+    cache_nbytes: int
+    dirty_nbytes: int
 
 
 class MemoryCgroup:
@@ -89,6 +103,16 @@ class MemoryCgroup:
             return int((self.path / name).read_text())
         except FileNotFoundError:
             return None
+
+    def moment(self, seconds: float) -> Moment:
+        """What is held here now."""
+        usage = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        fields = ("total_rss", "total_cache", "total_dirty") if self.version == 1 else ("anon", "file", "file_dirty")
+        stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
+        pids = (self.path / "cgroup.procs").read_text().split()
+        rss = sum(status_nbytes(int(pid), "VmRSS") for pid in pids)
+        parts = (int(stat.get(field, 0)) for field in fields)
+        return Moment(seconds, rss, int((self.path / usage).read_text()), *parts)
 
     def oom_kills(self) -> int:
         """Processes killed here because of the limit."""
@@ -142,6 +166,8 @@ class TreeSampler(threading.Thread):
     def run(self) -> None:
         """Sample until `stop`. A lone process is asked for its own high-water mark, which misses no peak."""
         while not self._done.wait(SAMPLE_SECONDS):
+            if not has_begun(self.pid):
+                continue
             tree = process_tree(self.pid)
             field = "VmHWM" if len(tree) == 1 else "VmRSS"
             self.peak_nbytes = max(self.peak_nbytes, sum(status_nbytes(pid, field) for pid in tree))
@@ -151,6 +177,54 @@ class TreeSampler(threading.Thread):
         self._done.set()
         self.join()
         return self.peak_nbytes
+
+
+class Timeline(threading.Thread):
+    """Appends a cgroup's moments to a list until stopped."""
+
+    def __init__(self, cgroup: MemoryCgroup, moments: list[Moment]) -> None:
+        """Prepare to watch `cgroup`; time counts from now."""
+        super().__init__(daemon=True)
+        self.cgroup = cgroup
+        self.moments = moments
+        self._start = time.perf_counter()
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Sample at once, then at each interval."""
+        while True:
+            self.moments.append(self.cgroup.moment(time.perf_counter() - self._start))
+            if self._done.wait(TIMELINE_SECONDS):
+                return
+
+    def stop(self) -> None:
+        """Stop after the sample that is under way."""
+        self._done.set()
+        self.join()
+
+
+@contextmanager
+def recorded(cgroup: MemoryCgroup | None, moments: list[Moment] | None) -> Iterator[None]:
+    """Record a cgroup's memory meanwhile, where there is a list to record it in."""
+    if moments is None:
+        yield
+        return
+    if cgroup is None:
+        raise ValueError("memory over time is read from a cgroup: there is none")
+    timeline = Timeline(cgroup, moments)
+    timeline.start()
+    try:
+        yield
+    finally:
+        timeline.stop()
+
+
+def has_begun(pid: int) -> bool:
+    """Whether a child has become another program: until then its memory is that of the process that started it."""
+    with suppress(OSError):
+        flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
+        return not int(flags) & FORKED_ONLY
+    return False
 
 
 def process_tree(pid: int) -> list[int]:
@@ -172,17 +246,25 @@ def status_nbytes(pid: int, field: str) -> int:
     return 0
 
 
-def run(command: Sequence[str], sync_folder: Path, version: int | None, limit_nbytes: int | None = None) -> Result:
+def run(
+    command: Sequence[str],
+    sync_folder: Path,
+    version: int | None,
+    limit_nbytes: int | None = None,
+    timeline: list[Moment] | None = None,
+) -> Result:
     """Run `command` to its end and measure it; the time includes syncing the file system of `sync_folder`.
 
-    A command that fails or is killed is a result like any other: look at `outcome` (done, failed, killed).
+    A command that fails or is killed is a result like any other: look at `outcome` (done, failed, killed). Where
+    `timeline` is given, the cgroup's memory over time is appended to it, the sync included.
     """
     with fresh_cgroup(version, limit_nbytes) as cgroup, tempfile.TemporaryFile() as output:
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         start = time.perf_counter()
         launch = cgroup.enter(command) if cgroup else [*START, *command]
-        status, usage, sampled = wait_measured(launch, output.fileno())
-        sync_file_system(sync_folder)
+        with recorded(cgroup, timeline):
+            status, usage, sampled = wait_measured(launch, output.fileno())
+            sync_file_system(sync_folder)
         wall = time.perf_counter() - start
         kills = cgroup.oom_kills() if cgroup else 0
         code = os.waitstatus_to_exitcode(status)

@@ -1,11 +1,13 @@
 """Convert a Megatron-DeepSpeed checkpoint to Megatron-LM's legacy layout the plain way: torch.load, cat, torch.save.
 
-    python benchmarks/plain_torch.py SRC DST --tp 1 --pp 1 [--mmap]
+    python benchmarks/plain_torch.py SRC DST --tp 1 --pp 1 [--mmap] [--safetensors]
 
 This is the job as it is usually written, and as bigscience's `deepspeed_to_megatron.py` does it: for each target rank,
 load the layer files, put the shards of each tensor together, keep the result in a dictionary, save the dictionary.
 When the tensor-parallel size stays, a rank's files are loaded and saved as they are. With --mmap the files are mapped
-rather than read (`torch.load(mmap=True)`). It knows BLOOM only, and exists to be measured against.
+rather than read (`torch.load(mmap=True)`). With --safetensors each target rank is written as one safetensors file
+(`model.safetensors`, names joined by dots) instead: another format, without the training arguments, and without the
+head where it is the embedding that the same file holds. It knows BLOOM only, and exists to be measured against.
 """
 
 from __future__ import annotations
@@ -72,7 +74,31 @@ def rank_model(folder: Path, shards: range, stage: int, stages: int, mmap: bool)
     return model
 
 
-def convert(source: Path, target: Path, tp: int, pp: int, mmap: bool) -> None:
+def flat(nested: dict[str, Any], prefix: str = "") -> State:
+    """A rank's tensors by their joined names; of two that are one in memory, the first."""
+    state = State()
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            state.update(flat(value, f"{prefix}{name}."))
+        else:
+            state[prefix + name] = value
+    places: dict[int, str] = {}
+    for name, tensor in state.items():
+        places.setdefault(tensor.data_ptr(), name)
+    return State((name, state[name]) for name in places.values())
+
+
+def save(state: dict[str, Any], folder: Path, safetensors: bool) -> None:
+    """Write one target rank."""
+    if safetensors:
+        from safetensors.torch import save_file
+
+        save_file(flat(state["model"]), folder / "model.safetensors")
+    else:
+        torch.save(state, folder / "model_optim_rng.pt")
+
+
+def convert(source: Path, target: Path, tp: int, pp: int, mmap: bool, safetensors: bool = False) -> None:
     """Convert the checkpoint that `latest` names."""
     folder = source / (source / "latest").read_text().strip()
     common = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
@@ -90,7 +116,7 @@ def convert(source: Path, target: Path, tp: int, pp: int, mmap: bool) -> None:
             name = f"mp_rank_{rank:02d}" if pp == 1 else f"mp_rank_{rank:02d}_{stage:03d}"
             out = target / f"iter_{common['iteration']:07d}" / name
             out.mkdir(parents=True)
-            torch.save(state, out / "model_optim_rng.pt")
+            save(state, out, safetensors)
     (target / "latest_checkpointed_iteration.txt").write_text(str(common["iteration"]))
 
 
@@ -102,9 +128,10 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size to write (default: 1)")
     parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size to write (default: 1)")
     parser.add_argument("--mmap", action="store_true", help="map the files instead of reading them")
+    parser.add_argument("--safetensors", action="store_true", help="write safetensors files")
     options = parser.parse_args()
     with megatron_enums():
-        convert(options.source, options.target, options.tp, options.pp, options.mmap)
+        convert(options.source, options.target, options.tp, options.pp, options.mmap, options.safetensors)
 
 
 if __name__ == "__main__":

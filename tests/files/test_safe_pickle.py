@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import streamconv
 from streamconv.errors import DamagedError, StreamconvError, UnsafeError
-from streamconv.files.safe_pickle import MAX_PICKLE_NBYTES, Global, Record, loads, walk
+from streamconv.files.safe_pickle import MAX_PICKLE_NBYTES, Global, Record, leaves_of, loads, walk
 from tests.places import FRAMEWORKS, MADE
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -355,6 +355,9 @@ REFUSED_BOMBS = {
     "POP of nothing": b"0.",
     "TUPLE3 over a mark": b"K\x01(K\x02K\x03\x87.",
     "no value at the end": b".",
+    "a mark at the end": b"K\x01(.",
+    "POPMARK without a mark": b"K\x011.",
+    "a memo of a mark": b"K\x01(q\x00.",
     "SETITEM on a tuple": b")K\x01K\x02s.",
     "an odd number of items": b"}(K\x01u.",
     "DUP of nothing": b"2.",
@@ -415,6 +418,13 @@ def test_walk_gives_each_leaf_with_its_path_and_each_container_once() -> None:
     record = Record(Global("a", "B"), (2,), {"x": (3,)}, [4])
     tree = {"a": shared, "b": shared, "c": record, 5: ()}
     assert list(walk(tree, "a.pkl")) == [(("a", 0), 1), (("c", 0), 2), (("c", "x", 0), 3), (("c", 0), 4)]
+
+
+def test_leaves_of_one_kind_are_those_of_the_walk() -> None:
+    tree = {"a": [1, "x", (2.5, {"b": "y"})], "c": Record(Global("a", "B"), ("z",), "w")}
+    for kind in (int, str, float, bytes):
+        assert list(leaves_of(kind, tree, "a.pkl")) == [(p, v) for p, v in walk(tree, "a.pkl") if isinstance(v, kind)]
+    assert list(leaves_of(int, 7, "a.pkl")) == [((), 7)]
 
 
 def test_walk_refuses_what_is_nested_deeper_than_200() -> None:
