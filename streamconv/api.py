@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from streamconv.budget import RunChoices
-from streamconv.conversion import Progress, Report, run_plan
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
 from streamconv.families.base import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
-from streamconv.streaming import StreamedTensor, stream_plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from streamconv.conversion import Progress, Report
+    from streamconv.streaming import StreamedTensor
 
 __all__ = ["Choices", "ConvertChoices", "convert", "plan", "stream"]
 
@@ -97,6 +98,8 @@ def convert(
     Raises:
         StreamconvError: see :mod:`streamconv.errors`. Before the first write for all that can be known before.
     """
+    from streamconv.conversion import run_plan
+
     how, what = _split(choices)
     return run_plan(plan(src, **what), dst, overwrite=overwrite, restart=restart, progress=progress, **how)
 
@@ -121,6 +124,8 @@ def stream(
         MemoryBudgetError: the budget is below the largest tensor and the buffers; the message says what works.
         StreamconvError: whatever :func:`convert` refuses, when this is called; damage where it is met.
     """
+    from streamconv.streaming import stream_plan
+
     how, what = _split(choices)
     return stream_plan(plan(src, **what), copy=copy, framework=framework, how=how)
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from math import prod
 from operator import mul
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from streamconv.dtypes import DType
 from streamconv.errors import DamagedError
 
 __all__ = ["Piece", "Storage", "View", "flatten_piece", "merge_along", "put", "unflatten_piece"]
 
-NDArray = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    NDArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class View:
         Raises:
             DamagedError: the file has become shorter than the box needs.
         """
+        import numpy as np
+
         if prod(shape) == 0:
             return np.empty(tuple(shape), self.dtype.numpy)
         path = self.storage.path

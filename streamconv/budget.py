@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TypedDict
 
 import psutil
 
-from streamconv.engines import threads
-from streamconv.engines.threads import EngineSettings
+from streamconv.engines import EngineSettings
 from streamconv.errors import MemoryBudgetError, UsageError
 from streamconv.files.direct import PAGE
 from streamconv.files.source_io import check_io_mode
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, parse_size
 from streamconv.plans import Plan
+from streamconv.tiles import block_within, buffer_nbytes
 
 __all__ = ["Fit", "RunChoices", "check_budget", "settings_for"]
 
-_LARGEST_BLOCK = 4 * MIB
+_LARGEST_BLOCK = 16 * MIB
 _SMALLEST_BLOCK = 64 << 10
 _THREADS = 2
 # Thread stacks, the directory and the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
+# What numpy takes, which a plan does without.
+_ENGINE = 18 * MIB
 
 
 class RunChoices(TypedDict, total=False):
@@ -32,7 +35,7 @@ class RunChoices(TypedDict, total=False):
         max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
         io: ``direct`` (past the page cache, where the file system can), ``pread`` or ``mmap``.
         jobs: threads, 2 if not said.
-        block_size: bytes that are read and written at a time, such as ``8M``; at most 4 MiB if not said.
+        block_size: bytes that are read and written at a time, such as ``8M``; at most 16 MiB if not said.
     """
 
     max_ram: str
@@ -78,17 +81,17 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     check_io_mode(io)
     budget = parse_budget(choices.get("max_ram", "auto"))
     smallest = max(work.smallest_block, _SMALLEST_BLOCK)
-    used = psutil.Process().memory_info().rss + _MARGIN + held
-    floor = _mebibytes(used + 2 * threads.buffer_nbytes(smallest, 1))
+    engine = 0 if "numpy" in sys.modules else _ENGINE
+    used = psutil.Process().memory_info().rss + engine + _MARGIN + held
+    floor = _mebibytes(used + _needed(buffer_nbytes(smallest, 1)))
     if budget.nbytes < floor:
         raise MemoryBudgetError(
             f"{budget} is below the workable floor of {format_bytes(floor)} for this checkpoint",
             remedy=f"say --max-ram {floor // MIB}M or more",
         )
-    # One half of what is left for buffers, a quarter for written data on its way to the disk.
     free = budget.nbytes - used
     count = _threads(choices, smallest, free)
-    block = min(max(_LARGEST_BLOCK, smallest), max(smallest, threads.block_within(free // 2, count)))
+    block = min(max(_LARGEST_BLOCK, smallest), max(smallest, block_within(_for_buffers(free), count)))
     asked = choices.get("block_size")
     if asked is not None:
         block = parse_size(asked, "--block-size") // PAGE * PAGE
@@ -97,16 +100,16 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
                 f"--block-size {asked}: a row of this model's matrices needs {smallest}",
                 remedy=f"say --block-size {-(-smallest // 1024)}K or more",
             )
-    buffers = threads.buffer_nbytes(block, count)
-    if 2 * buffers > free:
-        needed = _mebibytes(used + 2 * buffers)
+    buffers = buffer_nbytes(block, count)
+    if _needed(buffers) > free:
+        needed = _mebibytes(used + _needed(buffers))
         raise MemoryBudgetError(
             f"{count} threads with blocks of {format_bytes(block)} do not fit {budget}",
             remedy=f"say --max-ram {needed // MIB}M or more, or choose fewer --jobs or a smaller --block-size",
         )
     together = min(len(work.files), 2 * work.target_layout.tp)
     window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
-    return Fit(budget, floor, block, count, window, io, free - 2 * buffers)
+    return Fit(budget, floor, block, count, window, io, free - _needed(buffers))
 
 
 def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
@@ -124,7 +127,7 @@ def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
 
 
 def _threads(choices: RunChoices, smallest: int, free: int) -> int:
-    default = _THREADS if threads.buffer_nbytes(smallest, _THREADS) <= free // 2 else 1
+    default = _THREADS if buffer_nbytes(smallest, _THREADS) <= _for_buffers(free) else 1
     return _asked_threads(choices) or default
 
 
@@ -133,6 +136,15 @@ def _asked_threads(choices: RunChoices) -> int | None:
     if asked is not None and not 1 <= asked <= most:
         raise UsageError(f"--jobs {asked}: choose 1 to {most} threads")
     return asked
+
+
+# Of what the budget leaves, two fifths are for buffers, and up to a quarter is for data on its way to the disk.
+def _for_buffers(free: int) -> int:
+    return free * 2 // 5
+
+
+def _needed(buffers: int) -> int:
+    return -(-buffers * 5 // 2)
 
 
 def _mebibytes(nbytes: int) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 
 from streamconv.dtypes import DTYPES
-from streamconv.engines import threads
-from streamconv.engines.threads import Crew, EngineSettings
+from streamconv.engines import EngineSettings, threads
+from streamconv.engines.threads import Crew
 from streamconv.errors import DestinationError, DiskSpaceError
 from streamconv.files.direct import page_end
 from streamconv.files.output_io import DiscardedOutput, Output, OutputFileWriter, refused_by_system

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from streamconv.errors import DifferenceError, UsageError
 
 __all__ = ["DTYPES", "DType", "cast_into", "dtype_from_storage", "dtype_named", "parse_dtype"]
 
-NDArray = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    NDArray = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ _ALIASES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "fl
 
 @cache
 def _numpy_dtype(name: str) -> np.dtype[Any]:
+    import numpy as np  # here and below: a plan needs no arrays, and numpy takes longer to import than many a plan
+
     if name.startswith(("bfloat16", "float8")):
         import ml_dtypes
 
@@ -99,6 +102,8 @@ def cast_into(source: NDArray, target: NDArray) -> None:
         DifferenceError: a finite value became infinite in float16, which ends at 65504. The other types reach as far
             as float32 does.
     """
+    import numpy as np
+
     if source.dtype == np.float64 and target.dtype == np.float16:
         source = source.astype(np.float32)  # torch rounds twice on this way
     with np.errstate(over="ignore", invalid="ignore"):
@@ -108,6 +113,8 @@ def cast_into(source: NDArray, target: NDArray) -> None:
 
 
 def _refuse_overflow(source: NDArray, target: NDArray) -> None:
+    import numpy as np
+
     infinite = np.isinf(target)
     if not infinite.any():
         return

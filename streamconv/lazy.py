@@ -13,18 +13,16 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from streamconv.boxes import Piece, Storage, View, flatten_piece, merge_along, put, unflatten_piece
 from streamconv.dtypes import DType, cast_into
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
-__all__ = ["LazyTensor", "Piece", "Storage", "View", "average", "concat", "mean"]
+    NDArray = npt.NDArray[Any]
 
-NDArray = npt.NDArray[Any]
+__all__ = ["LazyTensor", "Piece", "Storage", "View", "average", "concat", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +121,8 @@ class LazyTensor:
 
     def numpy(self) -> NDArray:
         """The elements: mapped and read-only if they are one stored view of this dtype, else a new array."""
+        import numpy as np
+
         if len(self.pieces) == 1:
             (piece,) = self.pieces
             if len(piece.views) == 1 and piece.views[0].dtype == self.dtype:
@@ -138,6 +138,7 @@ class LazyTensor:
         """The elements as a torch tensor, sharing memory with :meth:`numpy`'s array. Do not write to it."""
         import warnings
 
+        import numpy as np
         import torch
 
         array = self.numpy()
@@ -155,6 +156,8 @@ _NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 def average(arrays: Sequence[NDArray]) -> NDArray:
     """The element-wise mean in double precision."""
+    import numpy as np
+
     total = arrays[0].astype(np.float64)
     for array in arrays[1:]:
         total += array.astype(np.float64)

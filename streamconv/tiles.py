@@ -14,7 +14,7 @@ from streamconv.dtypes import DType
 from streamconv.files.direct import DIRECT_NBYTES, PAGE, congruent, page_end
 from streamconv.lazy import Storage, View
 
-__all__ = ["Move", "Read", "Tile", "Write", "placed", "plan_reads", "tile_nbytes"]
+__all__ = ["Move", "Read", "Tile", "Write", "block_within", "buffer_nbytes", "placed", "plan_reads", "tile_nbytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,18 @@ def tile_nbytes(block: int) -> tuple[int, int]:
     """
     slack = 16 * PAGE
     return 2 * block + block // 8 + slack, block + block // 16 + slack
+
+
+def buffer_nbytes(block: int, threads: int) -> int:
+    """Bytes of all buffers."""
+    return threads * sum(tile_nbytes(block))
+
+
+def block_within(nbytes: int, threads: int) -> int:
+    """The largest block, in whole pages, whose buffers take at most ``nbytes``; 0 or less if there is none."""
+    fixed = buffer_nbytes(0, 1)
+    per_block = (buffer_nbytes(16 * PAGE, 1) - fixed) / (16 * PAGE)
+    return int((nbytes / threads - fixed) / per_block) // PAGE * PAGE
 
 
 def placed(position: int, nbytes: int, offset: int) -> tuple[int, int]:

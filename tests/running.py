@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from streamconv.engines import threads
-from streamconv.engines.threads import Crew, EngineSettings
+from streamconv.engines import EngineSettings, threads
+from streamconv.engines.threads import Crew
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.jobs import Job
 from streamconv.ledger import Ledger

@@ -97,7 +97,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="direct (default): past the page cache, where the file system can; pread: through it; mmap: read by maps",
     )
     how.add_argument("--jobs", type=int, metavar="N", help="threads that read and write (default: 2)")
-    how.add_argument("--block-size", metavar="SIZE", help="bytes that each thread moves at a time (default: up to 4M)")
+    how.add_argument("--block-size", metavar="SIZE", help="bytes that each thread moves at a time (default: up to 16M)")
     how.add_argument("--json", action="store_true", help="print the result as JSON")
     how.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from streamconv.checksums import crc32
 from streamconv.dtypes import cast_into
+from streamconv.engines import EngineSettings
 from streamconv.errors import DifferenceError, StreamconvError
 from streamconv.files.direct import DIRECT_NBYTES, PAGE, Buffer, new_buffer
 from streamconv.files.output_io import Output
@@ -20,32 +20,11 @@ from streamconv.lazy import average
 from streamconv.ledger import Ledger, TileDone
 from streamconv.tiles import Move, Tile, Write, tile_nbytes
 
-__all__ = ["Crew", "EngineSettings", "block_within", "buffer_nbytes", "run"]
+__all__ = ["Crew", "run"]
 
 # Soon at first, so that a run which is killed early has something to go on with.
 _FIRST_COMMIT_SECONDS, _COMMIT_SECONDS = 0.25, 2.0
 NDArray = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Block size in bytes, number of threads, how the source is read (one of ``IO_MODES``)."""
-
-    block: int
-    threads: int
-    io: str
-
-
-def buffer_nbytes(block: int, threads: int) -> int:
-    """Bytes of all buffers."""
-    return threads * sum(tile_nbytes(block))
-
-
-def block_within(nbytes: int, threads: int) -> int:
-    """The largest block, in whole pages, whose buffers take at most ``nbytes``; 0 or less if there is none."""
-    fixed = buffer_nbytes(0, 1)
-    per_block = (buffer_nbytes(16 * PAGE, 1) - fixed) / (16 * PAGE)
-    return int((nbytes / threads - fixed) / per_block) // PAGE * PAGE
 
 
 class Crew:

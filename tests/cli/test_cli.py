@@ -171,26 +171,31 @@ def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_publishes_nothing_and_says_so(number: int, code: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, code: int, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time\n"
         "import streamconv.engines.threads as engine\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us with it ignored
         "work = engine._Worker.run\n"
-        "engine._Worker.run = lambda self, tile: (time.sleep(0.2), work(self, tile))[1]\n"
+        "engine._Worker.run = lambda self, *rest: (time.sleep(0.2), work(self, *rest))[1]\n"
         "from streamconv.cli.main import main\n"
         "sys.exit(main())\n"
     )
     command = [sys.executable, "-c", program, str(BLOOM.folder), str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / ".streamconv" / "new" / "iter_0000003").exists():
+    while not (tmp_path / "out" / ".streamconv" / "journal").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "holds what it held before" in errors
-    assert not (tmp_path / "out").exists()
+    assert "the same command goes on where this ended" in errors
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".streamconv"]
+    assert run(BLOOM.folder, tmp_path / "out").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "iter_0000003",
+        "latest_checkpointed_iteration.txt",
+    ]
 
 
 def test_converting_never_imports_torch(tmp_path: Path) -> None:

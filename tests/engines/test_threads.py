@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamconv.checksums import Verdict
 from streamconv.dtypes import DTYPES
-from streamconv.engines.threads import EngineSettings
+from streamconv.engines import EngineSettings
 from streamconv.errors import DamagedError, DifferenceError
 from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import IO_MODES
