@@ -11,7 +11,7 @@ import psutil
 
 from streamconv.engines import EngineSettings
 from streamconv.errors import MemoryBudgetError, UsageError
-from streamconv.files.direct import PAGE
+from streamconv.files.direct import PAGE, page_end
 from streamconv.files.source_io import check_io_mode
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget, parse_size
 from streamconv.plans import Plan
@@ -83,33 +83,39 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     smallest = max(work.smallest_block, _SMALLEST_BLOCK)
     engine = 0 if "numpy" in sys.modules else _ENGINE
     used = psutil.Process().memory_info().rss + engine + _MARGIN + held
-    floor = _mebibytes(used + _needed(buffer_nbytes(smallest, 1)))
+    asked_block, asked_threads = _asked_block(choices, smallest), _asked_threads(choices)
+    least, fewest = asked_block or smallest, asked_threads or 1
+    floor = _mebibytes(used + _needed(buffer_nbytes(least, fewest)))
+    if budget.nbytes < floor and (asked_block or asked_threads):
+        raise MemoryBudgetError(
+            f"{fewest} threads with blocks of {format_bytes(least)} do not fit {budget}",
+            remedy=f"say --max-ram {floor // MIB}M or more, or choose fewer --jobs or a smaller --block-size",
+        )
     if budget.nbytes < floor:
         raise MemoryBudgetError(
             f"{budget} is below the workable floor of {format_bytes(floor)} for this checkpoint",
             remedy=f"say --max-ram {floor // MIB}M or more",
         )
     free = budget.nbytes - used
-    count = _threads(choices, smallest, free)
-    block = min(max(_LARGEST_BLOCK, smallest), max(smallest, block_within(_for_buffers(free), count)))
-    asked = choices.get("block_size")
-    if asked is not None:
-        block = parse_size(asked, "--block-size") // PAGE * PAGE
-        if block < smallest:
-            raise UsageError(
-                f"--block-size {asked}: a row of this model's matrices needs {smallest}",
-                remedy=f"say --block-size {-(-smallest // 1024)}K or more",
-            )
+    count = asked_threads or (_THREADS if _needed(buffer_nbytes(least, _THREADS)) <= free else 1)
+    block = asked_block or min(max(_LARGEST_BLOCK, smallest), max(smallest, block_within(_for_buffers(free), count)))
     buffers = buffer_nbytes(block, count)
-    if _needed(buffers) > free:
-        needed = _mebibytes(used + _needed(buffers))
-        raise MemoryBudgetError(
-            f"{count} threads with blocks of {format_bytes(block)} do not fit {budget}",
-            remedy=f"say --max-ram {needed // MIB}M or more, or choose fewer --jobs or a smaller --block-size",
-        )
     together = min(len(work.files), 2 * work.target_layout.tp)
     window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
     return Fit(budget, floor, block, count, window, io, free - _needed(buffers))
+
+
+def _asked_block(choices: RunChoices, smallest: int) -> int | None:
+    asked = choices.get("block_size")
+    if asked is None:
+        return None
+    block = parse_size(asked, "--block-size") // PAGE * PAGE
+    if block < smallest:
+        raise UsageError(
+            f"--block-size {asked}: a row of this model's matrices needs {smallest}",
+            remedy=f"say --block-size {page_end(smallest) // 1024}K or more",
+        )
+    return block
 
 
 def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
@@ -124,11 +130,6 @@ def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
     check_io_mode(io)
     block = _LARGEST_BLOCK if asked is None else max(PAGE, parse_size(asked, "--block-size") // PAGE * PAGE)
     return EngineSettings(block, _asked_threads(choices) or _THREADS, io)
-
-
-def _threads(choices: RunChoices, smallest: int, free: int) -> int:
-    default = _THREADS if buffer_nbytes(smallest, _THREADS) <= _for_buffers(free) else 1
-    return _asked_threads(choices) or default
 
 
 def _asked_threads(choices: RunChoices) -> int | None:

@@ -207,6 +207,8 @@ class BlocksJob:
         rows, columns = tensor.shape
         top, left = first // columns * self.height, first % columns
         height, width = min(self.height, rows - top), last - first
+        if left + width > columns:
+            raise ValueError(f"columns {first} to {last} are of more than one band of {columns}")
         part = tensor.slice(0, top, top + height).slice(1, left, left + width)
         reads, places = plan_reads([(piece.views[0], piece.shape) for piece in part.pieces])
         moves = [_move(piece, (place,), part, 0) for piece, place in zip(part.pieces, places, strict=True)]

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,11 @@ class Journal:
         self._fd = -1
 
     def read(self) -> Iterator[Any]:
-        """The values of all whole lines; what follows them is cut off when the journal is opened to go on."""
+        """The values of all whole lines; what follows them is cut off when the journal is opened to go on.
+
+        Raises:
+            DestinationError: a line that is whole is no JSON.
+        """
         self._whole_nbytes = 0
         with self.path.open("rb") as file:
             for line in file:
@@ -43,7 +46,11 @@ class Journal:
                 if not line.endswith(b"\n") or crc != b"%08x" % crc32(text):
                     return
                 self._whole_nbytes += len(line)
-                yield json.loads(text)
+                try:
+                    value = json.loads(text)
+                except (ValueError, RecursionError) as error:
+                    raise self._unfit(error) from error
+                yield value
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Begin a new one.
@@ -65,12 +72,10 @@ class Journal:
         next(lines, None)
         try:
             for line in lines:
-                for job, first, last, reads, writes in line:
-                    ledger.enter(TileDone(job, first, last, tuple(reads), tuple(writes)))
+                for entry in line:
+                    ledger.enter(_tile(*entry))
         except (TypeError, ValueError) as error:
-            raise DestinationError(
-                f"the journal does not fit this conversion: {error}", where=self.path, remedy="say --restart"
-            ) from error
+            raise self._unfit(error) from error
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         os.ftruncate(self._fd, self._whole_nbytes)
         os.lseek(self._fd, 0, os.SEEK_END)
@@ -90,11 +95,27 @@ class Journal:
             line = line[os.write(self._fd, line) :]
         os.fdatasync(self._fd)
 
+    def _unfit(self, error: Exception) -> DestinationError:
+        return DestinationError(
+            f"the journal does not fit this conversion: {error}", where=self.path, remedy="say --restart"
+        )
+
     def close(self) -> None:
         """Close it as it is."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _tile(job: Any, first: Any, last: Any, reads: Any, writes: Any) -> TileDone:
+    if not isinstance(reads, list) or not isinstance(writes, list):
+        raise TypeError("checksums are no lists")
+    for number in (job, first, last, *reads, *writes):
+        if type(number) is not int or abs(number) >= 1 << 63:
+            raise TypeError(f"{number!r} is no number of a tile")
+    if any(not 0 <= crc < 1 << 32 for crc in (*reads, *writes)):
+        raise ValueError("a CRC-32 has 32 bits")
+    return TileDone(job, first, last, tuple(reads), tuple(writes))
 
 
 def identity_of(plan: Plan) -> dict[str, Any]:
@@ -127,26 +148,27 @@ def refuse_another(noted: Any, identity: Mapping[str, Any], destination: Path) -
     Raises:
         DestinationError: it was, or its journal cannot be read; the message says what differs.
     """
-    if not isinstance(noted, dict) or noted.get("journal") != _VERSION:
+    known = noted if isinstance(noted, dict) else {}
+    choices, sources = known.get("choices"), known.get("sources")
+    if known.get("journal") != _VERSION or not isinstance(choices, dict) or not isinstance(sources, dict):
         raise DestinationError(
             "an unfinished conversion is there, of another version", where=destination, remedy=_FINISH_OTHERS
         )
-    with suppress(AttributeError, TypeError):
-        for name, value in identity["choices"].items():
-            if noted["choices"].get(name) != value:
-                raise DestinationError(
-                    f"an unfinished conversion is there with another {name}: {noted['choices'].get(name)}, not {value}",
-                    where=destination,
-                    remedy=_FINISH_OTHERS,
-                )
-        for path, facts in identity["sources"].items():
-            if noted["sources"].get(path) != facts:
-                raise DestinationError(
-                    f"an unfinished conversion is there, and its source has changed since: {path}",
-                    where=destination,
-                    remedy="say --restart to discard what it did and convert the source as it is now",
-                )
-    if noted.get("digest") != identity["digest"]:
+    for name, value in identity["choices"].items():
+        if choices.get(name) != value:
+            raise DestinationError(
+                f"an unfinished conversion is there with another {name}: {choices.get(name)}, not {value}",
+                where=destination,
+                remedy=_FINISH_OTHERS,
+            )
+    for path, facts in identity["sources"].items():
+        if sources.get(path) != facts:
+            raise DestinationError(
+                f"an unfinished conversion is there, and its source has changed since: {path}",
+                where=destination,
+                remedy="say --restart to discard what it did and convert the source as it is now",
+            )
+    if known.get("digest") != identity["digest"]:
         raise DestinationError(
             "an unfinished conversion with other options is there", where=destination, remedy=_FINISH_OTHERS
         )

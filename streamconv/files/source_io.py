@@ -13,6 +13,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -60,7 +61,10 @@ class _Direct:
 
     def __init__(self, path: Path) -> None:
         self.buffered = _Positional(path)
-        self.fd, self.direct = open_file(path, os.O_RDONLY, direct=True)
+        with ExitStack() as undo:
+            undo.callback(self.buffered.close)
+            self.fd, self.direct = open_file(path, os.O_RDONLY, direct=True)
+            undo.pop_all()
         self.warm = _mostly_cached(self.fd)
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
@@ -103,8 +107,11 @@ def _mostly_cached(fd: int) -> bool:
 class _Mapped:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(self.fd).st_size
-        self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
+        with ExitStack() as undo:
+            undo.callback(os.close, self.fd)
+            size = os.fstat(self.fd).st_size
+            self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
+            undo.pop_all()
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         if self.map is None:
