@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import streamconv
-from streamconv.cli import convert, plan
+from streamconv.cli import bench, convert, plan
 from streamconv.errors import StreamconvError
 from tests import oracle
 from tests.places import FRAMEWORKS, REAL
@@ -49,7 +49,7 @@ def test_every_public_thing_has_a_docstring(name: str) -> None:
 
 def test_every_option_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    missing = {name for verb in (convert, plan) for name in options_of(verb) if name not in text} - {"--verbose"}
+    missing = {name for verb in (convert, plan, bench) for name in options_of(verb) if name not in text} - {"--verbose"}
     assert missing == set()
 
 
@@ -57,7 +57,7 @@ def test_every_option_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
     script = {"--input_folder", "--output_folder", "--target_tp", "--target_pp", "--for_release"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - script
-    assert named <= options_of(convert)
+    assert named <= options_of(convert) | options_of(bench)
 
 
 def test_exit_codes_are_those_of_the_readme() -> None:

@@ -63,7 +63,12 @@ def _run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 0
-    arguments = parser.parse_args(words)
+    arguments, rest = parser.parse_known_args(words)
+    # argparse gives up on an optional DST when options stand between it and SRC: here it is still found.
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "dst", "") is None:
+        arguments.dst = rest.pop()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     run: Callable[[argparse.Namespace], int] = _VERBS[arguments.verb].run
     return run(arguments)
 

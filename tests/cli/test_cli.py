@@ -239,3 +239,49 @@ def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
     os.close(leader)
     assert b"converting" in seen
     assert b"B/s" in seen
+
+
+def test_null_runs_all_and_writes_nothing(tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    done = run("convert", BLOOM.folder, "--to", "null", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["destination"] is None
+    assert report["read_nbytes"] > 200_000
+    assert report["records"]["checked"] > 70
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [("--to", "null", "out"), ()])
+def test_a_destination_is_said_or_not_wanted(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("convert", BLOOM.folder, *(str(tmp_path / word) if word == "out" else word for word in words))
+    assert done.returncode == 2
+    assert "DST" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
+def test_a_disk_is_measured_and_a_conversion_predicted(io: str, tmp_path: Path) -> None:
+    words = ("bench", tmp_path, "--size", "1M", "--src", BLOOM.folder, "--io", io, "--jobs", "1", "--json")
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["nbytes"], report["io"], report["threads"]) == (1 << 20, io, 1)
+    assert min(report["read"], report["write"], report["copy"]) > 0
+    moved = report["prediction"]["read_nbytes"], report["prediction"]["write_nbytes"]
+    planned = json.loads(run("plan", BLOOM.folder, "--json").stdout)
+    assert moved == (planned["read_nbytes"], planned["write_nbytes"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_none_is_not_measured(tmp_path: Path) -> None:
+    assert run("bench", tmp_path / "nowhere").returncode == 8
+    done = run("bench", tmp_path, "--size", "9000T")
+    assert done.returncode == 4
+    assert "say a smaller --size" in done.stderr
+
+
+def test_options_may_stand_between_source_and_destination(tmp_path: Path) -> None:
+    assert run("convert", BLOOM.folder, "--tp", "1", tmp_path / "out").returncode == 0
+    assert run("convert", BLOOM.folder, tmp_path / "out", "--tpp", "1").returncode == 2
+    assert run("convert", BLOOM.folder, "--tp", "1", tmp_path / "a", tmp_path / "b").returncode == 2
