@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from streamconv.budget import Fit, RunChoices, check_budget
 from streamconv.engines import threads
 from streamconv.engines.threads import Crew
 from streamconv.files.output_io import DiscardedOutput, OutputFileWriter, refused_by_system
-from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source
+from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
 from streamconv.ledger import Ledger, TileDone
 from streamconv.memory import MemoryBudget, peak_rss_nbytes
 from streamconv.plans import OutputFile, Plan
@@ -109,7 +110,7 @@ def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, 
     """Fill the staged files, and what a run that ended early had left of them; the bytes that it had done."""
     identity = identity_of(work)
     journal = Journal(stage.journal)
-    resumes = _prepare(journal, stage, identity, restart)
+    resumes = _prepare(work, journal, stage, identity, restart)
     stage.need(work.write_nbytes)
     with ExitStack() as opened:
         opened.callback(journal.close)
@@ -141,12 +142,13 @@ def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, 
     return resumed
 
 
-def _prepare(journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
+def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
     """Whether to go on with what is staged; if not, there is nothing staged any more."""
     if stage.is_resumable and not restart:
-        noted = next(journal.read(), None)
-        if noted is not None:
-            refuse_another(noted, identity, stage.destination)
+        noted = list(islice(journal.read(), 1))
+        if noted:
+            refuse_another(noted[0], identity, stage.destination)
+            refuse_incomplete({stage.new / file.path: file.layout.nbytes for file in work.files})
             return True
     stage.begin_anew()
     return False

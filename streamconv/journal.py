@@ -20,7 +20,7 @@ from streamconv.errors import DamagedError, DestinationError
 from streamconv.ledger import Ledger, TileDone
 from streamconv.plans import Plan
 
-__all__ = ["Journal", "identity_of", "refuse_another", "refuse_changed_source"]
+__all__ = ["Journal", "identity_of", "refuse_another", "refuse_changed_source", "refuse_incomplete"]
 
 _VERSION = 1
 _FINISH_OTHERS = "run the command that began it, or say --restart to discard what it did"
@@ -172,6 +172,21 @@ def refuse_another(noted: Any, identity: Mapping[str, Any], destination: Path) -
         raise DestinationError(
             "an unfinished conversion with other options is there", where=destination, remedy=_FINISH_OTHERS
         )
+
+
+def refuse_incomplete(staged: Mapping[Path, int]) -> None:
+    """Refuse to go on where a staged file is gone, or has another size in bytes than it was made with.
+
+    Raises:
+        DestinationError: one is.
+    """
+    for path, nbytes in staged.items():
+        if not path.is_file() or path.stat().st_size != nbytes:
+            raise DestinationError(
+                f"an unfinished conversion is there, and a file of it is gone or is not of {nbytes} bytes",
+                where=path,
+                remedy="say --restart to begin anew",
+            )
 
 
 def refuse_changed_source(identity: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from streamconv import convert, plan
 from streamconv.checksums import crc32
 from streamconv.errors import DamagedError, DestinationError
 from streamconv.jobs import RunJob
-from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source
+from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
 from streamconv.ledger import Ledger, TileDone
 from streamconv.plans import Plan
 from tests.places import REAL
@@ -385,3 +385,17 @@ def test_a_first_line_that_is_none_of_ours_is_refused_and_kept(first: Any, tmp_p
         convert(SOURCE, tmp_path / "out", max_ram="1G")
     assert str(tmp_path / "out") in str(caught.value)
     assert path.read_bytes() == line(first)
+
+
+@pytest.mark.parametrize("what", ["gone", "shorter"])
+def test_a_staged_file_that_is_not_what_was_left_is_refused(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(bytes(10))
+    refuse_incomplete({path: 10})
+    if what == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(9))
+    with pytest.raises(DestinationError, match="of 10 bytes") as caught:
+        refuse_incomplete({path: 10})
+    assert "--restart" in str(caught.value)
