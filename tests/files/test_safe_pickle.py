@@ -136,7 +136,11 @@ def test_an_instance_becomes_a_record_with_its_state(protocol: int) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_enum_becomes_a_record_of_its_value(protocol: int) -> None:
     record = read(pickle.dumps(Color.RED, protocol))
-    assert (str(record.cls), record.args) == (f"{__name__}.Color", (3,))
+    if sys.version_info[:2] == (3, 11) and sys.version_info < (3, 11, 4):  # these pickle it by its name
+        module = "__builtin__" if protocol < 3 else "builtins"
+        assert (str(record.cls), record.args) == (f"{module}.getattr", (Global(__name__, "Color"), "RED"))
+    else:
+        assert (str(record.cls), record.args) == (f"{__name__}.Color", (3,))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
