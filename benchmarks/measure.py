@@ -231,8 +231,9 @@ def process_tree(pid: int) -> list[int]:
     """`pid` and its descendants, as far as they are still there."""
     tree = [pid]
     for parent in tree:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            with suppress(OSError):
+        # A process may end at any of these steps; what it had is then no longer in the tree.
+        with suppress(OSError):
+            for path in Path(f"/proc/{parent}/task").glob("*/children"):
                 tree += map(int, path.read_text().split())
     return tree
 

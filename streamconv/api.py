@@ -37,7 +37,7 @@ class Choices(TypedDict, total=False):
         vocab_size: rows of the vocabulary without padding.
         for_release: reset the counters of consumed samples.
         keep_args: whether the training arguments go along.
-        tag: which checkpoint of a DeepSpeed root.
+        tag: which checkpoint of a root: the name of its folder.
         qkv_layout: ``interleaved`` or ``blocks``.
         num_heads: attention heads, where the checkpoint has no arguments.
         iteration: training iteration, where the checkpoint does not say it.
@@ -67,7 +67,7 @@ def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
     """Plan a conversion: metadata is read, nothing is written.
 
     Args:
-        src: a Megatron-DeepSpeed checkpoint, its root or its tag folder.
+        src: a Megatron-DeepSpeed or legacy Megatron-LM checkpoint, its root or its tag's or iteration's folder.
         choices: see :class:`Choices`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Open any torch checkpoint file, or a folder of them, as a mapping of names to lazy tensors."""
+"""Open any checkpoint file, or a folder of them, as a mapping of names to lazy tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import SourceError
-from streamconv.files.torch_zip import TorchFile, is_torch_zip, open_torch_zip
+from streamconv.files.any_file import CHECKPOINT_SUFFIXES, open_any
+from streamconv.files.stored_file import StoredFile
 from streamconv.formats.deepspeed import resolve_tag
 from streamconv.lazy import LazyTensor
 
@@ -26,7 +27,7 @@ class Checkpoint(Mapping[str, LazyTensor]):
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
         self.path = path
         self._paths = dict(files)
-        self._opened: dict[str, TorchFile] = {}
+        self._opened: dict[str, StoredFile] = {}
         self._tensors: dict[str, dict[str, LazyTensor]] = {}
 
     @property
@@ -38,9 +39,9 @@ class Checkpoint(Mapping[str, LazyTensor]):
         """What a file holds, with lazy tensors at their places and unknown classes as inert records."""
         return self._open(file).state
 
-    def _open(self, file: str) -> TorchFile:
+    def _open(self, file: str) -> StoredFile:
         if file not in self._opened:
-            self._opened[file] = open_torch_zip(self._paths[file])
+            self._opened[file] = open_any(self._paths[file])
             self._tensors[file] = self._opened[file].tensors()
         return self._opened[file]
 
@@ -64,24 +65,22 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
 
 def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
-    """Open a torch file, or a folder of them, lazily and without executing anything in it.
+    """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
 
     Args:
-        path: a ``.pt`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is taken.
+        path: a torch, safetensors or ``.distcp`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is
+            taken.
         tag: another tag of a DeepSpeed root.
 
     Raises:
-        SourceError: there is nothing there, or no torch file in the folder.
+        SourceError: there is nothing there, or no such file in the folder.
     """
     found = Path(path)
     if found.is_file():
         return Checkpoint(found, {"": found})
     folder = resolve_tag(found, tag)
-    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if _is_torch_file(file)}
+    paths = (file for file in sorted(folder.rglob("*")) if file.suffix in CHECKPOINT_SUFFIXES and file.is_file())
+    files = {str(file.relative_to(folder)): file for file in paths}
     if not files:
-        raise SourceError("no torch files (.pt, .bin, .pth) in the folder", where=folder)
+        raise SourceError(f"no checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)}) in the folder", where=folder)
     return Checkpoint(folder, files)
-
-
-def _is_torch_file(file: Path) -> bool:
-    return file.suffix in (".pt", ".bin", ".pth") and file.is_file() and is_torch_zip(file)

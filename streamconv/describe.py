@@ -105,13 +105,15 @@ def report_text(report: Report) -> str:
         lines.insert(1, f"        {format_bytes(report.resumed_nbytes)} of it by a run that ended early")
     if report.records_without_crc:
         lines.append(
-            f"warning {report.records_without_crc} source records have no CRC-32: their writer had it disabled"
+            f"warning {report.records_without_crc} source records have no CRC-32 to be checked against"
         )
     for drift in report.drifts:
         ranks = ", ".join(map(str, drift.ranks))
+        where = f"from {drift.original}" if drift.original else f"on rank {ranks} from rank 0"
+        wrote = drift.original or f"the {plan.replicated_policy}"
         lines.append(
-            f"warning {drift.name} differs on rank {ranks} from rank 0: {drift.elements} elements, "
-            f"by at most {drift.largest:g}; wrote the {plan.replicated_policy}"
+            f"warning {drift.name} differs {where}: {drift.elements} elements, "
+            f"by at most {drift.largest:g}; wrote {wrote}"
         )
     return "\n".join(lines)
 

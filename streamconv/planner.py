@@ -16,7 +16,7 @@ from streamconv.errors import AmbiguousError, UsageError
 from streamconv.families.base import ModelFamily, Section, shard
 from streamconv.files.pickle_writer import StoredTensor
 from streamconv.files.torch_layout import TorchLayout, plan_torch_file
-from streamconv.formats import known_sources
+from streamconv.formats import find_source
 from streamconv.formats.base import (
     Fact,
     ShardedModel,
@@ -29,7 +29,7 @@ from streamconv.formats.base import (
 )
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout, even_stages
-from streamconv.plans import Entry, OutputFile, Plan
+from streamconv.plans import Entry, OutputFile, Plan, Replica
 from streamconv.recognise import need_heads, recognise
 from streamconv.vocabulary import plan_vocabulary
 
@@ -63,8 +63,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     Raises:
         StreamconvError: whatever can be refused is refused here, with the class that says why.
     """
-    (source,) = known_sources()
-    model = source.open(path, options.source)
+    model = find_source(path, options.source.tag).open(path, options.source)
     family, sizes = recognise(model, options.source.num_heads)
     target, why = choose_target(options.to, family)
     layout = _target_layout(model, options)
@@ -108,7 +107,10 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         iteration=iteration,
         files=files,
         texts=laid_out.texts,
-        replicas=tuple(assembly.replicas),
+        replicas=(
+            *assembly.replicas,
+            *(Replica(name, (original, copy), "the word embedding") for name, copy, original in model.copies),
+        ),
         replicated_policy=options.replicated,
         coverage=coverage,
         facts=tuple(model.facts),

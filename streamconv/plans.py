@@ -51,10 +51,14 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A parameter that several ranks hold a copy of, to be compared before the first write."""
+    """A parameter that several ranks hold a copy of, to be compared before the first write.
+
+    ``original`` names what the second of two copies must equal where they are no ranks' copies: that is written.
+    """
 
     name: str
     copies: tuple[LazyTensor, ...]
+    original: str | None = None
 
 
 @dataclass(frozen=True)

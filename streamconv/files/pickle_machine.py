@@ -8,8 +8,10 @@ what would have been called and set. A caller may name globals that stand for pl
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsafeError
@@ -73,18 +75,22 @@ def checked_key(key: Any, where: str) -> Any:
 class PickleMachine:
     """The stack machine of one pickle: ``data``, its name in messages, and what the caller put in for some names.
 
-    ``stack`` reaches down to the last mark; what lies below it is the last of ``below``.
+    ``stack`` reaches down to the last mark; what lies below it is the last of ``below``. ``named`` has each global
+    that the pickle names, once; ``called`` has one of them for each call.
     """
 
-    __slots__ = ("below", "builders", "data", "memo", "persistent", "stack", "where")
+    __slots__ = ("below", "builders", "called", "data", "end", "memo", "named", "persistent", "stack", "where")
 
     def __init__(
-        self, data: bytes, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
+        self, data: bytes | mmap, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
     ) -> None:
         self.data, self.where, self.builders, self.persistent = data, where, builders, persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.named: dict[tuple[str, str], Global] = {}
+        self.called: list[Global] = []
+        self.end = 0
 
     # -- raw input -------------------------------------------------------------------------------------------------
 
@@ -105,6 +111,13 @@ class PickleMachine:
         """Begin a stack of its own."""
         self.below.append(self.stack)
         self.stack = []
+
+    def name(self, module: str, name: str) -> Global:
+        """A class or function as an inert value, the same one each time."""
+        found = self.named.get((module, name))
+        if found is None:
+            found = self.named[module, name] = Global(module, name)
+        return found
 
     def pop_to_mark(self) -> list[Any]:
         """Everything above the last mark, which goes too."""
@@ -135,6 +148,7 @@ class PickleMachine:
         """What a call would give: a builder of the caller's, or an inert record."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise UnsafeError(f"pickle calls a {type(function).__name__}", where=self.where)
+        self.called.append(function)
         builder = self.builders.get(f"{function.module}.{function.name}")
         return Record(function, args) if builder is None else builder(*args)
 
@@ -148,15 +162,19 @@ class PickleMachine:
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self, steps: Sequence[Step | None]) -> Any:
-        """The value that the pickle stands for, with ``steps`` as its instructions by their byte."""
-        data, position = self.data, 0
+    def run(self, steps: Sequence[Step | None], start: int = 0) -> Any:
+        """The value of the pickle that begins at ``start``, with ``steps`` as its instructions by their byte.
+
+        ``end`` is where it ended.
+        """
+        data, position = self.data, start
         try:
             while (code := data[position]) != _STOP:
                 step = steps[code]
                 if step is None:
                     raise UnsafeError(f"pickle instruction {bytes((code,))!r} at byte {position}", where=self.where)
                 position = step(self, position + 1)
+            self.end = position + 1
             return self.stack.pop()
         except (LookupError, ValueError, TypeError, struct.error, ArithmeticError, RecursionError) as error:
             if position >= len(data):
@@ -164,3 +182,10 @@ class PickleMachine:
             raise DamagedError(
                 f"pickle is broken at byte {position}: {type(error).__name__}: {error}", where=self.where
             ) from error
+
+    def count_into(self, named: dict[Global, int]) -> None:
+        """Add each global that was named, with how often it was called."""
+        # By identity: a global is one object here, and hashing each call by its names would take longer.
+        calls = Counter(map(id, self.called))
+        for value in self.named.values():
+            named[value] = named.get(value, 0) + calls[id(value)]

@@ -158,7 +158,7 @@ def _get_long(machine: PickleMachine, position: int) -> int:
 def _global(machine: PickleMachine, position: int) -> int:
     module, position = machine.line(position)
     name, position = machine.line(position)
-    machine.stack.append(Global(_utf8(module), _utf8(name)))
+    machine.stack.append(machine.name(_utf8(module), _utf8(name)))
     return position
 
 
@@ -166,7 +166,7 @@ def _stack_global(machine: PickleMachine) -> Global:
     name, module = machine.stack.pop(), machine.stack.pop()
     if not (isinstance(name, str) and isinstance(module, str)):
         raise TypeError("STACK_GLOBAL needs two strings")
-    return Global(module, name)
+    return machine.name(module, name)
 
 
 def _reduce(machine: PickleMachine, position: int) -> int:

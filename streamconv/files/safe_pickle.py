@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from mmap import mmap
 from typing import Any, TypeVar
 
 from streamconv.errors import UnsafeError
 from streamconv.files.pickle_machine import Builder, Global, PickleMachine, Record
 from streamconv.files.pickle_steps import STEPS
 
-__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "loads", "walk"]
+__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "load_from", "loads", "walk"]
 
 MAX_PICKLE_NBYTES = 64 << 20
 _MAX_DEPTH = 200
@@ -23,6 +24,7 @@ def loads(
     where: str,
     builders: Mapping[str, Builder] | None = None,
     persistent: Callable[[Any], Any] | None = None,
+    named: dict[Global, int] | None = None,
 ) -> Any:
     """The plain data in a pickle; whatever else it holds comes back as inert :class:`Record` and :class:`Global`.
 
@@ -31,14 +33,36 @@ def loads(
         where: its name in messages.
         builders: ``"module.name"`` to a function of the caller's that stands in for it.
         persistent: what to make of a persistent id (torch's storages); without it such an id is refused.
+        named: each global that the pickle names is added here, with how often the pickle called it.
 
     Raises:
         DamagedError: the pickle is cut off or inconsistent.
         UnsafeError: it is larger than :data:`MAX_PICKLE_NBYTES` or does what no checkpoint needs.
     """
+    return load_from(data, 0, where, builders, persistent, named)[0]
+
+
+def load_from(
+    data: bytes | mmap,
+    start: int,
+    where: str,
+    builders: Mapping[str, Builder] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+    named: dict[Global, int] | None = None,
+) -> tuple[Any, int]:
+    """What :func:`loads` gives of the pickle that begins at ``start``, and where it ends: other bytes may follow.
+
+    Raises:
+        DamagedError: the pickle is cut off or inconsistent.
+        UnsafeError: ``data`` is larger than :data:`MAX_PICKLE_NBYTES`, or the pickle does what no checkpoint needs.
+    """
     if len(data) > MAX_PICKLE_NBYTES:
         raise UnsafeError(f"pickle of {len(data)} bytes; the limit is {MAX_PICKLE_NBYTES}", where=where)
-    return PickleMachine(data, where, builders or {}, persistent).run(STEPS)
+    machine = PickleMachine(data, where, builders or {}, persistent)
+    value = machine.run(STEPS, start)
+    if named is not None:
+        machine.count_into(named)
+    return value, machine.end
 
 
 def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:

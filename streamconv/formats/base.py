@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from streamconv.dtypes import DType
 from streamconv.errors import DamagedError
 from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, Section
+from streamconv.files.pickle_machine import Global
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout
 
@@ -81,7 +82,9 @@ class ShardedModel:
     """A model as it is stored: ``tensors[place][rank]`` is the shard of tensor-parallel rank ``rank``.
 
     ``stages`` is the number of layers on each pipeline stage, None where nothing says so. ``args`` are the training
-    arguments as plain attributes, None where the folder has none.
+    arguments as plain attributes, None where the folder has none. ``copies`` are tensors that are stored once more
+    (a tied head on the last stage): name, the copy, what it must equal. ``named`` is what the pickle of each file that
+    was opened names, and how often it called it.
     """
 
     path: Path
@@ -98,6 +101,8 @@ class ShardedModel:
     facts: list[Fact] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
+    copies: list[tuple[str, LazyTensor, LazyTensor]] = field(default_factory=list)
+    named: dict[Path, Mapping[Global, int]] = field(default_factory=dict)
 
     def keys(self, section: Section, layer: int = -1) -> set[str]:
         """The keys stored in a section."""
@@ -114,10 +119,14 @@ class ShardedModel:
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """A framework's checkpoints as a source. ``open`` raises what :mod:`streamconv.errors` says, never returns less."""
+    """A framework's checkpoints as a source. ``open`` raises what :mod:`streamconv.errors` says, never returns less.
+
+    ``claims`` says what makes a folder this framework's, in words; None if nothing does.
+    """
 
     name: str
     open: Callable[[Path, SourceOptions], ShardedModel]
+    claims: Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,8 @@ Sources: ``deepspeed/runtime/pipe/module.py`` (layer files), ``deepspeed/runtime
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from streamconv.errors import DamagedError, SourceError
 from streamconv.families.base import Section
@@ -25,9 +23,10 @@ from streamconv.formats.deepspeed_ranks import (
     refuse_second_module,
 )
 from streamconv.formats.deepspeed_stages import find_stages
+from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
 from streamconv.lazy import LazyTensor, concat
 
-__all__ = ["SOURCE", "open_model", "resolve_tag"]
+__all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
 
 _LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
 
@@ -43,23 +42,16 @@ def resolve_tag(path: Path, tag: str | None) -> Path:
         raise SourceError("no such folder", where=path)
     if tag is None and not (path / "latest").is_file():
         return path
-    name = tag if tag is not None else _first_line(path / "latest")
-    # The name comes out of a file: it may only name a direct child.
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise DamagedError(f"the tag {name!r} is not the name of a folder", where=path / "latest")
-    if not (path / name).is_dir():
-        tags = sorted(child.name for child in path.iterdir() if child.is_dir())
-        raise SourceError(
-            f"there is no folder for the tag {name!r}",
-            where=path,
-            remedy=f"name one with --tag: {', '.join(tags)}" if tags else None,
-        )
-    return path / name
+    name = tag if tag is not None else first_line(path / "latest")
+    return tagged_folder(path, name, path / "latest")
 
 
-def _first_line(path: Path) -> str:
-    with path.open("rb") as file:
-        return file.read(4096).decode("utf-8", errors="replace").strip()
+def claims(path: Path) -> str | None:
+    """What makes a folder a DeepSpeed checkpoint, None if nothing does."""
+    if (path / "latest").is_file():
+        return "the file `latest`"
+    names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
+    return next((name for name in names if name.endswith("model_states.pt")), None)
 
 
 def open_model(path: Path, options: SourceOptions) -> ShardedModel:
@@ -101,6 +93,7 @@ def _open_pipeline(
     kind = "Megatron-DeepSpeed, pipeline engine"
     model = _model(folder, ranks, options, kind, layers.tp, layers.num_layers, layers.tensors)
     model.pp = pp.value
+    model.named |= layers.named
     for size in (tp, pp):
         model.facts += size.facts
         model.warnings += size.warnings
@@ -159,9 +152,10 @@ def _model(
         stages=None,
         pp=None,
         args=args,
-        iteration=_iteration(folder, ranks.state, options),
-        vocab_size=_vocab_size(ranks.state),
+        iteration=find_iteration(folder, ranks.state, options.iteration),
+        vocab_size=true_vocabulary(ranks.state),
         qkv=options.qkv_layout,
+        named={file.path: file.globals for file in ranks.files},
     )
     recorded = ranks.state.get("iteration")
     if recorded not in (None, model.iteration):
@@ -187,27 +181,4 @@ def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Pla
     return result
 
 
-def _iteration(folder: Path, state: Mapping[str, Any], options: SourceOptions) -> int | None:
-    if options.iteration is not None:
-        return options.iteration
-    recorded = state.get("iteration")
-    if isinstance(recorded, int):
-        if not 0 <= recorded < 10**9:
-            raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
-        return recorded
-    match = re.fullmatch(r"(?:global_step|iter_)(\d+)", folder.name)
-    return int(match[1]) if match else None
-
-
-def _vocab_size(state: Mapping[str, Any]) -> int | None:
-    """The true vocabulary: ``checkpoint_info`` (bigscience) or ``universal_checkpoint_info`` (deepspeedai) records
-    it.
-    """
-    for key in ("checkpoint_info", "universal_checkpoint_info"):
-        info = state.get(key)
-        if isinstance(info, dict) and isinstance(info.get("original_vocab_size"), int):
-            return int(info["original_vocab_size"])
-    return None
-
-
-SOURCE = SourceFormat("deepspeed", open_model)
+SOURCE = SourceFormat("deepspeed", open_model, claims)

@@ -15,7 +15,9 @@ from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.base import Section
-from streamconv.files.torch_zip import TorchFile, open_torch_zip
+from streamconv.files.pickle_machine import Global
+from streamconv.files.stored_file import StoredFile
+from streamconv.files.torch_file import open_torch
 from streamconv.formats import deepspeed_refusals
 from streamconv.formats.base import Place
 from streamconv.lazy import LazyTensor
@@ -36,7 +38,7 @@ BIGSCIENCE = (2, 2, 1)
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layer files of a checkpoint: tensors by place, and the file index of each role."""
+    """The layer files of a checkpoint: tensors by place, the file index of each role, what the pickles name."""
 
     tp: int
     tensors: dict[Place, tuple[LazyTensor, ...]]
@@ -45,6 +47,7 @@ class Layers:
     final_norm: int
     is_bigscience_numbering: bool
     numbering: str
+    named: Mapping[Path, Mapping[Global, int]]
 
 
 def layer_file_names(folder: Path, names: Iterable[str]) -> dict[tuple[int, int], str]:
@@ -88,9 +91,11 @@ def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: 
         )
     roles: dict[Section, list[int]] = {section: [] for section in Section}
     contents: dict[int, list[dict[str, LazyTensor]]] = {}
+    named: dict[Path, Mapping[Global, int]] = {}
     for index in indices:
-        files = [open_torch_zip(folder / names[index, rank]) for rank in range(tp)]
+        files = [open_torch(folder / names[index, rank]) for rank in range(tp)]
         contents[index] = [file.tensors() for file in files]
+        named |= {file.path: file.globals for file in files}
         roles[_role(contents[index][0], files[0].path)].append(index)
     numbering = _check_numbers(folder, roles, num_layers)
     places: dict[Place, tuple[LazyTensor, ...]] = {}
@@ -103,7 +108,8 @@ def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: 
     blocks = roles[Section.LAYER]
     known = _NUMBERINGS.get(numbering, "an unknown fork")
     words = f"files {blocks[0]:02d} to {blocks[-1]:02d}, numbered as by {known}"
-    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], numbering == BIGSCIENCE, words)
+    is_bigscience = numbering == BIGSCIENCE
+    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], is_bigscience, words, named)
 
 
 def _role(tensors: Mapping[str, LazyTensor], path: Path) -> Section:
@@ -169,7 +175,7 @@ def join_ranks(
     return joined
 
 
-def module_tensors(file: TorchFile) -> dict[Place, LazyTensor]:
+def module_tensors(file: StoredFile) -> dict[Place, LazyTensor]:
     """The tensors of one rank's nested ``module`` (no pipeline engine) by place.
 
     ``language_model.{embedding,encoder,output_layer}``, the encoder's keys flat

@@ -10,7 +10,8 @@ from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.files.safe_pickle import Record, leaves_of
-from streamconv.files.torch_zip import TorchFile, open_torch_zip
+from streamconv.files.stored_file import StoredFile
+from streamconv.files.torch_file import open_torch
 from streamconv.formats.base import Dropped
 from streamconv.lazy import LazyTensor
 
@@ -25,7 +26,7 @@ _SAME_ARGS = ("num_layers", "hidden_size", "num_attention_heads", "tensor_model_
 class RankFiles:
     """The ``mp_rank_*`` files by rank; the first one's plain entries are the checkpoint's."""
 
-    files: tuple[TorchFile, ...]
+    files: tuple[StoredFile, ...]
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -65,7 +66,7 @@ def open_ranks(folder: Path, names: list[str]) -> RankFiles:
             where=folder,
             remedy="copy the missing files from the training run's storage",
         )
-    files = tuple(open_torch_zip(folder / by_rank[rank]) for rank in sorted(by_rank))
+    files = tuple(open_torch(folder / by_rank[rank]) for rank in sorted(by_rank))
     for file in files:
         if not isinstance(file.state, dict):
             raise DamagedError("an mp_rank file that is not a dictionary", where=file.path)

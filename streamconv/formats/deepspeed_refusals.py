@@ -20,8 +20,6 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
     has = set(names).__contains__
     kinds = (
         ("a Megatron-Core torch_dist checkpoint", has(".metadata") and any(n.endswith(".distcp") for n in names)),
-        ("a Megatron-LM checkpoint", has("latest_checkpointed_iteration.txt") and not has("latest")
-         and not any(n.startswith("layer_") or n.endswith("_model_states.pt") for n in names)),
         ("a DeepSpeed universal checkpoint", has("zero") and (folder / "zero").is_dir()),
         ("the output of DeepSpeed's zero_to_fp32", any(n.startswith("pytorch_model") for n in names)),
         ("a Hugging Face safetensors checkpoint", any(".safetensors" in n for n in names)),
@@ -32,7 +30,7 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
             raise UnsupportedError(
                 f"{name}: not a source that streamconv converts",
                 where=folder,
-                remedy="sources so far: Megatron-DeepSpeed folders of BLOOM and GPT models",
+                remedy="sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of BLOOM and GPT models",
             )
 
 

@@ -53,7 +53,8 @@ DIALECTS = {
         {},
         head_copy_always=True,
         loads_in="NVIDIA/Megatron-LM v2.3 (2021) up to core_v0.17, from core_v0.8 with --use-legacy-models, "
-        "from core_v0.6 with --transformer-impl local; Megatron-DeepSpeed, both forks, without DeepSpeed",
+        "from core_v0.6 with --transformer-impl local; Megatron-DeepSpeed without DeepSpeed, bigscience's fork and "
+        "deepspeedai's before 2024-12 (since then it reads query_key_value in another order)",
     ),
     "2023-09": Dialect(
         "2023-09",
@@ -103,6 +104,8 @@ def lay_out(model: TargetModel) -> TargetFiles:
 def _cautions(model: TargetModel) -> Iterator[str]:
     if len(set(model.layout.stages)) > 1:
         yield "stages of unequal length: Megatron-LM divides layers evenly over stages and loads no others"
+    if model.iteration == 0:
+        yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
     if model.keep_args and (model.args or {}).get("position_embedding_type") is not None:
         yield (
             "args.position_embedding_type is an enum of bigscience's code and is left out; its own loader compares it "
@@ -171,8 +174,14 @@ def target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     kept["tensor_model_parallel_size"] = layout.tp
     kept["pipeline_model_parallel_size"] = layout.pp
     kept["padded_vocab_size"] = sizes.vocab
+    # Megatron-LM's first stage may hold the embedding alone; the transformer's stages are then one fewer.
+    if "standalone_embedding_stage" in kept:
+        kept["standalone_embedding_stage"] = layout.stages[0] == 0
     if "transformer_pipeline_model_parallel_size" in kept:
-        kept["transformer_pipeline_model_parallel_size"] = layout.pp
+        alone = bool(kept.get("standalone_embedding_stage"))
+        kept["transformer_pipeline_model_parallel_size"] = layout.pp - alone
+    # Readers take it for evidence of rows of [3, heads, head_dim], which are not written.
+    kept.pop("ds_sequence_parallel_fpdt", None)
     if model.dtype is not None:
         name = model.dtype.name
         kept |= {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}

@@ -1,0 +1,35 @@
+"""Open a file of tensors by what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamconv.files.distcp import open_distcp
+from streamconv.files.safetensors import open_safetensors
+from streamconv.files.stored_file import StoredFile, reading
+from streamconv.files.torch_file import open_torch
+
+__all__ = ["CHECKPOINT_SUFFIXES", "open_any"]
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".distcp")
+"""How files of tensors are called, of whatever container."""
+
+
+def open_any(path: Path) -> StoredFile:
+    """Open a torch file (zip or older), a safetensors file or a ``.distcp``, metadata only.
+
+    Raises:
+        SourceError: there is no such file.
+        UnsupportedError: it is none of these.
+        DamagedError: it is one of these and broken.
+        UnsafeError: its metadata is out of bounds in what it asks for.
+        StorageError: the system refused.
+    """
+    with reading(path) as file:
+        head = file.read(9)
+    if path.suffix == ".distcp":
+        return open_distcp(path)
+    # A safetensors file is a length in 8 bytes and then JSON; no torch file has a brace there.
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return open_safetensors(path)
+    return open_torch(path)

@@ -1,0 +1,140 @@
+"""The names in one rank's file of Megatron-LM's legacy checkpoint, of every age, by their place in the model.
+
+``megatron/model/language_model.py:load_state_dict`` of Megatron-LM lists what it has been called: ``transformer`` for
+``encoder`` and ``attention.`` for ``self_attention.`` up to v2.0 (4b50683264), ``layernorm`` for ``norm`` until 2023-09
+(4dc0715204); ``embedding`` is nested by name, or flat in files of before. ``core_v0.17`` still reads all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamconv.errors import DamagedError, UnsupportedError
+from streamconv.families.base import Section
+from streamconv.files.safe_pickle import leaves_of
+from streamconv.files.stored_file import StoredFile
+from streamconv.formats.base import Place
+from streamconv.formats.deepspeed_refusals import refuse_keys
+from streamconv.formats.megatron_legacy import DIALECTS
+from streamconv.lazy import LazyTensor
+
+__all__ = ["HEAD_COPY", "StageTensors", "stage_tensors"]
+
+HEAD_COPY = "word_embeddings_for_head"
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_MODEL = "language_model"
+_RENAMED = {new: old for dialect in DIALECTS.values() for old, new in dialect.norms.items()}
+_OLDEST = "the oldest names"
+
+
+@dataclass(slots=True)
+class StageTensors:
+    """One rank's tensors by place, layers numbered in the stage; the head's copy by its keys; whose names these are."""
+
+    tensors: dict[Place, LazyTensor] = field(default_factory=dict)
+    copy: dict[str, LazyTensor] = field(default_factory=dict)
+    ages: set[str] = field(default_factory=set)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the stage holds."""
+        return len({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+
+
+def stage_tensors(file: StoredFile) -> StageTensors:
+    """The parameters in one rank's file.
+
+    Raises:
+        UnsupportedError: the model is of another kind, which is named, or has tensors of unknown role.
+        DamagedError: there is no model, a layer is missing, or one parameter is there under two names.
+    """
+    model = _model_of(file)
+    found, strays = StageTensors(), []
+    for path, tensor in leaves_of(LazyTensor, model[_MODEL], str(file.path)):
+        name = ".".join(map(str, path))
+        place = _place(name, found.ages)
+        if place is None:
+            strays.append(name)
+        elif place in found.tensors:
+            raise DamagedError(f"{name} is there under two names", where=file.path)
+        else:
+            found.tensors[place] = tensor
+    # The walk above gives each container once; the copy may be the very dictionary of the embedding.
+    for path, tensor in leaves_of(LazyTensor, model.get(HEAD_COPY), str(file.path)):
+        found.copy[".".join(map(str, path))] = tensor
+    refuse_keys({key for section, _, key in found.tensors if section is Section.LAYER}, file.path)
+    if strays:
+        raise UnsupportedError(
+            f"{len(strays)} tensors of unknown role, the first is {_MODEL}.{strays[0]}",
+            where=file.path,
+            remedy="only decoders of one transformer are translated: embedding, encoder, output_layer",
+        )
+    numbers = sorted({layer for section, layer, _ in found.tensors if section is Section.LAYER})
+    if numbers != list(range(len(numbers))):
+        raise DamagedError(f"the stage's layers are numbered {numbers[:8]}, not from 0 without a gap", where=file.path)
+    return found
+
+
+def _model_of(file: StoredFile) -> Mapping[str, Any]:
+    """The entry ``model``, if it is a language model of the legacy classes."""
+    state = file.state if isinstance(file.state, dict) else {}
+    if any(re.fullmatch(r"model\d+", key) for key in state if isinstance(key, str)):
+        raise UnsupportedError(
+            "virtual pipeline stages (model0, model1, ..): their layers are not in the order of the stages",
+            where=file.path,
+            remedy="load and save it once without --num-layers-per-virtual-pipeline-stage",
+        )
+    model = state.get("model")
+    if not isinstance(model, dict):
+        raise DamagedError("it has no entry `model`", where=file.path, remedy="copy the file again from its storage")
+    keys = {str(key) for key in model}
+    kinds = (
+        ("a Megatron-Core model", any(key.startswith(("decoder.", "embedding.", "output_layer.")) for key in keys)),
+        ("a BERT or T5 model", bool(keys & {"lm_head", "binary_head"})),
+        ("a classifier or a biencoder", bool(keys - {_MODEL, HEAD_COPY}) and _MODEL in keys),
+        ("no language model of Megatron-LM", not isinstance(model.get(_MODEL), dict)),
+    )
+    for name, matches in kinds:
+        if matches:
+            first = ", ".join(sorted(keys - {_MODEL, HEAD_COPY})[:4]) or "nothing"
+            raise UnsupportedError(
+                f"{name} (its `model` has {first}): not translated yet",
+                where=file.path,
+                remedy="models so far: BLOOM and GPT of Megatron-LM's legacy classes",
+            )
+    return model
+
+
+def _place(name: str, ages: set[str]) -> Place | None:
+    """Where a tensor of ``language_model`` belongs, None if nowhere; ``ages`` gets what its name tells of its age."""
+    part, _, key = name.partition(".")
+    if part == "embedding":
+        return Section.EMBEDDING, -1, key
+    if (part, key) == ("output_layer", "weight"):
+        return Section.HEAD, -1, "lm_head.weight"
+    if part not in ("encoder", "transformer"):
+        return None
+    if part == "transformer":
+        ages.add(_OLDEST)
+    if match := _LAYER.fullmatch(key):
+        return Section.LAYER, int(match[1]), _layer_key(match[2], ages)
+    norm, _, leaf = key.partition(".")
+    return (Section.FINAL_NORM, -1, leaf) if _norm(norm, ages) == "final_layernorm" else None
+
+
+def _layer_key(key: str, ages: set[str]) -> str:
+    module, dot, leaf = key.partition(".")
+    if module == "attention":
+        ages.add(_OLDEST)
+        module = "self_attention"
+    return _norm(module, ages) + dot + leaf
+
+
+def _norm(module: str, ages: set[str]) -> str:
+    for dialect in DIALECTS.values():
+        if module in dialect.norms.values():
+            ages.add(f"names of {dialect.name}")
+    return _RENAMED.get(module, module)

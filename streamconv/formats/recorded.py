@@ -1,0 +1,75 @@
+"""What Megatron-LM and Megatron-DeepSpeed record in the same way: the folder, the iteration, the vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamconv.errors import DamagedError, SourceError
+
+__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary"]
+
+
+def first_line(path: Path) -> str:
+    """What a commit record says, whatever bytes it holds."""
+    with path.open("rb") as file:
+        return file.read(4096).decode("utf-8", errors="replace").strip()
+
+
+def is_child_name(name: str) -> bool:
+    """Whether a name can only be that of a direct child: it may come out of a file."""
+    return bool(name) and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
+
+
+def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
+    """The folder ``name`` directly below ``path``.
+
+    Args:
+        path: the checkpoint's root.
+        name: the tag.
+        said_by: who says the name, for the message.
+
+    Raises:
+        DamagedError: it is not the name of a direct child.
+        SourceError: there is no such folder.
+    """
+    if not is_child_name(name):
+        raise DamagedError(f"the tag {name!r} is not the name of a folder", where=said_by)
+    if not (path / name).is_dir():
+        tags = sorted(child.name for child in path.iterdir() if child.is_dir())
+        raise SourceError(
+            f"there is no folder for the tag {name!r}",
+            where=path,
+            remedy=f"name one with --tag: {', '.join(tags)}" if tags else None,
+        )
+    return path / name
+
+
+def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> int | None:
+    """The training iteration: as the user says it, as a rank's file records it, or as the folder is named.
+
+    Raises:
+        DamagedError: what is recorded cannot be one.
+    """
+    if said is not None:
+        return said
+    recorded = state.get("iteration")
+    if isinstance(recorded, int):
+        if not 0 <= recorded < 10**9:
+            raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
+        return recorded
+    match = re.fullmatch(r"(?:global_step|iter_)(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def true_vocabulary(state: Mapping[str, Any]) -> int | None:
+    """The vocabulary without padding: ``checkpoint_info`` (bigscience) or ``universal_checkpoint_info`` (deepspeedai)
+    records it. Megatron-LM's own files do not: ``args.vocab_size`` there is what the user said, before special tokens.
+    """
+    for key in ("checkpoint_info", "universal_checkpoint_info"):
+        info = state.get(key)
+        if isinstance(info, dict) and isinstance(info.get("original_vocab_size"), int):
+            return int(info["original_vocab_size"])
+    return None
