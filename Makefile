@@ -1,5 +1,7 @@
 # make demo   converts a bundled checkpoint and checks the result against torch
 # make test   lint, types and all tests, as CI runs them
+# make check  the quick tests alone
+# The tests of the HTML report want a Chromium in PATH, and are skipped without one.
 # Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ DEMO_DST := demo-output
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,plot,browser]"
 	touch $@
 
 demo: $(VENV)/ready
@@ -26,13 +28,15 @@ demo: $(VENV)/ready
 	@echo
 	$(BIN)/streamconv convert $(DEMO_SRC) $(DEMO_DST) --tp 1 --pp 3 --max-ram 1G
 	@echo
+	$(BIN)/streamconv verify $(DEMO_DST) --against $(DEMO_SRC)
+	@echo
 	$(BIN)/python examples/check_with_torch.py $(DEMO_SRC) $(DEMO_DST) --vocab-size 100
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not browser"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

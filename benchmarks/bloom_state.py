@@ -164,3 +164,34 @@ def rank_state(shape: BloomShape, tp: int, stage: int, zero: int, iteration: int
         "checkpoint_info": vocabulary,
     }
     return engine_state(shape, stage, zero, iteration) | client | random_states(1234 + rank)
+
+
+def optimizer_state(shape: BloomShape, stage: int) -> dict[str, Any]:
+    """One data rank's part of a model rank's optimizer: fp32 masters and Adam moments, one flat tensor a group.
+
+    As `deepspeed/runtime/bf16_optimizer.py:BF16_Optimizer.state_dict` writes it. The tensors have no values: call it
+    in a `FakeTensorMode`.
+    """
+    groups = parameter_groups(shape, stage)
+    lengths = [-(-sum(size.numel() for size in group.values()) // shape.dp) for group in groups]
+    moments = {
+        number: {"step": 1, "exp_avg": torch.empty(length), "exp_avg_sq": torch.empty(length)}
+        for number, length in enumerate(lengths)
+    }
+    slices = [
+        OrderedDict((name, {"numel": size.numel() // shape.dp, "start": 0}) for name, size in group.items())
+        for group in groups
+    ]
+    return {
+        "optimizer_state_dict": {
+            "clip_grad": 1.0,
+            "base_optimizer_state": {"state": moments, "param_groups": [{"lr": 6e-5} for _ in groups]},
+            "single_partition_of_fp32_groups": [torch.empty(length) for length in lengths],
+            "group_paddings": [0 for _ in groups],
+            "partition_count": [shape.dp for _ in groups],
+            "param_slice_mappings": slices,
+            "ds_version": "0.6.6",
+        },
+        "ds_config": deepspeed_config(shape, zero=0),
+        "ds_version": "0.6.6",
+    }

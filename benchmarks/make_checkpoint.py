@@ -5,7 +5,7 @@
     python benchmarks/make_checkpoint.py /data/bloom --preset bloom-176b --sparse
 
 An option beside --preset replaces that value of the preset. The folder holds weights and the ranks' states, as a real
-run leaves them, but no optimizer files (`*_optim_states.pt`): what reads weights does not need them.
+run leaves them. Optimizer files (`*_optim_states.pt`), which what reads weights does not need, come with --optimizer.
 
 Data. The tensors are made of small normal numbers, all finite. Every tensor is a walk around one block of random
 numbers whose length is prime, from a place of its own and with sign and mantissa bits flipped by a pattern of its
@@ -29,13 +29,14 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from bloom_shapes import BloomShape, TensorShape, blocks_per_stage, check, layer_files, payload_nbytes
-from bloom_state import DTYPES, megatron_enums, rank_state
+from bloom_state import DTYPES, megatron_enums, optimizer_state, rank_state
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 POOL_LENGTH = 8_388_593  # the largest prime below 2**23: walks of any row length meet no place twice too early
@@ -122,12 +123,26 @@ def write_ranks(folder: Path, shape: BloomShape, zero: int, iteration: int) -> N
                 torch.save(state, folder / f"mp_rank_{stage * shape.tp + tp:02d}_model_states.pt")
 
 
-def write_checkpoint(out: Path, shape: BloomShape, zero: int, iteration: int, seed: int, sparse: bool) -> Path:
+def write_optimizer(folder: Path, shape: BloomShape) -> None:
+    """Write each data rank's part of each model rank's optimizer state, as BF16_Optimizer has it, with holes."""
+    with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
+        for stage in range(shape.pp):
+            state = optimizer_state(shape, stage)
+            for tp, dp in product(range(shape.tp), range(shape.dp)):
+                name = f"bf16_zero_pp_rank_{dp}_mp_rank_{stage * shape.tp + tp:02d}_optim_states.pt"
+                torch.save(state, folder / name)
+
+
+def write_checkpoint(
+    out: Path, shape: BloomShape, zero: int, iteration: int, seed: int, *, sparse: bool, optimizer: bool
+) -> Path:
     """Write the whole folder, `latest` last, and return the folder of its tag."""
     folder = out / f"global_step{iteration}"
     folder.mkdir(parents=True)
     write_layers(folder, shape, seed, sparse)
     write_ranks(folder, shape, zero, iteration)
+    if optimizer:
+        write_optimizer(folder, shape)
     (out / "latest").write_text(folder.name)
     return folder
 
@@ -152,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--original-vocab", type=int, help="rows without padding (default: --vocab)")
     parser.add_argument("--tp", type=int, help="tensor-parallel size (default: 1)")
     parser.add_argument("--pp", type=int, help="pipeline-parallel size (default: 1)")
-    parser.add_argument("--dp", type=int, help="data-parallel size, recorded only (default: 1)")
+    parser.add_argument("--dp", type=int, help="data-parallel size (default: 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of all tensors (default: bf16)")
     parser.add_argument("--zero", type=int, choices=(0, 1), default=1, help="at 0 no parameter shapes are recorded")
     partition = "how DeepSpeed cuts stages: 'uniform' or 'type:<regex>' (default: %(default)s, as BLOOM's)"
@@ -160,6 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iteration", type=int, help="training step, part of the folder's name (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     parser.add_argument("--sparse", action="store_true", help="holes in place of tensor data: any size, hardly a disk")
+    parser.add_argument("--optimizer", action="store_true", help="with --sparse: the optimizer files too, --dp a rank")
     return parser
 
 
@@ -191,9 +207,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         shape, iteration = resolve(options)
+        if options.optimizer and not options.sparse:
+            raise ValueError("--optimizer writes holes: say --sparse too")
         if not options.sparse:
             check_room(options.out, payload_nbytes(shape))
-        folder = write_checkpoint(options.out, shape, options.zero, iteration, options.seed, options.sparse)
+        folder = write_checkpoint(
+            options.out,
+            shape,
+            options.zero,
+            iteration,
+            options.seed,
+            sparse=options.sparse,
+            optimizer=options.optimizer,
+        )
     except (ValueError, FileExistsError) as error:
         print(f"make_checkpoint: {error}", file=sys.stderr)
         return 2

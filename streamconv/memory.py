@@ -13,8 +13,6 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from streamconv.errors import UsageError
 
 __all__ = ["MIB", "MemoryBudget", "format_bytes", "parse_budget", "parse_size", "peak_rss_nbytes"]
@@ -88,11 +86,15 @@ def parse_size(text: str, flag: str) -> int:
 
 
 def _total_nbytes() -> int:
+    import psutil  # here and below: what only shows sizes does without it
+
     limits = [limit for limit, _ in _cgroup_levels()]
     return min([psutil.virtual_memory().total, *limits])
 
 
 def _available_nbytes() -> int:
+    import psutil
+
     free = [limit - usage for limit, usage in _cgroup_levels()]
     return max(0, min([psutil.virtual_memory().available, *free]))
 
@@ -115,6 +117,8 @@ def _cgroup_levels() -> list[tuple[int, int]]:
 
 
 def _walk(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[tuple[int, int]]:
+    import psutil
+
     found = []
     folder = root / path.lstrip("/")
     # Inside a container the path may be the host's and not exist here; its own root then stands for it.

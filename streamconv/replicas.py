@@ -100,5 +100,9 @@ def _differing(first: NDArray, second: NDArray) -> tuple[int, float]:
     if np.array_equal(raw[0], raw[1]):
         return 0, 0.0
     where = (raw[0] != raw[1]).reshape(-1, first.itemsize).any(axis=1)
-    values = [array.reshape(-1)[where].astype(np.float64) for array in (first, second)]
-    return int(where.sum()), float(np.max(np.abs(values[0] - values[1])))
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = [array.reshape(-1)[where].astype(np.float64) for array in (first, second)]
+        apart = np.abs(values[0] - values[1])
+    apart[np.isnan(values[0]) & np.isnan(values[1])] = 0.0
+    apart[np.isnan(apart)] = np.inf  # a number from none
+    return int(where.sum()), float(np.max(apart))

@@ -14,8 +14,9 @@ FLOORS = (
     {"files", "families"},
     {"formats", "capabilities", "vocabulary", "recognise"},
     {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "planner"},
-    {"engines", "journal", "publish", "replicas"},
-    {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"},
+    {"engines", "journal", "publish", "reading", "replicas", "sweep", "statistics", "measuring"},
+    {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}
+    | {"inspection", "sides", "comparison", "verification", "rendering", "originals"},
     {"cli", "__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

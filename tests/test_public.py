@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import streamconv
-from streamconv.cli import bench, convert, plan
+from streamconv.cli import bench, convert, diff, plan, verify
+from streamconv.cli import inspect as inspect_verb
 from streamconv.errors import StreamconvError
 from tests import oracle
 from tests.places import FRAMEWORKS, REAL
@@ -53,11 +54,20 @@ def test_every_option_is_in_the_readme() -> None:
     assert missing == set()
 
 
+def test_every_option_of_looking_is_in_its_document() -> None:
+    text = (ROOT / "docs" / "inspect.md").read_text()
+    verbs = (inspect_verb, verify, diff)
+    assert {name for verb in verbs for name in options_of(verb) if name not in text} - {"--verbose"} == set()
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - {"--dtype"}
+    assert named <= {name for verb in verbs for name in options_of(verb)}
+
+
 def test_every_option_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text()
-    script = {"--input_folder", "--output_folder", "--target_tp", "--target_pp", "--for_release"}
+    script = {"--input_folder", "--output_folder", "--target_tp", "--target_pp", "--for_release", "--folder"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) - script
-    assert named <= options_of(convert) | options_of(bench)
+    verbs = (convert, bench, inspect_verb, verify, diff)
+    assert named <= {name for verb in verbs for name in options_of(verb)}
 
 
 def test_exit_codes_are_those_of_the_readme() -> None:

@@ -11,12 +11,19 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from streamconv import __version__
-from streamconv.cli import bench, convert, plan
+from streamconv.cli import bench, convert, diff, inspect, plan, verify
 from streamconv.errors import StreamconvError
 
 __all__ = ["guarded", "main"]
 
-_VERBS = {"convert": convert, "plan": plan, "bench": bench}
+_VERBS = {
+    "convert": convert,
+    "plan": plan,
+    "inspect": inspect,
+    "diff": diff,
+    "verify": verify,
+    "bench": bench,
+}
 _EXIT_CODES = """\
 exit codes: 0 done, 1 unexpected, 2 usage, 3 source not found or not supported, 4 memory budget or disk too small,
 5 I/O error, 6 input damaged or unsafe, 7 values differ, 8 destination in use, 130 and 143 interrupted"""

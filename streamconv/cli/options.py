@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from streamconv.errors import UsageError
+
 if TYPE_CHECKING:
     from streamconv.api import Choices
     from streamconv.budget import RunChoices
+    from streamconv.formats.base import SourceOptions
 
 __all__ = [
     "DEFAULT_TARGET",
+    "add_checkpoint_options",
     "add_conversion_options",
+    "add_look_options",
     "add_run_options",
     "add_source_options",
     "add_target_options",
     "choices_of",
     "run_choices_of",
+    "source_options_of",
 ]
 
 
@@ -32,7 +38,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def add_conversion_options(parser: argparse.ArgumentParser) -> None:
     """The source, everything that decides what is written, and how it runs; but not where it goes."""
-    parser.add_argument("src", metavar="SRC", help="checkpoint: its root (with the file `latest`) or its tag folder")
+    parser.add_argument("src", metavar="SRC", help="checkpoint: a root (with `latest` or a tracker) or a tag's folder")
     add_target_options(parser)
     add_source_options(parser)
     add_run_options(parser)
@@ -65,13 +71,19 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What a source may not say itself."""
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What a checkpoint may not say itself, whatever is done with it."""
     source = parser.add_argument_group("source, where it does not say it itself")
-    source.add_argument("--tag", help="which checkpoint of a root (default: the one in `latest`)")
+    source.add_argument("--tag", help="which checkpoint of a root (default: what `latest` or the tracker names)")
     source.add_argument("--qkv-layout", metavar="ORDER", help="rows of query_key_value: interleaved or blocks")
-    source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
     source.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
+    return source
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What the source of a conversion may not say itself."""
+    source = add_checkpoint_options(parser)
+    source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
     source.add_argument("--iteration", type=int, metavar="N", help="training iteration")
     source.add_argument(
         "--replicated",
@@ -81,9 +93,15 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """How it runs, which changes nothing of what is written."""
+def add_look_options(parser: argparse.ArgumentParser) -> None:
+    """How values are looked at."""
     how = parser.add_argument_group("how")
+    _add_budget(how)
+    how.add_argument("--json", action="store_true", help="print the result as JSON")
+    how.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+
+
+def _add_budget(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--max-ram",
         default="auto",
@@ -97,6 +115,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="direct (default): past the page cache, where the file system can; pread: through it; mmap: read by maps",
     )
     how.add_argument("--jobs", type=int, metavar="N", help="threads that read and write (default: 2)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How it runs, which changes nothing of what is written."""
+    how = parser.add_argument_group("how")
+    _add_budget(how)
     how.add_argument("--block-size", metavar="SIZE", help="bytes that each thread moves at a time (default: up to 16M)")
     how.add_argument("--json", action="store_true", help="print the result as JSON")
     how.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
@@ -120,6 +144,21 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
         "num_heads": arguments.num_heads,
         "iteration": arguments.iteration,
     }
+
+
+def source_options_of(arguments: argparse.Namespace) -> SourceOptions:
+    """What the user says of a checkpoint that is looked at."""
+    from streamconv.families.base import QkvLayout
+    from streamconv.formats.base import SourceOptions
+
+    layout = arguments.qkv_layout
+    if layout not in (None, *(known.value for known in QkvLayout)):
+        raise UsageError(f"--qkv-layout {layout}: no such choice", remedy="choose one of interleaved, blocks")
+    if arguments.num_heads is not None and arguments.num_heads < 1:
+        raise UsageError(f"--num-heads {arguments.num_heads}: must be at least 1")
+    return SourceOptions(
+        tag=arguments.tag, qkv_layout=QkvLayout(layout) if layout else None, num_heads=arguments.num_heads
+    )
 
 
 def run_choices_of(arguments: argparse.Namespace) -> RunChoices:

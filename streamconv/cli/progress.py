@@ -16,25 +16,25 @@ _LINE_SECONDS = 10.0
 
 
 @contextmanager
-def progress_bar(stream: TextIO, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(
+    stream: TextIO, *, quiet: bool, verb: str = "converting"
+) -> Iterator[Callable[[int, int], None] | None]:
     """A function to call with (bytes done, bytes in all) from any thread; None if there is nothing to show."""
     if quiet:
         yield None
     elif stream.isatty():
-        with _bar(stream) as show:
+        with _bar(stream, verb) as show:
             yield show
     else:
-        yield _Lines(stream).show
+        yield _Lines(stream, verb).show
 
 
 @contextmanager
-def _bar(stream: TextIO) -> Iterator[Callable[[int, int], None]]:
+def _bar(stream: TextIO, verb: str) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
     lock = Lock()
-    with tqdm(
-        total=0, file=stream, unit="B", unit_scale=True, unit_divisor=1024, leave=False, desc="converting"
-    ) as bar:
+    with tqdm(total=0, file=stream, unit="B", unit_scale=True, unit_divisor=1024, leave=False, desc=verb) as bar:
 
         def show(done: int, total: int) -> None:
             with lock:
@@ -45,8 +45,8 @@ def _bar(stream: TextIO) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Lines:
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.lock = stream, Lock()
+    def __init__(self, stream: TextIO, verb: str) -> None:
+        self.stream, self.verb, self.lock = stream, verb, Lock()
         self.began = self.last = time.monotonic()
 
     def show(self, done: int, total: int) -> None:
@@ -58,4 +58,4 @@ class _Lines:
             rate = done / (now - self.began)
             left = (total - done) / rate if rate else 0.0
             words = f"{format_bytes(done)} of {format_bytes(total)} ({100 * done // total}%)"
-            print(f"converting: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)
+            print(f"{self.verb}: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamconv.files.distcp import open_distcp
 from streamconv.files.safetensors import open_safetensors
 from streamconv.files.stored_file import StoredFile, reading
 from streamconv.files.torch_file import open_torch
@@ -28,6 +27,9 @@ def open_any(path: Path) -> StoredFile:
     with reading(path) as file:
         head = file.read(9)
     if path.suffix == ".distcp":
+        # Imported here: a lone torch file is looked at often, and does without.
+        from streamconv.files.distcp import open_distcp
+
         return open_distcp(path)
     # A safetensors file is a length in 8 bytes and then JSON; no torch file has a brace there.
     if path.suffix == ".safetensors" or head[8:9] == b"{":

@@ -1,0 +1,278 @@
+"""Compare the tensors of two checkpoints, streamed: in canonical names where both are models that are translated.
+
+Both sides are opened anew. Nothing of the plan that made one from the other is used: each side's own format says which
+shard is what, and its family puts the shards together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamconv.boxes import put
+from streamconv.checksums import SourceChecksums
+from streamconv.dtypes import DType, cast_into
+from streamconv.lazy import LazyTensor
+from streamconv.sides import Side
+from streamconv.sweep import Part, SweepSettings, sweep
+
+__all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference", "compare"]
+
+NDArray = npt.NDArray[Any]
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """An element's value, and the file and byte where it is stored."""
+
+    value: float | None
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeDifference:
+    """A tensor whose shape or dtype is not the same on both sides."""
+
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDifference:
+    """A tensor whose values differ: in how many elements, by how much at most (infinite if one side is no number and
+    the other is), relative to the larger of the two, and where first.
+    """
+
+    name: str
+    elements: int
+    numel: int
+    max_abs: float
+    max_rel: float
+    first: tuple[int, ...]
+    a: TensorPlace
+    b: TensorPlace
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What two sides have in common and what not. ``compared`` counts tensors, ``cast`` those of another dtype."""
+
+    a: Side
+    b: Side
+    compared: int = 0
+    nbytes: int = 0
+    only_a: list[str] = field(default_factory=list)
+    only_b: list[str] = field(default_factory=list)
+    shapes: list[ShapeDifference] = field(default_factory=list)
+    dtypes: list[ShapeDifference] = field(default_factory=list)
+    values: list[ValueDifference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs, dtypes included."""
+        return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether nothing differs but dtypes, and the values are those of the other side in them."""
+        return not (self.only_a or self.only_b or self.shapes or self.values)
+
+
+def compare(
+    a: Side,
+    b: Side,
+    settings: SweepSettings,
+    *,
+    cast: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare two sides, every element of every tensor that both have.
+
+    Args:
+        a: one side.
+        b: the other.
+        settings: from :func:`streamconv.sweep.fit_sweep` with two sides.
+        cast: where dtypes differ, cast ``a``'s values to ``b``'s and compare bits, as a conversion would; otherwise
+            compare as numbers.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        DamagedError: a record is not what its file says, or a file ends early.
+        StorageError: the system refused to read.
+    """
+    result = Comparison(a, b)
+    result.only_a = [name for name in a.tensors if name not in b.tensors]
+    result.only_b = [name for name in b.tensors if name not in a.tensors]
+    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+    for name, left in a.tensors.items():
+        right = b.tensors.get(name)
+        if right is None:
+            continue
+        left, right = _same_rows(name, left, right, result)
+        if left.shape != right.shape:
+            result.shapes.append(ShapeDifference(name, str(list(left.shape)), str(list(right.shape))))
+            continue
+        if left.dtype != right.dtype:
+            result.dtypes.append(ShapeDifference(name, str(left.dtype), str(right.dtype)))
+        pairs[name] = left, right
+    result.compared = len(pairs)
+    result.nbytes = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
+    found = sweep(list(pairs.values()), _Look(list(pairs.values()), cast), settings, progress, SourceChecksums())
+    for (name, pair), parts in zip(pairs.items(), found, strict=True):
+        difference = _joined(name, pair, [part for part in parts if part is not None])
+        if difference is not None:
+            result.values.append(difference)
+    return result
+
+
+def _same_rows(name: str, left: LazyTensor, right: LazyTensor, result: Comparison) -> tuple[LazyTensor, LazyTensor]:
+    """Without padding, where the two sides pad the vocabulary to different sizes."""
+    if name not in result.a.vocabulary and name not in result.b.vocabulary:
+        return left, right
+    if not left.shape or not right.shape or left.shape[0] == right.shape[0]:
+        return left, right
+    least = min(left.shape[0], right.shape[0])
+    known = [size for size in (result.a.vocab_size, result.b.vocab_size) if size is not None]
+    rows = min(known, default=least)
+    if rows > least:
+        return left, right  # true rows are missing on one side: shapes differ
+    words = f"{rows} true rows" if known else f"the {rows} rows that both have (the true size is unknown)"
+    result.notes.append(
+        f"{name}: {left.shape[0]} rows against {right.shape[0]}, padded differently; compared {words}"
+    )  # fmt: skip
+    return left.slice(0, 0, rows), right.slice(0, 0, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    elements: int
+    max_abs: float
+    max_rel: float
+    first: tuple[int, ...]
+    a: float | None
+    b: float | None
+
+
+class _Look:
+    """What differs in one part of two tensors."""
+
+    def __init__(self, pairs: Sequence[tuple[LazyTensor, LazyTensor]], cast: bool) -> None:
+        self.cast = cast
+        # What is stored may be of another type than the tensor that is meant (a mean of copies).
+        self.types: list[tuple[DType, DType]] = [(left.dtype, right.dtype) for left, right in pairs]
+
+    def __call__(self, part: Part) -> _Found | None:
+        boxes = _boxes((0,) * len(part.start), part.arrays[0].shape)
+        # NaNs that signal, infinities that cancel and distances beyond the largest number are no faults here.
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = [one for start, shape in boxes if (one := self._box(part, start, shape)) is not None]
+        return _together(found) if found else None
+
+    def _box(self, part: Part, start: tuple[int, ...], shape: tuple[int, ...]) -> _Found | None:
+        box = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
+        left, right = (array[box] if box else array for array in part.arrays)
+        meant = self.types[part.item]
+        # In one step: what is a mean in double precision is rounded once, as by a conversion.
+        left, right = _as(left, meant[self.cast]), _as(right, meant[1])
+        differs = (_bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
+        if differs is None:
+            return None
+        where = np.argwhere(differs)[0]
+        first = tuple(int(index) for index in where)
+        values = [_numbers(array[differs]) for array in (left, right)]
+        largest, relative = _distance(*values)
+        there = tuple(map(sum, zip(part.start, start, first, strict=True)))
+        return _Found(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
+
+
+def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A box in boxes of few elements: where values differ, each takes several arrays in double precision."""
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
+    if axis is None or math.prod(shape) <= _CHUNK:
+        yield start, shape
+        return
+    middle = shape[axis] // 2
+    for low, size in ((0, middle), (middle, shape[axis] - middle)):
+        yield from _boxes(put(start, axis, start[axis] + low), put(shape, axis, size))
+
+
+def _together(parts: Sequence[_Found]) -> _Found:
+    first = min(parts, key=lambda part: part.first)
+    return replace(
+        first,
+        elements=sum(part.elements for part in parts),
+        max_abs=max(part.max_abs for part in parts),
+        max_rel=max(part.max_rel for part in parts),
+    )
+
+
+def _as(array: NDArray, dtype: DType) -> NDArray:
+    if array.dtype == dtype.numpy:
+        return array
+    result = np.empty(array.shape, dtype.numpy)
+    cast_into(array, result)
+    return result
+
+
+def _bits_differ(left: NDArray, right: NDArray) -> NDArray | None:
+    size = left.dtype.itemsize
+    raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (left, right)]
+    if np.array_equal(raw[0], raw[1]):
+        return None
+    differs: NDArray = (raw[0] != raw[1]).reshape(-1, size).any(axis=1).reshape(left.shape)
+    return differs
+
+
+def _numbers_differ(left: NDArray, right: NDArray) -> NDArray | None:
+    values = _numbers(left), _numbers(right)
+    differs: NDArray = (values[0] != values[1]) & ~(np.isnan(values[0]) & np.isnan(values[1]))
+    return differs if differs.any() else None
+
+
+def _numbers(array: NDArray) -> NDArray:
+    return array if np.issubdtype(array.dtype, np.complexfloating) else array.astype(np.float64)
+
+
+def _number(value: Any) -> float | None:
+    return None if isinstance(value, complex | np.complexfloating) else float(value)
+
+
+def _distance(left: NDArray, right: NDArray) -> tuple[float, float]:
+    """(largest distance, largest distance relative to the larger of the two); equal infinities are 0 apart."""
+    apart = np.abs(left - right)
+    apart[left == right] = 0.0
+    apart[np.isnan(left) & np.isnan(right)] = 0.0
+    apart[np.isnan(apart)] = math.inf
+    size = np.maximum(np.abs(left), np.abs(right))
+    finite = np.isfinite(apart) & (size > 0)
+    relative = np.max(apart[finite] / size[finite], initial=0.0)
+    return float(apart.max(initial=0.0)), math.inf if np.isinf(apart).any() else float(relative)
+
+
+def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Found]) -> ValueDifference | None:
+    if not parts:
+        return None
+    whole = _together(parts)
+    places = [_place(tensor, whole.first, value) for tensor, value in zip(pair, (whole.a, whole.b), strict=True)]
+    return ValueDifference(name, whole.elements, pair[0].numel, whole.max_abs, whole.max_rel, whole.first, *places)
+
+
+def _place(tensor: LazyTensor, index: tuple[int, ...], value: float | None) -> TensorPlace:
+    """Where an element is stored; of a mean of copies, the first copy's."""
+    for piece in tensor.pieces:
+        inside = [at - start for at, start in zip(index, piece.start, strict=True)]
+        if all(0 <= at < size for at, size in zip(inside, piece.shape, strict=True)):
+            view = piece.views[0]
+            element = view.offset + sum(at * stride for at, stride in zip(inside, view.strides, strict=True))
+            offset = view.storage.offset + element * view.dtype.itemsize
+            return TensorPlace(value, str(view.storage.path), offset)
+    raise AssertionError(f"no piece of {tensor.shape} has the element {index}")

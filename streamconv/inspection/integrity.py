@@ -1,0 +1,91 @@
+"""Hold every record of checkpoint files against the CRC-32 that its container has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isal import isal_zlib
+
+from streamconv.checksums import crc32
+from streamconv.dtypes import DTYPES
+from streamconv.errors import StreamconvError
+from streamconv.files.any_file import CHECKPOINT_SUFFIXES, open_any
+from streamconv.files.pickle_machine import Global
+from streamconv.inspection.report import Finding, finding_of
+from streamconv.lazy import LazyTensor, Storage, View
+from streamconv.sweep import Part, SweepSettings, sweep
+
+__all__ = ["Verdict", "check_files"]
+
+_COPY = "its bytes have changed since it was saved: copy the file again from where it was written"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Records that are as recorded, records that have no checksum, the bytes that were read, what is broken, and the
+    classes and functions that the files' pickles name.
+    """
+
+    records: int = 0
+    without_crc: int = 0
+    nbytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    named: list[tuple[Path, dict[Global, int]]] = field(default_factory=list)
+
+
+def check_files(
+    paths: Iterable[Path], settings: SweepSettings, progress: Callable[[int, int], None] | None = None
+) -> Verdict:
+    """Check all records of torch files, old torch files, ``.distcp`` and safetensors; other files are passed over.
+
+    Safetensors files and torch's of before 1.6 have no checksums: of them only headers and extents can be checked.
+
+    Raises:
+        StorageError: the system refused to read.
+    """
+    verdict = Verdict()
+    records: list[Storage] = []
+    for path in paths:
+        if path.suffix not in CHECKPOINT_SUFFIXES:
+            continue
+        try:
+            file = open_any(path)
+            found = file.records()
+        except StreamconvError as error:
+            verdict.findings.append(Finding("damage", error.what, error.where or str(path), error.remedy, 6))
+            continue
+        verdict.named.append((path, dict(file.globals)))
+        records += (record for record in found if record.crc is not None)
+        verdict.without_crc += sum(record.crc is None for record in found)
+    try:
+        _check(records, settings, progress, verdict)
+    except StreamconvError as error:
+        verdict.findings.append(finding_of(error))
+    return verdict
+
+
+def _check(
+    records: list[Storage],
+    settings: SweepSettings,
+    progress: Callable[[int, int], None] | None,
+    verdict: Verdict,
+) -> None:
+    items = [(LazyTensor.stored(View(r, DTYPES["uint8"], 0, (1,)), (r.nbytes,)),) for r in records]
+    for record, parts in zip(records, sweep(items, _look, settings, progress), strict=True):
+        crc = 0
+        for nbytes, part in parts:
+            crc = isal_zlib.crc32_combine(crc, part, nbytes)
+        verdict.nbytes += record.nbytes
+        if crc == record.crc:
+            verdict.records += 1
+            continue
+        where = f"{record.path}, bytes {record.offset} to {record.offset + record.nbytes}"
+        words = f"record {record.name}: its CRC-32 is {crc:08x}, recorded is {record.crc:08x}"
+        verdict.findings.append(Finding("damage", words, where, _COPY, 6))
+
+
+def _look(part: Part) -> tuple[int, int]:
+    (array,) = part.arrays
+    return array.nbytes, crc32(array.data)

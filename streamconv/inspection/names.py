@@ -1,0 +1,104 @@
+"""What a tensor's name says: its layer, its parameter, and, of all names together, the model's family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+__all__ = ["Guess", "count", "guess_family", "place_of"]
+
+_LAYER = re.compile(r"(?:^|.*[.:])(?:layers|h|blocks|layer|block)\.(\d+)\.(.+)")
+Keys = frozenset[str]
+
+
+def place_of(name: str) -> tuple[int | None, str]:
+    """(layer, parameter without its layer) of a tensor: ``(3, "mlp.dense_h_to_4h.weight")``.
+
+    Every framework numbers transformer layers behind ``layers``, ``h`` or ``blocks``.
+    """
+    match = _LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A family by its parameters' names, and what gave it away."""
+
+    family: str
+    evidence: str
+
+
+def _ends(keys: Iterable[str], *ends: str) -> bool:
+    return any(key.endswith(ends) for key in keys)
+
+
+# The first that matches: family, evidence, test on the parameters' names.
+# bloom and gpt in Megatron's names: families/bloom.py, families/gpt.py. The others: transformers' modeling_*.py of the
+# family, gpt-neox's megatron/model/transformer.py, megatron/core/models/gpt of Megatron-LM.
+_FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
+    (
+        "mixture of experts (MoE)",
+        "experts or a router",
+        lambda keys: any("experts." in key or "deepspeed_moe" in key for key in keys) or _ends(keys, "router.weight"),
+    ),
+    (
+        "BLOOM",
+        "a norm on the word embedding",
+        lambda keys: _ends(keys, "word_embeddings.norm.weight", "word_embeddings_layernorm.weight"),
+    ),
+    (
+        "GPT-NeoX",
+        "attention.query_key_value",
+        lambda keys: any(re.search(r"(^|\.)attention\.query_key_value\.", key) for key in keys),
+    ),
+    (
+        "Qwen3",
+        "self_attn.q_proj, norms on query and key",
+        lambda keys: _ends(keys, "self_attn.q_proj.weight") and _ends(keys, "self_attn.q_norm.weight"),
+    ),
+    (
+        "Qwen2",
+        "self_attn.q_proj with a bias, gate_proj",
+        lambda keys: _ends(keys, "self_attn.q_proj.bias") and _ends(keys, "mlp.gate_proj.weight"),
+    ),
+    (
+        "Llama or Mistral",
+        "self_attn.q_proj, gate_proj, no biases",
+        lambda keys: _ends(keys, "self_attn.q_proj.weight") and _ends(keys, "mlp.gate_proj.weight"),
+    ),
+    ("GPT-2", "attn.c_attn", lambda keys: _ends(keys, "attn.c_attn.weight")),
+    (
+        "Llama-like (RMSNorm, no biases)",
+        "Megatron's blocks without biases on norms",
+        lambda keys: (
+            _ends(keys, "dense_h_to_4h.weight", "linear_fc1.weight")
+            and not _ends(keys, "input_layernorm.bias", "input_norm.bias", "layer_norm_bias")
+        ),
+    ),
+    (
+        "GPT",
+        "Megatron's blocks, learned positions",
+        lambda keys: (
+            _ends(keys, "dense_h_to_4h.weight", "linear_fc1.weight") and _ends(keys, "position_embeddings.weight")
+        ),
+    ),
+)
+
+
+def guess_family(parameters: Iterable[str]) -> Guess | None:
+    """The family whose parameters have such names; None if they are no transformer's that is known."""
+    keys = frozenset(parameters)
+    for family, evidence, matches in _FAMILIES:
+        if matches(keys):
+            return Guess(family, evidence)
+    return None
+
+
+def count(args: Mapping[str, object], *names: str) -> int | None:
+    """The first of some training arguments or configuration entries that is a whole number above 0."""
+    for name in names:
+        value = args.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None

@@ -1,0 +1,224 @@
+"""A Megatron checkpoint that opened whole: Megatron-DeepSpeed's folders, and Megatron-LM's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.errors import StreamconvError
+from streamconv.families.base import ModelFamily, ModelSizes, Section
+from streamconv.formats.base import ShardedModel
+from streamconv.inspection.deepspeed_names import DeepSpeedNames
+from streamconv.inspection.inspected import Places
+from streamconv.inspection.names import count
+from streamconv.inspection.report import (
+    Cell,
+    Evidence,
+    FileRow,
+    Finding,
+    ModelFacts,
+    ParallelFacts,
+    Report,
+    TensorRow,
+    Vocabulary,
+    finding_of,
+)
+from streamconv.inspection.stored import first_byte
+from streamconv.inspection.target_map import FIRST, LAST
+from streamconv.inspection.values import readable
+from streamconv.lazy import LazyTensor, concat
+from streamconv.recognise import recognise
+
+__all__ = ["Recognised", "canonical_tensors", "describe_sharded", "recognised"]
+
+_SECTIONS = {Section.EMBEDDING: 0, Section.LAYER: 1, Section.FINAL_NORM: 2, Section.HEAD: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A model that was opened, with its family and sizes if it has one that is translated, and why not otherwise."""
+
+    model: ShardedModel
+    family: ModelFamily | None = None
+    sizes: ModelSizes | None = None
+    refusal: StreamconvError | None = None
+
+    def name(self, place: tuple[Section, int, str]) -> str:
+        """The canonical name of a parameter."""
+        section, layer, key = place
+        if section is Section.LAYER:
+            return f"layers.{layer}.{key}"
+        return f"final_layernorm.{key}" if section is Section.FINAL_NORM else key
+
+    def axis(self, place: tuple[Section, int, str]) -> int | None:
+        """The tensor-parallel axis, None if every rank has a copy. Without a family, what the names say."""
+        section, _, key = place
+        if self.family is not None:
+            return self.family.parameter(section, key).axis
+        return axis_by_name(section, key)
+
+
+def recognised(model: ShardedModel, num_heads: int | None) -> Recognised:
+    """A model with its family, or with the refusal of all families."""
+    try:
+        family, sizes = recognise(model, num_heads)
+    except StreamconvError as error:
+        return Recognised(model, refusal=error)
+    return Recognised(model, family, sizes)
+
+
+def axis_by_name(section: Section, key: str) -> int | None:
+    """The axis along which Megatron cuts a parameter of any family [``megatron/core/tensor_parallel/layers.py``]."""
+    if section is Section.FINAL_NORM or "norm" in key or key.startswith("position_embeddings"):
+        return None
+    if key.endswith(("dense.weight", "dense_4h_to_h.weight")):
+        return 1
+    return None if key.endswith(("dense.bias", "dense_4h_to_h.bias")) else 0
+
+
+def canonical_tensors(found: Recognised) -> tuple[dict[str, LazyTensor], dict[str, tuple[LazyTensor, ...]]]:
+    """Each parameter over all ranks (the first copy of a replicated one), and the copies of replicated ones."""
+    whole: dict[str, LazyTensor] = {}
+    copies: dict[str, tuple[LazyTensor, ...]] = {}
+    for place, shards in _in_order(found.model.tensors):
+        name, axis = found.name(place), found.axis(place)
+        if axis is None:
+            whole[name] = shards[0]
+            if len(shards) > 1:
+                copies[name] = shards
+        else:
+            whole[name] = concat(shards, axis)
+    return whole, copies
+
+
+def _in_order(
+    tensors: Mapping[tuple[Section, int, str], tuple[LazyTensor, ...]],
+) -> list[tuple[tuple[Section, int, str], tuple[LazyTensor, ...]]]:
+    return sorted(tensors.items(), key=lambda pair: (_SECTIONS[pair[0][0]], pair[0][1]))
+
+
+def _files_by_place(model: ShardedModel) -> Places:
+    """The files of each layer and rank; what is before the layers is ``first``, what is behind them ``last``."""
+    names = _Names(model.path)
+    found: dict[tuple[int | str, int], dict[str, None]] = defaultdict(dict)
+    for (section, layer, _), shards in model.tensors.items():
+        where = layer if section is Section.LAYER else FIRST if section is Section.EMBEDDING else LAST
+        for rank, shard in enumerate(shards):
+            found[where, rank].update(dict.fromkeys(names.of(shard)))
+    return {place: tuple(files) for place, files in found.items()}
+
+
+class _Names:
+    """Paths below a folder as words; a big checkpoint has few files and many tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[int, str] = {}
+
+    def of(self, tensor: LazyTensor) -> Iterator[str]:
+        """The files that a tensor is stored in."""
+        for piece in tensor.pieces:
+            for view in piece.views:
+                path = view.storage.path
+                if id(path) not in self.known:
+                    self.known[id(path)] = str(path.relative_to(self.folder))
+                yield self.known[id(path)]
+
+
+def describe_sharded(found: Recognised, report: Report, names: DeepSpeedNames | None) -> Places:
+    """Fill a report from a model that was opened; returns the files of each layer and rank."""
+    places = _files_by_place(found.model)
+    model = found.model
+    report.what = model.format
+    report.evidence += [Evidence(fact.what, fact.evidence) for fact in model.facts]
+    report.findings += [Finding("warning", words) for words in model.warnings]
+    if found.refusal is not None:
+        report.findings.append(finding_of(found.refusal))
+    report.tensors = _rows(found)
+    report.files = _files(model, report.tensors)
+    report.args = None if model.args is None else {n: readable(v) for n, v in sorted(model.args.items())}
+    guessed = report.model.family if report.model else None
+    report.model = _facts(found, found.family.title if found.family else guessed)
+    report.parallel = _parallel(model, names, places)
+    return places
+
+
+def _rows(found: Recognised) -> list[TensorRow]:
+    rows = []
+    names = _Names(found.model.path)
+    for place, shards in _in_order(found.model.tensors):
+        name, (section, layer, key) = found.name(place), place
+        parameter = name if section is not Section.LAYER else key
+        number = layer if section is Section.LAYER else None
+        for shard in shards:
+            file = next(names.of(shard), "")
+            rows.append(
+                TensorRow(name, file, str(shard.dtype), shard.shape, shard.nbytes, first_byte(shard), number, parameter)
+            )
+    return rows
+
+
+def _files(model: ShardedModel, rows: Sequence[TensorRow]) -> list[FileRow]:
+    tensors: dict[str, int] = defaultdict(int)
+    for row in rows:
+        tensors[row.file] += 1
+    found = []
+    for path in sorted(path for path in model.path.rglob("*") if path.is_file()):
+        name = str(path.relative_to(model.path))
+        kind = "parameters" if name in tensors else "optimizer" if "optim" in name else "state"
+        found.append(FileRow(name, path.stat().st_size, kind, tensors.get(name, 0)))
+    return found
+
+
+def _facts(found: Recognised, family: str | None) -> ModelFacts:
+    model, sizes, args = found.model, found.sizes, found.model.args or {}
+    counts: dict[int | None, int] = defaultdict(int)
+    for place, shards in model.tensors.items():
+        elements = shards[0].numel if found.axis(place) is None else sum(shard.numel for shard in shards)
+        counts[place[1] if place[0] is Section.LAYER else None] += elements
+    words = model.tensors.get((Section.EMBEDDING, -1, "word_embeddings.weight"))
+    stored = words[0].shape[0] * model.tp if words else None
+    true = model.vocab_size
+    heads = sizes.heads if sizes else count(args, "num_attention_heads")
+    per_layer = {counts[layer] for layer in range(model.num_layers)}
+    return ModelFacts(
+        family=family,
+        iteration=model.iteration,
+        num_layers=model.num_layers,
+        hidden=sizes.hidden if sizes else words[0].shape[1] if words else None,
+        ffn=sizes.ffn if sizes else count(args, "ffn_hidden_size"),
+        heads=heads,
+        kv_groups=count(args, "num_key_value_heads", "num_query_groups") or heads,
+        vocabulary=Vocabulary(stored, true, stored - true if stored is not None and true is not None else None),
+        positions=sizes.positions if sizes else count(args, "max_position_embeddings"),
+        parameters=sum(counts.values()),
+        parameters_per_layer=per_layer.pop() if len(per_layer) == 1 else None,
+    )
+
+
+def _parallel(model: ShardedModel, names: DeepSpeedNames | None, places: Places) -> ParallelFacts:
+    stages = None
+    if model.stages is not None:
+        ends = [sum(model.stages[: stage + 1]) for stage in range(len(model.stages))]
+        stages = tuple(tuple(range(end - n, end)) for end, n in zip(ends, model.stages, strict=True))
+    cells = []
+    for stage, layers in enumerate(stages or (tuple(range(model.num_layers)),)):
+        for rank in range(model.tp):
+            wanted: list[int | str] = [*layers]
+            if stage == 0:
+                wanted.insert(0, FIRST)
+            if stages is None or stage == len(stages) - 1:
+                wanted.append(LAST)
+            files = [name for place in wanted for name in places.get((place, rank), ())]
+            if names is not None and stages is not None:
+                files += _rank_files(names, stage * model.tp + rank)
+            cells.append(Cell(stage, rank, tuple(dict.fromkeys(files))))
+    return ParallelFacts(model.tp, model.pp, None if names is None else names.dp, stages, tuple(cells))
+
+
+def _rank_files(names: DeepSpeedNames, model_rank: int) -> list[str]:
+    own = [names.ranks[model_rank]] if model_rank in names.ranks else []
+    own += [name for (_, rank), name in sorted(names.optimizer.items()) if rank == model_rank]
+    return own

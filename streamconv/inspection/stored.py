@@ -1,0 +1,63 @@
+"""Tensors as they are stored: where each is, which share bytes, and what is stored without being used."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from streamconv.inspection.names import place_of
+from streamconv.inspection.report import TensorRow
+from streamconv.lazy import LazyTensor, Storage
+
+__all__ = ["first_byte", "storage_facts", "tensor_rows"]
+
+
+def first_byte(tensor: LazyTensor) -> int | None:
+    """Where in its file a tensor begins, None if it is empty or lies in several places."""
+    if len(tensor.pieces) != 1 or len(tensor.pieces[0].views) != 1:
+        return None
+    view = tensor.pieces[0].views[0]
+    return view.storage.offset + view.span(tensor.pieces[0].shape)[0]
+
+
+def tensor_rows(tensors: Mapping[str, LazyTensor], file: str, prefix: str = "") -> list[TensorRow]:
+    """A row for each tensor of a file, in the file's order; the names behind ``prefix`` say layer and parameter."""
+    first: dict[tuple[Storage, int], str] = {}
+    rows = []
+    for name, tensor in tensors.items():
+        offset, shares = first_byte(tensor), None
+        if offset is not None:
+            key = tensor.pieces[0].views[0].storage, offset
+            other = first.setdefault(key, name)
+            shares = other if other != name else None
+        layer, parameter = place_of(name)
+        rows.append(
+            TensorRow(
+                prefix + name, file, str(tensor.dtype), tensor.shape, tensor.nbytes, offset, layer, parameter, shares
+            )
+        )
+    return rows
+
+
+def storage_facts(storages: Iterable[Storage], tensors: Iterable[LazyTensor]) -> dict[str, int]:
+    """Bytes that are stored for tensors, and how many of them some tensor uses; the difference is bloat.
+
+    DeepSpeed before 0.9 stored the whole stage's storage with each layer (its issues 549 and 3303).
+    """
+    stored = sum({storage: storage.nbytes for storage in storages}.values())
+    spans: dict[Storage, list[tuple[int, int]]] = defaultdict(list)
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            for view in piece.views:
+                start, nbytes = view.span(piece.shape)
+                spans[view.storage].append((start, start + nbytes))
+    used = sum(_covered(found) for found in spans.values())
+    return {"stored_nbytes": stored, "used_nbytes": used, "unused_nbytes": stored - used}
+
+
+def _covered(spans: Sequence[tuple[int, int]]) -> int:
+    covered = end = 0
+    for start, stop in sorted(spans):
+        covered += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return covered

@@ -1,0 +1,63 @@
+"""Which source files a target of another TP and PP would be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from streamconv.errors import UsageError
+from streamconv.inspection.report import Cell, ParallelFacts
+from streamconv.parallel import ParallelLayout, even_stages
+
+__all__ = ["FIRST", "LAST", "map_target"]
+
+FIRST, LAST = "first", "last"
+
+
+def map_target(
+    tp: int | None,
+    pp: int | None,
+    source: ParallelFacts,
+    num_layers: int,
+    files: Mapping[tuple[int | str, int], Sequence[str]],
+) -> ParallelFacts:
+    """The map of a target; what is not asked for stays as the source has it.
+
+    Args:
+        tp: target tensor-parallel size.
+        pp: target pipeline-parallel size; stages are as even as can be, unless it stays.
+        source: the source's sizes.
+        num_layers: transformer layers.
+        files: the files of (layer, source rank); ``"first"`` and ``"last"`` stand for what is before and behind the
+            layers.
+
+    Raises:
+        UsageError: a size is below 1, there are more stages than layers, or the source's own size is needed and
+            unknown.
+    """
+    ranks = source.tp or 1
+    if tp is not None and tp < 1:
+        raise UsageError(f"--target-tp {tp}: must be at least 1")
+    if pp is not None and not 1 <= pp <= num_layers:
+        raise UsageError(f"--target-pp {pp}: the model has {num_layers} layers", remedy="choose 1 to that many stages")
+    wanted = tp or ranks
+    if source.stages is not None and pp in (None, len(source.stages)):
+        stages = tuple(len(layers) for layers in source.stages)
+    elif pp is None:
+        raise UsageError("the source's stages are unknown", remedy="say --target-pp")
+    else:
+        stages = even_stages(num_layers, pp)
+    layout = ParallelLayout(wanted, stages)
+    cells = []
+    for stage in range(layout.pp):
+        layers: list[int | str] = [*layout.layers_of(stage)]
+        if stage == 0:
+            layers.insert(0, FIRST)
+        if stage == layout.pp - 1:
+            layers.append(LAST)
+        for rank in range(wanted):
+            # Shards lie side by side: target rank r of T has the part r/T to (r+1)/T of what S ranks hold.
+            first, last = rank * ranks // wanted, -(-(rank + 1) * ranks // wanted)
+            needed = [name for layer in layers for r in range(first, last) for name in files.get((layer, r), ())]
+            cells.append(Cell(stage, rank, tuple(dict.fromkeys(needed))))
+    owned = tuple(tuple(layout.layers_of(stage)) for stage in range(layout.pp))
+    return ParallelFacts(wanted, layout.pp, None, owned, tuple(cells))

@@ -1,0 +1,1 @@
+"""What bigscience's two inspectors print, made from metadata alone."""

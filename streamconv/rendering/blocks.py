@@ -1,0 +1,75 @@
+"""A document of a few kinds of blocks, made once and shown twice: plain for a pipe, in colour for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "printable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Names and values, one below the other."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings; a heading that begins with ``>`` is of numbers, set to the right. ``marked`` rows stand
+    out.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Remarks:
+    """What a person should know: severity, what, where, remedy."""
+
+    title: str
+    rows: tuple[tuple[str, str, str | None, str | None], ...]
+
+
+Block = Pairs | Table | Remarks
+
+
+def printable(text: str) -> str:
+    """Without control characters: names come out of files, and a terminal obeys some of them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plain_text(blocks: Iterable[Block]) -> str:
+    """Aligned text, nothing cut off."""
+    return "\n\n".join("\n".join(map(printable, _lines(block))) for block in blocks)
+
+
+def _lines(block: Block) -> list[str]:
+    if isinstance(block, Pairs):
+        width = max(len(name) for name, _ in block.rows)
+        return [block.title, *(f"  {name:{width}}  {value}".rstrip() for name, value in block.rows)]
+    if isinstance(block, Remarks):
+        lines = [block.title]
+        for severity, what, where, remedy in block.rows:
+            lines.append(f"  {severity:7}  {what}")
+            lines += [f"           {word}: {text}" for word, text in (("where", where), ("remedy", remedy)) if text]
+        return lines
+    return [block.title, *_columns(block)]
+
+
+def _columns(table: Table) -> list[str]:
+    names = [heading.removeprefix(">") for heading in table.headings]
+    rows: list[Sequence[str]] = [names, *table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    right = [heading.startswith(">") for heading in table.headings]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [f"{cell:>{w}}" if r else f"{cell:{w}}" for cell, w, r in zip(row, widths, right, strict=True)]
+        mark = "!" if number - 1 in table.marked else " "
+        lines.append(f" {mark}{'  '.join(cells)}".rstrip())
+    return lines
