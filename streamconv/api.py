@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypedDict
 from streamconv.budget import RunChoices
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
-from streamconv.families.base import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
@@ -141,25 +140,13 @@ def _split(choices: ConvertChoices) -> tuple[RunChoices, Choices]:
 
 def _options(choices: Choices) -> ConvertOptions:
     dtype = choices.get("dtype")
-    qkv = choices.get("qkv_layout")
     replicated = choices.get("replicated", "first")
-    for flag, value, allowed in (
-        ("--replicated", replicated, REPLICATED_POLICIES),
-        ("--qkv-layout", qkv, (None, *(layout.value for layout in QkvLayout))),
-    ):
-        if value not in allowed:
-            names = ", ".join(name for name in allowed if name)
-            raise UsageError(f"{flag} {value}: no such choice", remedy=f"choose one of {names}")
-    for flag, number in (
-        ("--tp", choices.get("tp")),
-        ("--pp", choices.get("pp")),
-        ("--num-heads", choices.get("num_heads")),
-    ):
+    if replicated not in REPLICATED_POLICIES:
+        names = ", ".join(REPLICATED_POLICIES)
+        raise UsageError(f"--replicated {replicated}: no such choice", remedy=f"choose one of {names}")
+    for flag, number in (("--tp", choices.get("tp")), ("--pp", choices.get("pp"))):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")
-    iteration = choices.get("iteration")
-    if iteration is not None and iteration < 0:
-        raise UsageError(f"--iteration {iteration}: must be at least 0")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
         tp=choices.get("tp"),
@@ -171,11 +158,11 @@ def _options(choices: Choices) -> ConvertOptions:
         vocab_size=choices.get("vocab_size"),
         for_release=choices.get("for_release", False),
         keep_args=choices.get("keep_args", True),
-        source=SourceOptions(
+        source=SourceOptions.said(
             tag=choices.get("tag"),
             pp_layers=choices.get("pp_layers"),
-            qkv_layout=QkvLayout(qkv) if qkv else None,
+            qkv_layout=choices.get("qkv_layout"),
             num_heads=choices.get("num_heads"),
-            iteration=iteration,
+            iteration=choices.get("iteration"),
         ),
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import TypedDict
 
 import psutil
 
-from streamconv.engines import EngineSettings
+from streamconv.engines import EngineSettings, checked_jobs
 from streamconv.errors import MemoryBudgetError, UsageError
 from streamconv.files.direct import PAGE, page_end
 from streamconv.files.source_io import check_io_mode
@@ -83,7 +82,7 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     smallest = max(work.smallest_block, _SMALLEST_BLOCK)
     engine = 0 if "numpy" in sys.modules else _ENGINE
     used = psutil.Process().memory_info().rss + engine + _MARGIN + held
-    asked_block, asked_threads = _asked_block(choices, smallest), _asked_threads(choices)
+    asked_block, asked_threads = _asked_block(choices, smallest), checked_jobs(choices.get("jobs"))
     least, fewest = asked_block or smallest, asked_threads or 1
     floor = _mebibytes(used + _needed(buffer_nbytes(least, fewest)))
     if budget.nbytes < floor and (asked_block or asked_threads):
@@ -129,14 +128,7 @@ def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
     io, asked = choices.get("io", "direct"), choices.get("block_size")
     check_io_mode(io)
     block = _LARGEST_BLOCK if asked is None else max(PAGE, parse_size(asked, "--block-size") // PAGE * PAGE)
-    return EngineSettings(block, _asked_threads(choices) or _THREADS, io)
-
-
-def _asked_threads(choices: RunChoices) -> int | None:
-    asked, most = choices.get("jobs"), 16 * (os.cpu_count() or 1)
-    if asked is not None and not 1 <= asked <= most:
-        raise UsageError(f"--jobs {asked}: choose 1 to {most} threads")
-    return asked
+    return EngineSettings(block, checked_jobs(choices.get("jobs")) or _THREADS, io)
 
 
 # Of what the budget leaves, two fifths are for buffers, and up to a quarter is for data on its way to the disk.

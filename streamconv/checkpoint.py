@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import SourceError
-from streamconv.files.any_file import CHECKPOINT_SUFFIXES, open_any
+from streamconv.files.any_file import CHECKPOINT_SUFFIXES, checkpoint_files, open_any
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.deepspeed import resolve_tag
 from streamconv.lazy import LazyTensor
@@ -79,8 +79,7 @@ def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
     if found.is_file():
         return Checkpoint(found, {"": found})
     folder = resolve_tag(found, tag)
-    paths = (file for file in sorted(folder.rglob("*")) if file.suffix in CHECKPOINT_SUFFIXES and file.is_file())
-    files = {str(file.relative_to(folder)): file for file in paths}
+    files = {str(file.relative_to(folder)): file for file in checkpoint_files(folder)}
     if not files:
         raise SourceError(f"no checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)}) in the folder", where=folder)
     return Checkpoint(folder, files)

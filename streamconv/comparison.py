@@ -18,7 +18,7 @@ from streamconv.boxes import put
 from streamconv.checksums import SourceChecksums
 from streamconv.dtypes import DType, cast_into
 from streamconv.lazy import LazyTensor
-from streamconv.sides import Side
+from streamconv.sides import Copy, Side
 from streamconv.sweep import Part, SweepSettings, sweep
 
 __all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference", "compare"]
@@ -101,8 +101,8 @@ def compare(
         a: one side.
         b: the other.
         settings: from :func:`streamconv.sweep.fit_sweep` with two sides.
-        cast: where dtypes differ, cast ``a``'s values to ``b``'s and compare bits, as a conversion would; otherwise
-            compare as numbers.
+        cast: ``b`` was made of ``a``: where dtypes differ, cast ``a``'s values to ``b``'s and compare bits, as a
+            conversion would. Otherwise compare as numbers, and copies of replicated parameters rank by rank too.
         progress: called with (bytes done, bytes in all).
 
     Raises:
@@ -125,6 +125,8 @@ def compare(
             result.dtypes.append(ShapeDifference(name, str(left.dtype), str(right.dtype)))
         pairs[name] = left, right
     result.compared = len(pairs)
+    if not cast:
+        pairs |= {name: pair for name, pair in _copies(a, b) if pair[0].shape == pair[1].shape}
     result.nbytes = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
     found = sweep(list(pairs.values()), _Look(list(pairs.values()), cast), settings, progress, SourceChecksums())
     for (name, pair), parts in zip(pairs.items(), found, strict=True):
@@ -132,6 +134,26 @@ def compare(
         if difference is not None:
             result.values.append(difference)
     return result
+
+
+def _copies(a: Side, b: Side) -> Iterator[tuple[str, tuple[LazyTensor, LazyTensor]]]:
+    """Copies on either side beside the other side's: of the same rank if it has one, else the parameter itself."""
+    for name in dict.fromkeys((*a.copies, *b.copies)):
+        left, right = a.copies.get(name), b.copies.get(name)
+        if left is not None and right is not None:
+            yield name, (left.tensor, right.tensor)
+        elif left is not None:
+            yield _beside(name, left, b, "a")
+        elif right is not None:
+            found, pair = _beside(name, right, a, "b")
+            yield found, pair[::-1]
+
+
+def _beside(name: str, copy: Copy, other: Side, mine: str) -> tuple[str, tuple[LazyTensor, LazyTensor]]:
+    counterpart = None if copy.name is None else other.tensors.get(copy.name)
+    if counterpart is None:
+        return f"{name} of {mine}, beside what it copies there", (copy.tensor, copy.original)
+    return name, (copy.tensor, counterpart)
 
 
 def _same_rows(name: str, left: LazyTensor, right: LazyTensor, result: Comparison) -> tuple[LazyTensor, LazyTensor]:

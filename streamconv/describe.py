@@ -104,9 +104,7 @@ def report_text(report: Report) -> str:
     if report.resumed_nbytes:
         lines.insert(1, f"        {format_bytes(report.resumed_nbytes)} of it by a run that ended early")
     if report.records_without_crc:
-        lines.append(
-            f"warning {report.records_without_crc} source records have no CRC-32 to be checked against"
-        )
+        lines.append(f"warning {report.records_without_crc} source records have no CRC-32 to be checked against")
     for drift in report.drifts:
         ranks = ", ".join(map(str, drift.ranks))
         where = f"from {drift.original}" if drift.original else f"on rank {ranks} from rank 0"

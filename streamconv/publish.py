@@ -25,9 +25,9 @@ from streamconv.files.folders import exchange, sync_folder, write_text
 from streamconv.files.output_io import refused_by_system
 from streamconv.memory import format_bytes
 
-__all__ = ["Staging", "check_destination", "clear_leftovers", "staging"]
+__all__ = ["WORK_FOLDER", "Staging", "check_destination", "clear_leftovers", "staging"]
 
-_WORK = ".streamconv"
+WORK_FOLDER, JOURNAL = ".streamconv", "journal"
 
 
 def check_destination(source: Path, destination: Path, entries: Sequence[str], *, overwrite: bool) -> None:
@@ -52,8 +52,10 @@ def check_destination(source: Path, destination: Path, entries: Sequence[str], *
         )
     if destination.exists() and not destination.is_dir():
         raise DestinationError("the destination is not a folder", where=destination)
-    if (destination / _WORK).is_symlink():
-        raise DestinationError("the work folder in the destination is a link to elsewhere", where=destination / _WORK)
+    if (destination / WORK_FOLDER).is_symlink():
+        raise DestinationError(
+            "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
+        )
     present = sorted(child.name for child in destination.iterdir()) if destination.is_dir() else []
     taken = [name for name in present if name in entries or name.startswith("iter_") or name == "release"]
     if taken and not overwrite:
@@ -69,11 +71,11 @@ class Staging:
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
-        self.work = destination / _WORK
+        self.work = destination / WORK_FOLDER
         self.new = self.work / "new"
         self.old = self.work / "old"
         self.intent = self.work / "publishing.json"
-        self.journal = self.work / "journal"
+        self.journal = self.work / JOURNAL
 
     @property
     def is_resumable(self) -> bool:
@@ -234,7 +236,7 @@ def clear_leftovers(destination: Path) -> None:
         DestinationError: another run is writing there.
         StorageError: the system refused.
     """
-    work = destination / _WORK
+    work = destination / WORK_FOLDER
     if work.is_dir() and not work.is_symlink():
         with staging(destination):
             pass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from streamconv.assembly import assemble
+from streamconv.assembly import Assembly, assemble
 from streamconv.errors import AmbiguousError, SourceError, StreamconvError
 from streamconv.formats import find_source
-from streamconv.formats.base import SourceOptions
+from streamconv.formats.base import ShardedModel, SourceOptions
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
 from streamconv.lazy import LazyTensor
@@ -16,15 +17,24 @@ from streamconv.plans import Replica
 from streamconv.recognise import recognise
 from streamconv.vocabulary import Vocabulary
 
-__all__ = ["Side", "open_sides"]
+__all__ = ["Copy", "Side", "open_sides"]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a tensor: its elements, those that it should have, and the name of the tensor if it is a whole one."""
+
+    tensor: LazyTensor
+    original: LazyTensor
+    name: str | None
 
 
 @dataclass(slots=True)
 class Side:
     """One checkpoint: its tensors by name, and what the names are.
 
-    ``replicas`` are copies that should be equal within this side: over ranks, or a tied head's. ``vocabulary`` names
-    the tensors whose rows are tokens.
+    ``replicas`` are copies that should be equal within this side, over ranks or a tied head's; ``copies`` has those
+    that are not in ``tensors`` by names of their own. ``vocabulary`` names the tensors whose rows are tokens.
     """
 
     path: str
@@ -35,6 +45,7 @@ class Side:
     vocab_size: int | None = None
     heads: int | None = None
     replicas: tuple[Replica, ...] = ()
+    copies: dict[str, Copy] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -108,7 +119,16 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
         vocab_size=model.vocab_size,
         heads=sizes.heads,
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
+        copies=dict(_copies(assembly, model)),
     )
+
+
+def _copies(assembly: Assembly, model: ShardedModel) -> Iterator[tuple[str, Copy]]:
+    for replica in assembly.replicas:
+        for rank, copy in enumerate(replica.copies[1:], start=1):
+            yield f"{replica.name} of rank {rank}", Copy(copy, replica.copies[0], replica.name)
+    for name, copy, whole in model.copies:
+        yield name, Copy(copy, whole, None)
 
 
 def _stored(path: Path, options: SourceOptions) -> Side:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import numpy.typing as npt
 import psutil
 
 from streamconv.checksums import SourceChecksums
-from streamconv.errors import MemoryBudgetError, UsageError
+from streamconv.engines import checked_jobs
+from streamconv.errors import MemoryBudgetError
 from streamconv.files.source_io import check_io_mode
 from streamconv.lazy import LazyTensor
 from streamconv.memory import MIB, MemoryBudget, format_bytes, parse_budget
@@ -55,9 +55,7 @@ def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, side
         UsageError: a choice makes no sense.
     """
     check_io_mode(io)
-    most = 16 * (os.cpu_count() or 1)
-    if jobs is not None and not 1 <= jobs <= most:
-        raise UsageError(f"--jobs {jobs}: choose 1 to {most} threads")
+    checked_jobs(jobs)
     budget = parse_budget(max_ram)
     used = psutil.Process().memory_info().rss + _MARGIN
     fewest = jobs or 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from streamconv.errors import UsageError
-
 if TYPE_CHECKING:
     from streamconv.api import Choices
     from streamconv.budget import RunChoices
@@ -148,17 +146,9 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
 
 def source_options_of(arguments: argparse.Namespace) -> SourceOptions:
     """What the user says of a checkpoint that is looked at."""
-    from streamconv.families.base import QkvLayout
     from streamconv.formats.base import SourceOptions
 
-    layout = arguments.qkv_layout
-    if layout not in (None, *(known.value for known in QkvLayout)):
-        raise UsageError(f"--qkv-layout {layout}: no such choice", remedy="choose one of interleaved, blocks")
-    if arguments.num_heads is not None and arguments.num_heads < 1:
-        raise UsageError(f"--num-heads {arguments.num_heads}: must be at least 1")
-    return SourceOptions(
-        tag=arguments.tag, qkv_layout=QkvLayout(layout) if layout else None, num_heads=arguments.num_heads
-    )
+    return SourceOptions.said(tag=arguments.tag, qkv_layout=arguments.qkv_layout, num_heads=arguments.num_heads)
 
 
 def run_choices_of(arguments: argparse.Namespace) -> RunChoices:

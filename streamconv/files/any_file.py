@@ -8,7 +8,7 @@ from streamconv.files.safetensors import open_safetensors
 from streamconv.files.stored_file import StoredFile, reading
 from streamconv.files.torch_file import open_torch
 
-__all__ = ["CHECKPOINT_SUFFIXES", "open_any"]
+__all__ = ["CHECKPOINT_SUFFIXES", "checkpoint_files", "open_any"]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".distcp")
 """How files of tensors are called, of whatever container."""
@@ -35,3 +35,9 @@ def open_any(path: Path) -> StoredFile:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return open_safetensors(path)
     return open_torch(path)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of tensors below a folder, in order of their names; what stands in hidden folders is not part of it."""
+    found = (path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts[:-1]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from streamconv.dtypes import DType
-from streamconv.errors import DamagedError
+from streamconv.errors import DamagedError, UsageError
 from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, Section
 from streamconv.files.pickle_machine import Global
 from streamconv.lazy import LazyTensor
@@ -75,6 +75,28 @@ class SourceOptions:
     qkv_layout: QkvLayout | None = None
     num_heads: int | None = None
     iteration: int | None = None
+
+    @classmethod
+    def said(
+        cls,
+        tag: str | None = None,
+        pp_layers: tuple[int, ...] | None = None,
+        qkv_layout: str | None = None,
+        num_heads: int | None = None,
+        iteration: int | None = None,
+    ) -> SourceOptions:
+        """What the user says, in the user's words.
+
+        Raises:
+            UsageError: a word is not known, or a number is too small.
+        """
+        names = [layout.value for layout in QkvLayout]
+        if qkv_layout not in (None, *names):
+            raise UsageError(f"--qkv-layout {qkv_layout}: no such choice", remedy=f"choose one of {', '.join(names)}")
+        for flag, number, least in (("--num-heads", num_heads, 1), ("--iteration", iteration, 0)):
+            if number is not None and number < least:
+                raise UsageError(f"{flag} {number}: must be at least {least}")
+        return cls(tag, pp_layers, QkvLayout(qkv_layout) if qkv_layout else None, num_heads, iteration)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import SourceError, StreamconvError, UnsupportedError
-from streamconv.files.any_file import CHECKPOINT_SUFFIXES
+from streamconv.files.any_file import checkpoint_files
 from streamconv.files.stored_file import StoredFile
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import global_rows, open_all, unsafe_globals
@@ -29,7 +29,7 @@ def describe_file_set(folder: Path, refusal: StreamconvError, report: Report) ->
     Raises:
         StreamconvError: there is no such file: what the formats said of the folder.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    paths = checkpoint_files(folder)
     if not paths:
         raise SourceError("no checkpoint file in the folder", where=folder, remedy=refusal.remedy)
     names = [str(path.relative_to(folder)) for path in paths]

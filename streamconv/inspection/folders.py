@@ -19,6 +19,7 @@ from streamconv.inspection.opening import global_rows, joined_globals, unsafe_gl
 from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report
 from streamconv.inspection.sharded import Recognised, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
+from streamconv.publish import JOURNAL, WORK_FOLDER
 
 __all__ = ["inspect_folder"]
 
@@ -34,13 +35,21 @@ def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
     """
     folder, notes = _checkpoint_folder(path, options.tag)
     report = Report(str(folder), "folder", 0, "")
-    report.findings += notes
+    report.findings += [*notes, *_unfinished(path)]
     if is_torch_dist(folder):
         result = Inspected(report, describe_torch_dist(folder, report))
     else:
         result = _framework_folder(folder, options, report)
     report.nbytes = sum(file.nbytes for file in report.files)
     return result
+
+
+def _unfinished(path: Path) -> list[Finding]:
+    """What a conversion into the folder that ended early has left there."""
+    if not (path / WORK_FOLDER / JOURNAL).is_file():
+        return []
+    words = "a conversion into this folder has not finished, or is running; what it has written is not shown"
+    return [Finding("warning", words, str(path / WORK_FOLDER), "run the same command again, or remove it", 6)]
 
 
 def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]]:
