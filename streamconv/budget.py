@@ -20,7 +20,8 @@ __all__ = ["Fit", "RunChoices", "check_budget", "settings_for"]
 
 _LARGEST_BLOCK = 16 * MIB
 _SMALLEST_BLOCK = 64 << 10
-_THREADS = 2
+# More than two help while each has blocks of full size: measured where rows are split (docs/performance.md).
+_THREADS, _FEW_THREADS = 4, 2
 # Thread stacks, the directory and the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
 # What numpy takes, which a plan does without.
@@ -33,7 +34,7 @@ class RunChoices(TypedDict, total=False):
     Attributes:
         max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
         io: ``direct`` (past the page cache, where the file system can), ``pread`` or ``mmap``.
-        jobs: threads, 2 if not said.
+        jobs: threads; if not said 4, or 2 if the budget is too small for blocks of 16 MiB for each.
         block_size: bytes that are read and written at a time, such as ``8M``; at most 16 MiB if not said.
     """
 
@@ -96,12 +97,20 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
             remedy=f"say --max-ram {floor // MIB}M or more",
         )
     free = budget.nbytes - used
-    count = asked_threads or (_THREADS if _needed(buffer_nbytes(least, _THREADS)) <= free else 1)
+    count = asked_threads or _threads_within(free, least, asked_block or max(_LARGEST_BLOCK, least))
     block = asked_block or min(max(_LARGEST_BLOCK, smallest), max(smallest, block_within(_for_buffers(free), count)))
     buffers = buffer_nbytes(block, count)
     together = min(len(work.files), 2 * work.target_layout.tp)
     window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
     return Fit(budget, floor, block, count, window, io, free - _needed(buffers))
+
+
+def _threads_within(free: int, least: int, whole: int) -> int:
+    """Many threads if blocks of ``whole`` size fit for each, few if the least blocks do, else one."""
+    for count, block in ((_THREADS, whole), (_FEW_THREADS, least)):
+        if _needed(buffer_nbytes(block, count)) <= free:
+            return count
+    return 1
 
 
 def _asked_block(choices: RunChoices, smallest: int) -> int | None:

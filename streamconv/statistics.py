@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 
 __all__ = ["Moments", "Statistics", "flags_of", "joined", "together"]
 
@@ -127,6 +126,8 @@ def _unlike(group: Mapping[str, Statistics]) -> Iterator[tuple[str, str]]:
         yield from ((name, "all zeros, unlike the other layers") for name, size in sizes.items() if size == 0)
     if len(nonzero) < _FEWEST_LAYERS:
         return
+    from statistics import median  # here: what only shows metadata does without
+
     middle = median(nonzero.values())
     spread = 1.4826 * median(abs(size - middle) for size in nonzero.values())
     for name, size in nonzero.items():

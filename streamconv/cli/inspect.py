@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_ram=arguments.max_ram,
         io=arguments.io,
         jobs=arguments.jobs,
-        source=source_options_of(arguments),
+        source=source_options_of(arguments) if Path(arguments.path).is_dir() else None,
     )
     reads = arguments.stats or arguments.check
     with progress_bar(sys.stderr, quiet=arguments.json or not reads, verb="reading") as progress:

@@ -112,7 +112,7 @@ def _add_budget(how: argparse._ArgumentGroup) -> None:
         metavar="MODE",
         help="direct (default): past the page cache, where the file system can; pread: through it; mmap: read by maps",
     )
-    how.add_argument("--jobs", type=int, metavar="N", help="threads that read and write (default: 2)")
+    how.add_argument("--jobs", type=int, metavar="N", help="threads (default: as many as help within the budget)")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamconv.errors import DamagedError, UsageError
-from streamconv.formats.base import SourceOptions
 from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import place_of
 from streamconv.inspection.report import Finding, Report, StatisticsRow, finding_of, report_dict
 from streamconv.lazy import LazyTensor
 
 if TYPE_CHECKING:
+    from streamconv.formats.base import SourceOptions
     from streamconv.sweep import SweepSettings
 
 __all__ = ["Inspection", "Report", "inspect", "report_dict"]
@@ -34,7 +34,7 @@ class Inspection:
         max_ram: the budget for the two.
         io: how they read, as ``streamconv convert``.
         jobs: threads.
-        source: what the user says of the source.
+        source: what the user says of a folder.
     """
 
     pattern: str | None = None
@@ -45,7 +45,7 @@ class Inspection:
     max_ram: str = "auto"
     io: str = "direct"
     jobs: int | None = None
-    source: SourceOptions = field(default_factory=SourceOptions)
+    source: SourceOptions | None = None
 
 
 def inspect(
@@ -87,15 +87,16 @@ def _read_data(found: Inspected, options: Inspection, progress: Callable[[int, i
         _check(found, settings, progress)
 
 
-def _open(path: Path, source: SourceOptions) -> Inspected:
+def _open(path: Path, source: SourceOptions | None) -> Inspected:
     # A lone file is looked at often, and needs none of the formats and families.
     if not path.is_dir():
         from streamconv.inspection.files import inspect_file
 
         return Inspected(*inspect_file(path))
+    from streamconv.formats.base import SourceOptions
     from streamconv.inspection.folders import inspect_folder
 
-    return inspect_folder(path, source)
+    return inspect_folder(path, source or SourceOptions())
 
 
 def _add_target(found: Inspected, options: Inspection) -> None:
