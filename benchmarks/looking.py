@@ -34,20 +34,12 @@ FILE = "layer_01-model_00-model_states.pt"
 TORCH = "import sys, torch; s = torch.load(sys.argv[1], mmap={}); print({{k: v.shape for k, v in s.items()}})"
 
 
-def parts(text: str) -> list[str]:
-    """Some of the parts."""
-    chosen = opt.words(text)
-    if not chosen or not set(chosen) <= set(PARTS):
-        raise argparse.ArgumentTypeError(f"{text!r}: choose among {', '.join(PARTS)}")
-    return chosen
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     opt.add_work(parser)
     opt.add_target(parser)
-    parser.add_argument("--parts", type=parts, default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--parts", type=opt.some_of(PARTS), default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--preset", default="8g", help="what stats and verify look at (%(default)s)")
     parser.add_argument("--limit", type=opt.size, default="128M", help="their budget and cgroup (%(default)s)")
     return parser

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,18 @@ def positive(text: str) -> int:
 def words(text: str) -> list[str]:
     """The words in a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A parser of comma-separated words, each one of ``known``."""
+
+    def chosen(text: str) -> list[str]:
+        found = words(text)
+        if not found or not set(found) <= set(known):
+            raise argparse.ArgumentTypeError(f"{text!r}: choose among {', '.join(known)}")
+        return found
+
+    return chosen
 
 
 def megabytes(nbytes: float | None) -> str:

@@ -39,14 +39,6 @@ COLUMNS = (
 )
 
 
-def parts(text: str) -> list[str]:
-    """Some of the parts."""
-    chosen = opt.words(text)
-    if not chosen or not set(chosen) <= set(PARTS):
-        raise argparse.ArgumentTypeError(f"{text!r}: choose among {', '.join(PARTS)}")
-    return chosen
-
-
 def counts(text: str) -> list[int]:
     """Whole numbers of at least 2."""
     numbers = [opt.positive(word) for word in opt.words(text)]
@@ -60,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     opt.add_work(parser)
     opt.add_target(parser)
-    parser.add_argument("--parts", type=parts, default="size,null,plan", help="default: %(default)s")
+    parser.add_argument("--parts", type=opt.some_of(PARTS), default="size,null,plan", help="default: %(default)s")
     parser.add_argument("--sizes", type=opt.words, default="1g,8g", help="presets of make_checkpoint.py (%(default)s)")
     parser.add_argument("--null-preset", default="bloom-176b", help="made sparse, read to nowhere (%(default)s)")
     parser.add_argument("--null-limit", type=opt.size, default="128M", help="its budget and cgroup (%(default)s)")

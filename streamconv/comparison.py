@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from streamconv.boxes import put
 from streamconv.checksums import SourceChecksums
+from streamconv.distance import bits_differ, distance, numbers
 from streamconv.dtypes import DType, cast_into
 from streamconv.lazy import LazyTensor
 from streamconv.sides import Copy, Side
@@ -63,7 +64,7 @@ class ValueDifference:
 
 @dataclass(slots=True)
 class Comparison:
-    """What two sides have in common and what not. ``compared`` counts tensors, ``cast`` those of another dtype."""
+    """What two sides have in common and what not. ``compared`` counts the tensors that both have, copies left out."""
 
     a: Side
     b: Side
@@ -205,13 +206,13 @@ class _Look:
         meant = self.types[part.item]
         # In one step: what is a mean in double precision is rounded once, as by a conversion.
         left, right = _as(left, meant[self.cast]), _as(right, meant[1])
-        differs = (_bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
+        differs = (bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
         if differs is None:
             return None
         where = np.argwhere(differs)[0]
         first = tuple(int(index) for index in where)
-        values = [_numbers(array[differs]) for array in (left, right)]
-        largest, relative = _distance(*values)
+        values = [numbers(array[differs]) for array in (left, right)]
+        largest, relative = distance(*values)
         there = tuple(map(sum, zip(part.start, start, first, strict=True)))
         return _Found(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
 
@@ -245,39 +246,14 @@ def _as(array: NDArray, dtype: DType) -> NDArray:
     return result
 
 
-def _bits_differ(left: NDArray, right: NDArray) -> NDArray | None:
-    size = left.dtype.itemsize
-    raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (left, right)]
-    if np.array_equal(raw[0], raw[1]):
-        return None
-    differs: NDArray = (raw[0] != raw[1]).reshape(-1, size).any(axis=1).reshape(left.shape)
-    return differs
-
-
 def _numbers_differ(left: NDArray, right: NDArray) -> NDArray | None:
-    values = _numbers(left), _numbers(right)
+    values = numbers(left), numbers(right)
     differs: NDArray = (values[0] != values[1]) & ~(np.isnan(values[0]) & np.isnan(values[1]))
     return differs if differs.any() else None
 
 
-def _numbers(array: NDArray) -> NDArray:
-    return array if np.issubdtype(array.dtype, np.complexfloating) else array.astype(np.float64)
-
-
 def _number(value: Any) -> float | None:
     return None if isinstance(value, complex | np.complexfloating) else float(value)
-
-
-def _distance(left: NDArray, right: NDArray) -> tuple[float, float]:
-    """(largest distance, largest distance relative to the larger of the two); equal infinities are 0 apart."""
-    apart = np.abs(left - right)
-    apart[left == right] = 0.0
-    apart[np.isnan(left) & np.isnan(right)] = 0.0
-    apart[np.isnan(apart)] = math.inf
-    size = np.maximum(np.abs(left), np.abs(right))
-    finite = np.isfinite(apart) & (size > 0)
-    relative = np.max(apart[finite] / size[finite], initial=0.0)
-    return float(apart.max(initial=0.0)), math.inf if np.isinf(apart).any() else float(relative)
 
 
 def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Found]) -> ValueDifference | None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamconv.checksums import SourceChecksums
+from streamconv.distance import bits_differ, distance, numbers
 from streamconv.errors import DifferenceError
 from streamconv.lazy import LazyTensor
 from streamconv.plans import Replica
@@ -96,13 +97,9 @@ class _Comparison:
 
 
 def _differing(first: NDArray, second: NDArray) -> tuple[int, float]:
-    raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (first, second)]
-    if np.array_equal(raw[0], raw[1]):
+    differs = bits_differ(first, second)
+    if differs is None:
         return 0, 0.0
-    where = (raw[0] != raw[1]).reshape(-1, first.itemsize).any(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
-        values = [array.reshape(-1)[where].astype(np.float64) for array in (first, second)]
-        apart = np.abs(values[0] - values[1])
-    apart[np.isnan(values[0]) & np.isnan(values[1])] = 0.0
-    apart[np.isnan(apart)] = np.inf  # a number from none
-    return int(where.sum()), float(np.max(apart))
+        largest, _ = distance(numbers(first[differs]), numbers(second[differs]))
+    return int(differs.sum()), largest

@@ -14,7 +14,7 @@ FLOORS = (
     {"files", "families"},
     {"formats", "capabilities", "vocabulary", "recognise"},
     {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "planner"},
-    {"engines", "journal", "publish", "reading", "replicas", "sweep", "statistics", "measuring"},
+    {"engines", "distance", "journal", "publish", "reading", "replicas", "sweep", "statistics", "measuring"},
     {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}
     | {"inspection", "sides", "comparison", "verification", "rendering", "originals"},
     {"cli", "__main__"},

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from streamconv.cli.options import add_checkpoint_options, add_look_options, source_options_of
+from streamconv.cli.options import add_comparison_options, add_look_options, source_options_of
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="checkpoint file or folder")
     parser.add_argument("b", metavar="B", help="another")
     add_look_options(parser)
-    source = add_checkpoint_options(parser)
-    source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
+    add_comparison_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TARGET",
     "add_checkpoint_options",
+    "add_comparison_options",
     "add_conversion_options",
     "add_look_options",
     "add_run_options",
@@ -78,10 +79,16 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argumen
     return source
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """What the source of a conversion may not say itself."""
+def add_comparison_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The same, and how many rows of the vocabulary count."""
     source = add_checkpoint_options(parser)
     source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
+    return source
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """What the source of a conversion may not say itself."""
+    source = add_comparison_options(parser)
     source.add_argument("--iteration", type=int, metavar="N", help="training iteration")
     source.add_argument(
         "--replicated",

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from streamconv.cli.options import add_checkpoint_options, add_look_options, source_options_of
+from streamconv.cli.options import add_comparison_options, add_look_options, source_options_of
 from streamconv.errors import UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which copy of SRC's replicated parameters DST was made of: first (default) or mean",
     )
     add_look_options(parser)
-    source = add_checkpoint_options(parser)
-    source.add_argument("--vocab-size", type=int, metavar="N", help="true vocabulary size, without padding")
+    add_comparison_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

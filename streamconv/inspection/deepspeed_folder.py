@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, StreamconvError
 from streamconv.families.base import Section
-from streamconv.files.safe_pickle import Global, Record
+from streamconv.files.safe_pickle import Global
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Place, ShardedModel
 from streamconv.inspection.deepspeed_faults import faults_of, section_of, unfinished_zips
@@ -95,11 +96,12 @@ def describe_parts(
     report.globals = global_rows([(file.path.name, dict(file.globals)) for file in files])
     report.findings += unsafe_globals(report.globals)
     tensors: dict[str, LazyTensor] = {}
+    counts: dict[str, int] = {}
     for file in files:
         found = file.tensors()
+        counts[file.path.name] = len(found)
         tensors |= {f"{file.path.name}:{name}": tensor for name, tensor in found.items()}
         report.tensors += tensor_rows(found, file.path.name, f"{file.path.name}:")
-    counts = {name: len(file.tensors()) for name, file in opened.items()}
     for name in sorted([*main, *names.optimizer.values(), *names.others]):
         kind = opened[name].kind if name in opened else "optimizer" if "optim" in name else "other"
         report.files.append(FileRow(name, (folder / name).stat().st_size, kind, counts.get(name, 0)))
@@ -145,15 +147,9 @@ def _recorded_parameters(state: Mapping[str, Any], tp: int) -> int | None:
     if tp > 1 or not isinstance(groups, list | tuple):
         return None
     shapes = [shape for group in groups if isinstance(group, dict) for shape in group.values()]
-    return sum(_elements(shape) for shape in shapes) or None
-
-
-def _elements(shape: Any) -> int:
-    sizes = shape.args[0] if isinstance(shape, Record) and shape.args else shape
-    total = 1
-    for size in sizes if isinstance(sizes, list | tuple) else ():
-        total *= size if isinstance(size, int) else 1
-    return total
+    # A foreign file may hold anything here.
+    sizes = [[size for size in shape if isinstance(size, int)] for shape in shapes if isinstance(shape, list | tuple)]
+    return sum(map(prod, sizes)) or None
 
 
 def _as_model(

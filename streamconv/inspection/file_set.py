@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:
     true = count(config, "vocab_size")
     sizes: dict[int | None, int] = {}
     for row in report.tensors:
-        sizes[row.layer] = sizes.get(row.layer, 0) + _numel(row.shape)
+        sizes[row.layer] = sizes.get(row.layer, 0) + prod(row.shape)
     each = {size for layer, size in sizes.items() if layer is not None}
     report.model = ModelFacts(
         family=str(config["model_type"])
@@ -157,10 +158,3 @@ def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:
 
 def _is_words(name: str) -> bool:
     return name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight"))
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -10,6 +10,7 @@ from streamconv.files.pickle_machine import Global
 from streamconv.formats import find_source
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.deepspeed import resolve_tag
+from streamconv.formats.megatron_legacy import TRACKER
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.deepspeed_names import DeepSpeedNames, RecordedSizes, missing_files, parse_names
 from streamconv.inspection.file_set import describe_file_set
@@ -24,7 +25,6 @@ from streamconv.publish import JOURNAL, WORK_FOLDER
 __all__ = ["inspect_folder"]
 
 _TAG = re.compile(r"(?:global_step|iter_)(\d+)")
-TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
