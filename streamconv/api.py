@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from streamconv.budget import RunChoices
+from streamconv.configuration import read_config
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
 from streamconv.formats.base import SourceOptions
-from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
+from streamconv.memory import parse_size
+from streamconv.planner import DEFAULT_SHARD_NBYTES, REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
+from streamconv.vocabulary import PADDING_POLICIES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,18 +29,24 @@ class Choices(TypedDict, total=False):
     """What a conversion is asked to do; what is not said stays as the source has it.
 
     Attributes:
-        to: ``megatron`` or ``megatron-legacy``.
+        to: ``megatron``, ``megatron-legacy``, ``deepspeed`` or ``huggingface``.
         tp: tensor-parallel size.
         pp: pipeline-parallel size.
         pp_layers: layers of each pipeline stage.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
-        dialect: names of the legacy layout, ``2021`` or ``2023-09``.
+        dialect: names of the legacy layout, ``2021`` or ``2023-09``; of ``deepspeed`` the fork that is to load it.
         replicated: ``first``, ``mean`` or ``fail``.
         vocab_size: rows of the vocabulary without padding.
+        vocab_padding: ``strip`` or ``keep``, for a target that pads nothing.
+        max_shard_size: the largest file of a Hugging Face model, as ``5GB``.
+        config: entries of a configuration, or the path of a JSON file with them: of ``config.json``, or training
+            arguments for a target that has them. They say what the source does not.
+        tokenizer: a folder whose tokenizer files go along.
         for_release: reset the counters of consumed samples.
         keep_args: whether the training arguments go along.
         tag: which checkpoint of a root: the name of its folder.
         qkv_layout: ``interleaved`` or ``blocks``.
+        glu_order: ``gate-up`` or ``up-gate``.
         num_heads: attention heads, where the checkpoint has no arguments.
         iteration: training iteration, where the checkpoint does not say it.
     """
@@ -50,10 +59,15 @@ class Choices(TypedDict, total=False):
     dialect: str | None
     replicated: str
     vocab_size: int | None
+    vocab_padding: str | None
+    max_shard_size: str | None
+    config: str | Path | Mapping[str, Any] | None
+    tokenizer: str | Path | None
     for_release: bool
     keep_args: bool
     tag: str | None
     qkv_layout: str | None
+    glu_order: str | None
     num_heads: int | None
     iteration: int | None
 
@@ -66,7 +80,8 @@ def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
     """Plan a conversion: metadata is read, nothing is written.
 
     Args:
-        src: a Megatron-DeepSpeed or legacy Megatron-LM checkpoint, its root or its tag's or iteration's folder.
+        src: a checkpoint of Megatron-DeepSpeed, GPT-NeoX or Megatron-LM (legacy), its root or its tag's or iteration's
+            folder, or the folder of a Hugging Face model.
         choices: see :class:`Choices`.
 
     Raises:
@@ -147,6 +162,11 @@ def _options(choices: Choices) -> ConvertOptions:
     for flag, number in (("--tp", choices.get("tp")), ("--pp", choices.get("pp"))):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")
+    padding = choices.get("vocab_padding")
+    if padding not in (None, *PADDING_POLICIES):
+        names = ", ".join(PADDING_POLICIES)
+        raise UsageError(f"--vocab-padding {padding}: no such choice", remedy=f"choose one of {names}")
+    shard, tokenizer, config = choices.get("max_shard_size"), choices.get("tokenizer"), choices.get("config")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
         tp=choices.get("tp"),
@@ -156,13 +176,18 @@ def _options(choices: Choices) -> ConvertOptions:
         dialect=choices.get("dialect"),
         replicated=replicated,
         vocab_size=choices.get("vocab_size"),
+        vocab_padding=padding,
+        max_shard_nbytes=DEFAULT_SHARD_NBYTES if shard is None else parse_size(shard, "--max-shard-size"),
+        tokenizer=None if tokenizer is None else Path(tokenizer),
         for_release=choices.get("for_release", False),
         keep_args=choices.get("keep_args", True),
         source=SourceOptions.said(
             tag=choices.get("tag"),
             pp_layers=choices.get("pp_layers"),
             qkv_layout=choices.get("qkv_layout"),
+            glu_order=choices.get("glu_order"),
             num_heads=choices.get("num_heads"),
             iteration=choices.get("iteration"),
+            config=read_config(Path(config)) if isinstance(config, str | Path) else config,
         ),
     )

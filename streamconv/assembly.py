@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamconv.coverage import Box
-from streamconv.families.base import ModelFamily, ModelSizes, QkvLayout, gather
+from streamconv.families.base import ModelFamily, ModelSizes
+from streamconv.families.rows import gather
 from streamconv.formats.base import Dropped, Place, ShardedModel
-from streamconv.lazy import LazyTensor, mean
+from streamconv.lazy import LazyTensor, Storage, concat, mean
 from streamconv.plans import Replica
 from streamconv.vocabulary import Vocabulary, repad
 
@@ -40,22 +41,22 @@ def assemble(
         vocabulary: what becomes of the vocabulary's rows.
         replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
     """
-    qkv = model.qkv or QkvLayout.INTERLEAVED
     result = Assembly({}, [], {}, {}, [])
     copies = 0
     for place, shards in model.tensors.items():
         section, layer, key = place
         parameter = family.parameter(section, key)
         name = parameter.name(layer)
-        result.sources |= {f"{name} of rank {rank}": tensor for rank, tensor in enumerate(shards)}
-        if parameter.axis is None:
+        for rank, tensor in enumerate(shards):
+            result.sources |= _stored(f"{name} of rank {rank}", tensor)
+        if parameter.axis is None and not (parameter.summed and model.orders.shares):
             chosen, spare = _one_of(shards, replicated)
             if len(shards) > 1:
                 result.replicas.append(Replica(name, shards))
             result.left_out |= {f"{name} of rank {rank}": None for rank in spare}
             copies += sum(shards[rank].nbytes for rank in spare)
             shards = (chosen,)
-        result.whole[place] = gather(parameter, shards, sizes, qkv)
+        result.whole[place] = gather(parameter, shards, sizes, model.orders)
         if parameter.is_vocabulary and not vocabulary.is_verbatim:
             _drop_padding(result, place, name, vocabulary)
     if copies:
@@ -63,6 +64,20 @@ def assemble(
         reason = "replicated: compared with rank 0, whose copy is written"
         result.dropped.append(Dropped(f"copies of {len(result.replicas)} parameters on {ranks}", copies, reason))
     return result
+
+
+def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
+    """The stored tensors that a shard is joined from, mostly itself; fused rows may be stored in several, and rows that
+    follow each other in one storage are one of them.
+    """
+    if len(tensor.pieces) < 2:
+        return {name: tensor}
+    by_storage: dict[Storage, list[LazyTensor]] = {}
+    for piece in sorted(tensor.pieces, key=lambda piece: piece.views[0].offset):
+        view = piece.views[0]
+        by_storage.setdefault(view.storage, []).append(LazyTensor.stored(view, piece.shape))
+    runs = (run for parts in by_storage.values() for run in concat(parts, 0).coalesced().pieces)
+    return {f"{name}, part {i}": LazyTensor.stored(run.views[0], run.shape) for i, run in enumerate(runs)}
 
 
 def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:
@@ -77,7 +92,9 @@ def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabul
     true, stored = vocabulary.true or 0, vocabulary.stored
     row = whole.nbytes // stored
     if stored > true:
-        reason = f"padding: the target pads {true} true rows to {vocabulary.padded} with copies of the last"
+        reason = "padding: the target has none"
+        if vocabulary.padded > true:
+            reason = f"padding: the target pads {true} true rows to {vocabulary.padded} with copies of the last"
         result.dropped.append(Dropped(f"rows {true} to {stored - 1} of {name}", (stored - true) * row, reason))
     per_rank = stored // len([n for n in result.sources if n.startswith(f"{name} of rank ")])
     for rank, start in enumerate(range(0, stored, per_rank)):

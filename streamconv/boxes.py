@@ -77,17 +77,30 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A box of a tensor and the view that fills it; several views mean their mean. ``fill`` marks made-up rows."""
+    """A box of a tensor and what fills it: the element-wise sum of ``views``, divided by ``divisor``.
+
+    Nearly always that is one view as it is stored. ``fill`` marks made-up rows.
+    """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
     views: tuple[View, ...]
     fill: bool = False
+    divisor: int = 1
 
     @property
     def numel(self) -> int:
         """Elements in the box."""
         return prod(self.shape)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its elements are stored as they are, not computed."""
+        return len(self.views) == 1 and self.divisor == 1
+
+    def at(self, start: tuple[int, ...], shape: tuple[int, ...], views: tuple[View, ...]) -> Piece:
+        """A piece of the same kind: another box, filled in the same way by other views."""
+        return Piece(start, shape, views, self.fill, self.divisor)
 
 
 def put(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
@@ -107,11 +120,10 @@ def unflatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
             stride = view.strides[dim]
             strides = (*view.strides[:dim], stride * inner, stride, *view.strides[dim + 1 :])
             views.append(view.moved(dim, position - piece.start[dim]).strided(strides))
-        yield Piece(
+        yield piece.at(
             (*piece.start[:dim], row, column, *piece.start[dim + 1 :]),
             (*piece.shape[:dim], rows, columns, *piece.shape[dim + 1 :]),
             tuple(views),
-            piece.fill,
         )
         position += rows * columns
 
@@ -123,11 +135,10 @@ def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
     joins = columns == inner and all(rows == 1 or inner == 1 or outer == inner * step for outer, step in pairs)
     if not joins and rows > 1:
         for index in range(rows):
-            one = Piece(
+            one = piece.at(
                 put(piece.start, dim, row + index),
                 put(piece.shape, dim, 1),
                 tuple(view.moved(dim, index) for view in piece.views),
-                piece.fill,
             )
             yield from flatten_piece(one, dim, inner)
         return
@@ -135,11 +146,10 @@ def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
         v.strided((*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
         for v, (outer, step) in zip(piece.views, pairs, strict=True)
     )
-    yield Piece(
+    yield piece.at(
         (*piece.start[:dim], row * inner + column, *piece.start[dim + 2 :]),
         (*piece.shape[:dim], rows * columns, *piece.shape[dim + 2 :]),
         views,
-        piece.fill,
     )
 
 
@@ -159,7 +169,7 @@ def merge_along(pieces: list[Piece], dim: int) -> list[Piece]:
 
 def _joined(left: Piece, right: Piece, dim: int) -> Piece | None:
     """The two pieces as one box, if they are neighbours on ``dim`` in the tensor and evenly spaced in storage."""
-    if left.fill != right.fill or len(left.views) != len(right.views):
+    if (left.fill, left.divisor, len(left.views)) != (right.fill, right.divisor, len(right.views)):
         return None
     if put(left.start, dim, left.start[dim] + left.shape[dim]) != right.start:
         return None
@@ -178,4 +188,4 @@ def _joined(left: Piece, right: Piece, dim: int) -> Piece | None:
         if not same or a.dtype != b.dtype or rest or step < 0 or not known <= {step} or not others:
             return None
         views.append(a.strided(put(a.strides, dim, step)))
-    return Piece(left.start, put(left.shape, dim, left.shape[dim] + right.shape[dim]), tuple(views), left.fill)
+    return left.at(left.start, put(left.shape, dim, left.shape[dim] + right.shape[dim]), tuple(views))

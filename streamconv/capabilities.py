@@ -1,21 +1,39 @@
-"""Which family can go to which target, or why not."""
+"""Which family goes from which source to which target, or why not: one table, and the choice of a target."""
 
 from __future__ import annotations
 
-from streamconv.errors import UsageError
-from streamconv.families.base import ModelFamily
-from streamconv.formats import known_targets
-from streamconv.formats.base import TargetFormat
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-__all__ = ["choose_target", "target_names"]
+from streamconv.errors import UnsupportedError, UsageError
+from streamconv.families import known_families
+from streamconv.families.base import ModelFamily
+from streamconv.formats import known_sources, known_targets
+from streamconv.formats.base import SourceFormat, TargetFormat
+
+__all__ = ["NEWEST", "Cell", "capability_table", "find_target", "reason_for", "target_names"]
 
 NEWEST = "megatron"
-# The Megatron layouts that are written, the newest first, and what each cannot hold of a model and why.
+# The Megatron layouts that are written, the newest first.
 _MEGATRON = ("megatron-legacy",)
-_WHY_LEGACY = {
-    "alibi": "the newest Megatron layout that can hold it: Megatron-Core has no ALiBi and no embedding norm",
-    "learned": "the newest Megatron layout that is written so far",
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One family from one source to one target; ``refusal`` says why that does not work, None if it does."""
+
+    family: ModelFamily
+    source: SourceFormat
+    target: TargetFormat
+    refusal: str | None
+
+
+def capability_table() -> Iterator[Cell]:
+    """Every family from every source to every target."""
+    for family in known_families():
+        for source in known_sources():
+            for target in known_targets():
+                yield Cell(family, source, target, source.refusal(family) or target.refusal(family))
 
 
 def target_names() -> tuple[str, ...]:
@@ -23,8 +41,8 @@ def target_names() -> tuple[str, ...]:
     return (NEWEST, *(target.name for target in known_targets()))
 
 
-def choose_target(wanted: str, family: ModelFamily) -> tuple[TargetFormat, str]:
-    """(target format, why) for what the user asked for.
+def find_target(wanted: str) -> TargetFormat:
+    """The format that ``--to`` names.
 
     Raises:
         UsageError: there is no such target.
@@ -32,5 +50,24 @@ def choose_target(wanted: str, family: ModelFamily) -> tuple[TargetFormat, str]:
     if wanted not in target_names():
         raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(target_names())}")
     name = _MEGATRON[0] if wanted == NEWEST else wanted
-    target = next(target for target in known_targets() if target.name == name)
-    return target, _WHY_LEGACY[family.positions] if wanted == NEWEST else "asked for"
+    return next(target for target in known_targets() if target.name == name)
+
+
+def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
+    """Why this target, for what the user asked for.
+
+    Raises:
+        UnsupportedError: it cannot hold the family.
+    """
+    refusal = target.refusal(family)
+    if refusal is not None:
+        works = [other.name for other in known_targets() if other.refusal(family) is None]
+        raise UnsupportedError(
+            f"{family.title} cannot go to {target.name}: {refusal}",
+            remedy=f"targets that can hold it: {', '.join(works)}",
+        )
+    if wanted != NEWEST:
+        return "asked for"
+    if family.positions == "alibi":
+        return "the newest Megatron layout that can hold it: Megatron-Core has no ALiBi and no embedding norm"
+    return "the newest Megatron layout that is written so far"

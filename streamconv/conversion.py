@@ -76,9 +76,10 @@ def run_plan(
     ledger = Ledger(work.jobs)
     destination = None if dst is None else Path(dst)
     if destination is not None:
-        entries = sorted({file.path.split("/", 1)[0] for file in work.files})
+        names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
+        entries = {name.split("/", 1)[0] for name in names}
         clear_leftovers(destination)
-        check_destination(work.source, destination, [*entries, *work.texts], overwrite=overwrite)
+        retired = check_destination(work.source, destination, sorted(entries), overwrite=overwrite, owned=work.owned)
     drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
     if destination is None:
         outputs = [DiscardedOutput()] * len(work.files)
@@ -88,7 +89,11 @@ def run_plan(
     else:
         with staging(destination) as stage:
             resumed = _write(work, ledger, stage, fit, restart, progress)
-            stage.publish(work.texts)
+            for name, text in work.small.items():
+                stage.text(name, text)
+            for name, path in work.copied.items():
+                stage.copy(name, path)
+            stage.publish(work.texts, retired)
     verdict = ledger.sources.verdict()
     return Report(
         plan=work,

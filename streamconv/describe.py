@@ -23,7 +23,8 @@ def plan_text(plan: Plan, fit: Fit | None = None, *, verbose: bool = False) -> s
 
 def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
     yield f"source  {plan.source}"
-    yield f"        {plan.source_format}: {plan.family}, {plan.source_layout}, iteration {plan.iteration}"
+    iteration = "" if plan.iteration is None else f", iteration {plan.iteration}"
+    yield f"        {plan.source_format}: {plan.family}, {plan.source_layout}{iteration}"
     for fact in plan.facts:
         yield f"        {fact.what}: {fact.evidence}"
     for position, choice in enumerate((*plan.choices, *plan.notes)):
@@ -40,6 +41,8 @@ def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
         f"bytes   read {format_bytes(plan.read_nbytes)}, write {format_bytes(plan.write_nbytes)} "
         f"in {len(plan.files)} files ({len(plan.jobs)} jobs)"
     )
+    if plan.copied:
+        yield f"copied  {', '.join(plan.copied)}: byte for byte, from --tokenizer"
     if fit is not None:
         yield f"memory  budget {fit.budget}, workable floor {format_bytes(fit.floor_nbytes)}"
     for dropped in plan.dropped:
@@ -82,6 +85,7 @@ def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
         "read_nbytes": plan.read_nbytes,
         "write_nbytes": plan.write_nbytes,
         "files": [{"path": f.path, "tensors": len(f.entries), "nbytes": f.layout.nbytes} for f in plan.files],
+        "copied": sorted(plan.copied),
         "memory": None if fit is None else {"budget_nbytes": fit.budget.nbytes, "floor_nbytes": fit.floor_nbytes},
     }
 

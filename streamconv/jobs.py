@@ -102,11 +102,11 @@ class RowsJob:
     def row_nbytes(self) -> int:
         """Bytes that one row of all targets takes in the input or the output buffer, whichever is more.
 
-        A mean is made in double precision: its rows count sixteen bytes an element more.
+        What is computed is so in double precision: its rows count sixteen bytes an element more.
         """
         rows = max(1, self.targets[0].tensor.shape[0]) if self.targets[0].tensor.shape else 1
         written = sum(target.tensor.nbytes for target in self.targets)
-        extra = sum(16 * p.numel for target in self.targets for p in target.tensor.pieces if len(p.views) > 1)
+        extra = sum(16 * p.numel for target in self.targets for p in target.tensor.pieces if not p.is_stored)
         return -(-(max(written, self.read_nbytes) + extra) // rows)
 
     @property
@@ -227,4 +227,4 @@ def _move(piece: Piece, sources: tuple[tuple[int, tuple[int, ...]], ...], tensor
     size = tensor.dtype.itemsize
     strides = tuple(size * prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     position = base + sum(a * s for a, s in zip(piece.start, strides, strict=True))
-    return Move(piece.shape, piece.views[0].dtype, sources, tensor.dtype, position, strides)
+    return Move(piece.shape, piece.views[0].dtype, sources, tensor.dtype, position, strides, piece.divisor)

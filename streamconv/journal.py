@@ -121,7 +121,7 @@ def _tile(job: Any, first: Any, last: Any, reads: Any, writes: Any) -> TileDone:
 def identity_of(plan: Plan) -> dict[str, Any]:
     """What makes a run the same run: its sources as they are now, its choices in words, a digest of all it does."""
     sources = {}
-    for path in plan.source_paths:
+    for path in (*plan.source_paths, *plan.copied.values()):
         found = path.stat()
         sources[str(path)] = [found.st_size, found.st_mtime_ns]
     digest = hashlib.sha256()
@@ -131,7 +131,8 @@ def identity_of(plan: Plan) -> dict[str, Any]:
         digest.update(repr((file.path, file.layout.storages)).encode())
         for offset, data in file.layout.frame(dict.fromkeys(range(len(file.layout.storages)), 0)):
             digest.update(offset.to_bytes(8, "little") + data)
-    digest.update(repr(sorted(plan.texts.items())).encode())
+    for texts in (plan.texts, plan.small, {name: str(path) for name, path in plan.copied.items()}):
+        digest.update(repr(sorted(texts.items())).encode())
     choices = {
         "source": str(plan.source),
         "target": plan.target_format,

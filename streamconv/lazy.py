@@ -1,9 +1,9 @@
 """``LazyTensor``: a tensor as boxes of stored bytes, without reading any of them.
 
-Every operation that a conversion needs (slice, concat, permute, flatten, unflatten, expand, mean, cast) maps boxes to
-boxes, so an expression never grows: a lazy tensor is always its normal form, a list of ``Piece``. A piece says that
-the box ``start .. start + shape`` of the tensor is the strided ``View`` of one stored record (or the mean of
-several). What an engine needs to know, which bytes go where, can be read off directly.
+Every operation that a conversion needs (slice, concat, permute, flatten, unflatten, expand, total, share, cast) maps
+boxes to boxes, so an expression never grows: a lazy tensor is always its normal form, a list of ``Piece``. A piece says
+that the box ``start .. start + shape`` of the tensor is the strided ``View`` of one stored record (or the sum of
+several, divided by a number). What an engine needs to know, which bytes go where, can be read off directly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     NDArray = npt.NDArray[Any]
 
-__all__ = ["LazyTensor", "Piece", "Storage", "View", "average", "concat", "mean"]
+__all__ = ["LazyTensor", "Piece", "Storage", "View", "combined", "concat", "mean", "share", "total"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class LazyTensor:
             if low < high:
                 views = tuple([view.moved(dim, low - first) for view in piece.views])
                 box = put(piece.start, dim, low - start), put(piece.shape, dim, high - low)
-                pieces.append(Piece(*box, views, piece.fill))
+                pieces.append(piece.at(*box, views))
         return LazyTensor(put(self.shape, dim, stop - start), self.dtype, tuple(pieces))
 
     def permute(self, *order: int) -> LazyTensor:
@@ -75,8 +75,7 @@ class LazyTensor:
             return tuple(values[axis] for axis in order)
 
         pieces = tuple(
-            Piece(swap(p.start), swap(p.shape), tuple(v.strided(swap(v.strides)) for v in p.views), p.fill)
-            for p in self.pieces
+            p.at(swap(p.start), swap(p.shape), tuple(v.strided(swap(v.strides)) for v in p.views)) for p in self.pieces
         )
         return LazyTensor(swap(self.shape), self.dtype, pieces)
 
@@ -98,7 +97,7 @@ class LazyTensor:
         pieces = []
         for piece in self.slice(0, row, row + 1).pieces:
             views = tuple(view.strided((0, *view.strides[1:])) for view in piece.views)
-            pieces.append(Piece(piece.start, (times, *piece.shape[1:]), views, fill=True))
+            pieces.append(Piece(piece.start, (times, *piece.shape[1:]), views, True, piece.divisor))
         return LazyTensor((times, *self.shape[1:]), self.dtype, tuple(pieces))
 
     def cast(self, dtype: DType) -> LazyTensor:
@@ -125,13 +124,13 @@ class LazyTensor:
 
         if len(self.pieces) == 1:
             (piece,) = self.pieces
-            if len(piece.views) == 1 and piece.views[0].dtype == self.dtype:
+            if piece.is_stored and piece.views[0].dtype == self.dtype:
                 return piece.views[0].open(piece.shape)
         result = np.empty(self.shape, self.dtype.numpy)
         for piece in self.pieces:
             box = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.shape, strict=True))
             arrays = [view.open(piece.shape) for view in piece.views]
-            cast_into(arrays[0] if len(arrays) == 1 else average(arrays), result[box] if box else result)
+            cast_into(combined(arrays, piece.divisor), result[box] if box else result)
         return result
 
     def torch(self) -> torch.Tensor:
@@ -154,14 +153,17 @@ class LazyTensor:
 _NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
-def average(arrays: Sequence[NDArray]) -> NDArray:
-    """The element-wise mean in double precision."""
+def combined(arrays: Sequence[NDArray], divisor: int) -> NDArray:
+    """The element-wise sum divided by ``divisor``, in double precision; one array by itself stays as it is."""
     import numpy as np
 
-    total = arrays[0].astype(np.float64)
+    if len(arrays) == 1 and divisor == 1:
+        return arrays[0]
+    result = arrays[0].astype(np.float64)
     for array in arrays[1:]:
-        total += array.astype(np.float64)
-    return total / len(arrays)
+        result += array.astype(np.float64)
+    result /= divisor
+    return result
 
 
 def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
@@ -174,15 +176,42 @@ def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
     for tensor in tensors:
         if tensor.dtype != first.dtype or put(tensor.shape, dim, 0) != put(first.shape, dim, 0):
             raise ValueError(f"cannot join {tensor.shape} {tensor.dtype} to {first.shape} {first.dtype} on axis {dim}")
-        pieces += [Piece(put(p.start, dim, p.start[dim] + length), p.shape, p.views, p.fill) for p in tensor.pieces]
+        pieces += [p.at(put(p.start, dim, p.start[dim] + length), p.shape, p.views) for p in tensor.pieces]
         length += tensor.shape[dim]
     return LazyTensor(put(first.shape, dim, length), first.dtype, tuple(pieces))
 
 
 def mean(tensors: Sequence[LazyTensor]) -> LazyTensor:
     """The element-wise mean of tensors that are each one stored view of the same shape."""
+    return _divided(total(tensors), len(tensors))
+
+
+def total(tensors: Sequence[LazyTensor]) -> LazyTensor:
+    """The element-wise sum of tensors that are each one stored view of the same shape, rounded once.
+
+    The sum of one tensor is the tensor itself.
+    """
     first = tensors[0]
-    if any(t.shape != first.shape or t.dtype != first.dtype or len(t.pieces) != 1 for t in tensors):
-        raise ValueError("the mean needs whole stored tensors of one shape and dtype")
+    if len(tensors) == 1:
+        return first
+    alike = all(t.shape == first.shape and t.dtype == first.dtype and len(t.pieces) == 1 for t in tensors)
+    if not alike or not all(t.pieces[0].is_stored for t in tensors):
+        raise ValueError("a sum needs whole stored tensors of one shape and dtype")
     views = tuple(t.pieces[0].views[0] for t in tensors)
     return replace(first, pieces=(replace(first.pieces[0], views=views),))
+
+
+def share(tensor: LazyTensor, count: int) -> LazyTensor:
+    """Each element divided by ``count``, so that as many shares add up to the tensor as far as its type can hold them.
+
+    Where ``count`` is a power of two they do exactly, but for numbers that become subnormal.
+    """
+    if count > 1 and not tensor.dtype.is_floating:
+        raise ValueError(f"whole numbers ({tensor.dtype}) have no shares")
+    return _divided(tensor, count)
+
+
+def _divided(tensor: LazyTensor, divisor: int) -> LazyTensor:
+    if divisor == 1:
+        return tensor
+    return replace(tensor, pieces=tuple(replace(piece, divisor=piece.divisor * divisor) for piece in tensor.pieces))

@@ -45,7 +45,7 @@ def _straight_runs(target: Target) -> list[tuple[Storage, int, int, DType, int]]
         return None
     runs = []
     for piece in tensor.pieces:
-        if len(piece.views) != 1 or not _is_run(piece, tensor.shape):
+        if not piece.is_stored or not _is_run(piece, tensor.shape):
             return None
         view = piece.views[0]
         place = sum(a * prod(tensor.shape[axis + 1 :]) for axis, a in enumerate(piece.start))
@@ -60,7 +60,7 @@ def _is_transposed(target: Target) -> bool:
     if len(tensor.shape) != 2 or tensor.nbytes < _SMALL_RUN:
         return False
     steps = [piece.views[0].strides for piece in tensor.pieces if min(piece.shape) > 1]
-    return bool(steps) and all(len(p.views) == 1 for p in tensor.pieces) and all(0 < a < b for a, b in steps)
+    return bool(steps) and all(p.is_stored for p in tensor.pieces) and all(0 < a < b for a, b in steps)
 
 
 def _is_run(piece: Piece, shape: Sequence[int]) -> bool:

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from streamconv.assembly import REPLICATED_POLICIES, Assembly, assemble
-from streamconv.capabilities import choose_target
+from streamconv.assembly import REPLICATED_POLICIES, assemble
+from streamconv.capabilities import find_target, reason_for
+from streamconv.configuration import args_of, family_of
 from streamconv.coverage import prove
 from streamconv.dtypes import DType
-from streamconv.errors import AmbiguousError, UsageError
-from streamconv.families.base import ModelFamily, Section, shard
-from streamconv.files.pickle_writer import StoredTensor
-from streamconv.files.torch_layout import TorchLayout, plan_torch_file
+from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
+from streamconv.families.base import ModelFamily, ModelSizes, Section
+from streamconv.filling import Filler
 from streamconv.formats import find_source
 from streamconv.formats.base import (
     Fact,
     ShardedModel,
-    Slot,
     SourceOptions,
-    TargetFile,
     TargetFiles,
     TargetFormat,
     TargetModel,
+    positive_int,
 )
-from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout, even_stages
-from streamconv.plans import Entry, OutputFile, Plan, Replica
+from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise
-from streamconv.vocabulary import plan_vocabulary
+from streamconv.tokenizers import tokenizer_files
+from streamconv.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
 
 __all__ = ["REPLICATED_POLICIES", "ConvertOptions", "make_plan"]
+
+DEFAULT_SHARD_NBYTES = 5 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What a conversion is asked to do. None means: as the source has it.
+    """What a conversion is asked to do. None means: as the source has it, or the target's default.
 
     ``to`` is a target format or ``megatron`` (the newest Megatron layout that can hold the model). ``pp_layers`` are
-    the layers of each stage. ``replicated`` says which copy of a replicated parameter counts.
+    the layers of each stage. ``replicated`` says which copy of a replicated parameter counts. ``tokenizer`` is the
+    folder of tokenizer files.
     """
 
     to: str = "megatron"
@@ -52,8 +53,11 @@ class ConvertOptions:
     dialect: str | None = None
     replicated: str = "first"
     vocab_size: int | None = None
+    vocab_padding: str | None = None
     for_release: bool = False
     keep_args: bool = True
+    max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    tokenizer: Path | None = None
     source: SourceOptions = field(default_factory=SourceOptions)
 
 
@@ -63,39 +67,42 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     Raises:
         StreamconvError: whatever can be refused is refused here, with the class that says why.
     """
+    target, said = find_target(options.to), options.source.config
     model = find_source(path, options.source.tag).open(path, options.source)
-    family, sizes = recognise(model, options.source.num_heads)
-    target, why = choose_target(options.to, family)
-    layout = _target_layout(model, options)
-    need_heads(model, sizes, layout.tp)
-    iteration = model.iteration
-    if iteration is None:
+    named = _supply(model, said, has_args=target.is_sharded)
+    family, sizes = recognise(model, options.source.num_heads, named)
+    why = reason_for(target, options.to, family)
+    _refuse_options(target, options)
+    if target.is_sharded and model.config is not None:
+        _translate(model, model.config, family, said)
+    layout = _target_layout(model, options) if target.is_sharded else ParallelLayout(1, (model.num_layers,))
+    need_heads(model, sizes, layout.tp, moved=not target.is_sharded)
+    if model.iteration is None and model.config is None and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
-    vocabulary = plan_vocabulary(
-        sizes.vocab, model.vocab_size, options.vocab_size, model.args, model.tp, layout.tp, model.path
-    )
+    vocabulary = _vocabulary(model, family, sizes, target, layout, options)
     assembly = assemble(model, family, sizes, vocabulary, options.replicated)
+    filler = Filler(assembly, family, layout.tp, options.dtype)
     wanted = TargetModel(
         family=family,
         sizes=replace(sizes, vocab=vocabulary.padded),
         layout=layout,
         has_head=bool(model.keys(Section.HEAD)),
         args=model.args,
-        iteration=iteration,
+        iteration=model.iteration,
         dtype=options.dtype,
         dialect=_dialect(target, options),
         for_release=options.for_release,
         keep_args=options.keep_args,
+        vocab_size=options.vocab_size or model.vocab_size,
+        config=model.config,
+        supplied=said,
+        fork=model.fork,
+        max_shard_nbytes=options.max_shard_nbytes,
+        tensor_of=filler.tensor,
     )
     laid_out = target.lay_out(wanted)
-    files, roles = _fill(laid_out, assembly, wanted)
-    coverage = prove(assembly.sources, assembly.left_out, roles)
-    kept = (model.tp, model.stages) == (layout.tp, layout.stages)
-    choices = (
-        Fact(f"target {target.name}", why),
-        Fact(f"layout {layout}", "as the source" if kept else "as asked"),
-        Fact(f"vocabulary {vocabulary.padded} rows", vocabulary.reason),
-    )
+    need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv)
+    files, roles = filler.fill(laid_out)
     return Plan(
         source=model.path,
         source_format=model.format,
@@ -104,21 +111,116 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         target_format=target.name,
         target_layout=layout,
         dtype=options.dtype,
-        iteration=iteration,
+        iteration=model.iteration,
         files=files,
         texts=laid_out.texts,
-        replicas=(
-            *assembly.replicas,
-            *(Replica(name, (original, copy), "the word embedding") for name, copy, original in model.copies),
-        ),
+        replicas=(*assembly.replicas, *_copies(model)),
         replicated_policy=options.replicated,
-        coverage=coverage,
+        coverage=prove(assembly.sources, assembly.left_out, roles),
         facts=tuple(model.facts),
-        choices=choices,
+        choices=_choices(model, target, why, layout, vocabulary),
         notes=laid_out.facts,
         warnings=(*model.warnings, *laid_out.warnings),
         dropped=(*assembly.dropped, *model.dropped),
+        small=laid_out.small,
+        copied=_copied(options, laid_out),
+        owned=laid_out.owned,
     )
+
+
+def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> str | None:
+    """Let the user's configuration tell what the source does not; the name of the family that it names.
+
+    A ``config.json`` says only what the source does not; training arguments, which it is where the target has them and
+    neither it nor the source is a ``config.json``, outweigh the source's.
+    """
+    known = dict(model.args or {})
+    if "model_type" not in said:
+        if said and has_args and model.config is None:
+            model.args = {**known, **said}
+            model.facts.append(Fact(f"training arguments {', '.join(sorted(said))}", "--config"))
+        return None
+    family = family_of(said)
+    told = args_of(family, said, defaults=False).args
+    told = {name: value for name, value in told.items() if known.get(name) is None}
+    if told:
+        model.args = {**known, **told}
+        model.facts.append(Fact(f"{len(told)} arguments from config.json", f"--config: {', '.join(sorted(told))}"))
+    vocabulary = positive_int(said, "vocab_size", model.path)
+    if model.vocab_size is None and vocabulary is not None:
+        model.vocab_size = vocabulary
+        model.facts.append(Fact(f"{vocabulary} true rows of the vocabulary", "--config: vocab_size"))
+    return family.name
+
+
+def _refuse_options(target: TargetFormat, options: ConvertOptions) -> None:
+    """A flag that would do nothing is refused."""
+    sharded = (("--tp", options.tp), ("--pp", options.pp), ("--pp-layers", options.pp_layers))
+    whole = (("--vocab-padding", options.vocab_padding), ("--tokenizer", options.tokenizer))
+    for flag, value in whole if target.is_sharded else sharded:
+        if value is not None and value != 1:
+            raise UsageError(f"{flag} has no meaning with --to {target.name}", remedy="leave it out")
+
+
+def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any]) -> None:
+    """A ``config.json`` as training arguments; what the user says that is none of its entries is one already.
+
+    Raises:
+        UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
+    """
+    translation = args_of(family, config)
+    if translation.refusals:
+        raise UnsupportedError(
+            f"Megatron-DeepSpeed and Megatron-LM's legacy model have no {'; no '.join(translation.refusals)}",
+            where=model.path,
+            remedy="convert --to huggingface; or, to go without, say the entries otherwise with --config FILE",
+        )
+    entries = {name for setting in family.huggingface.settings for name in setting.entries}
+    own = {name: value for name, value in said.items() if name not in entries and name not in config}
+    model.args = {**translation.args, **own}
+    model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
+    model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []
+
+
+def _vocabulary(
+    model: ShardedModel,
+    family: ModelFamily,
+    sizes: ModelSizes,
+    target: TargetFormat,
+    layout: ParallelLayout,
+    options: ConvertOptions,
+) -> Vocabulary:
+    recorded, said = model.vocab_size, options.vocab_size
+    if not target.is_sharded:
+        keeps = family.huggingface.keeps_padding
+        return unpad_vocabulary(sizes.vocab, recorded, said, options.vocab_padding, keeps_padding=keeps)
+    args = model.args or {}
+    is_padded = model.config is None
+    return plan_vocabulary(sizes.vocab, recorded, said, args, model.tp, layout.tp, model.path, is_padded=is_padded)
+
+
+def _copies(model: ShardedModel) -> list[Replica]:
+    what, strict = "the word embedding", model.copies_must_equal
+    return [Replica(name, (original, copy), what, strict) for name, copy, original in model.copies]
+
+
+def _choices(
+    model: ShardedModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
+) -> tuple[Fact, ...]:
+    kept = (model.tp, model.stages) == (layout.tp, layout.stages)
+    shape = (Fact(f"layout {layout}", "as the source" if kept else "as asked"),) if target.is_sharded else ()
+    return (
+        Fact(f"target {target.name}", why),
+        *shape,
+        Fact(f"vocabulary {vocabulary.padded} rows", vocabulary.reason),
+    )
+
+
+def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
+    if options.tokenizer is None:
+        return {}
+    taken = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
+    return tokenizer_files(options.tokenizer, taken)
 
 
 def _words(model: ShardedModel) -> str:
@@ -161,76 +263,3 @@ def _target_layout(model: ShardedModel, options: ConvertOptions) -> ParallelLayo
             remedy=f"say --pp-layers N,N,.. adding up to {model.num_layers}, or another --pp",
         )
     return ParallelLayout(tp, model.stages)
-
-
-def _fill(
-    laid_out: TargetFiles, assembly: Assembly, wanted: TargetModel
-) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
-    """The output files with what fills each storage, and every target tensor with its role in the coverage proof."""
-    files: list[OutputFile] = []
-    roles: list[tuple[str, LazyTensor]] = []
-    uses: dict[tuple[int, Slot], int] = defaultdict(int)
-    layouts: dict[tuple[int, str, tuple[StoredTensor, ...]], TorchLayout] = {}
-    names: dict[int, dict[Slot, tuple[str, ...]]] = {}
-    for file in laid_out.files:
-        slots: dict[Slot, StoredTensor] = {}
-        entries: list[Entry] = []
-        if id(file.tree) not in names:
-            names[id(file.tree)] = _names(file)
-        for slot, found in names[id(file.tree)].items():
-            tensor = _target_tensor(assembly, slot, wanted, file.rank)
-            slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-            entries.append(Entry(found, slot.section, slot.layer, tensor))
-            uses[file.rank, slot] += 1
-            roles.append((_role(wanted.family, slot, file.rank, uses[file.rank, slot]), tensor))
-        # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
-        key = id(file.tree), file.archive, tuple(slots.values())
-        if key not in layouts:
-            layouts[key] = plan_torch_file(file.archive, _filled(file.tree, slots))
-        files.append(OutputFile(file.path, file.rank, file.stage, layouts[key], tuple(entries)))
-    return tuple(files), roles
-
-
-def _role(family: ModelFamily, slot: Slot, rank: int, copy: int) -> str:
-    """Shards of one parameter are proved together, each copy of it (a tied head, a replica) by itself."""
-    parameter = family.parameter(slot.section, slot.key)
-    return f"{parameter.name(slot.layer)}, copy {copy}" + ("" if parameter.axis is not None else f" on rank {rank}")
-
-
-def _target_tensor(assembly: Assembly, slot: Slot, wanted: TargetModel, rank: int) -> LazyTensor:
-    parameter = wanted.family.parameter(slot.section, slot.key)
-    whole = assembly.whole[slot.section, slot.layer, slot.key]
-    tp = wanted.layout.tp
-    for tensor in whole:
-        if parameter.axis is not None and tensor.shape[parameter.axis] % tp:
-            raise UsageError(
-                f"{parameter.name(slot.layer)}: {tensor.shape[parameter.axis]} does not divide over TP {tp}",
-                remedy="choose another --tp",
-            )
-    tensor = shard(parameter, whole, tp, rank)
-    return tensor if wanted.dtype is None else tensor.cast(wanted.dtype)
-
-
-def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
-    """The slots of a file in the order of its pickle, with their names in the model's state dict."""
-    names: dict[Slot, tuple[str, ...]] = {}
-    for path, slot in _slots(file.tree):
-        names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}."))
-    return names
-
-
-def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
-    """(dotted path, slot) of every leaf that is one, in the order of the pickle."""
-    if isinstance(tree, Slot):
-        yield path, tree
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _slots(value, f"{path}.{key}" if path else str(key))
-
-
-def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:
-    if isinstance(tree, Slot):
-        return slots[tree]
-    if isinstance(tree, dict):
-        return type(tree)((key, _filled(value, slots)) for key, value in tree.items())
-    return tree

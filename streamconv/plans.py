@@ -7,15 +7,14 @@ divide, a coverage that is not complete.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from streamconv.coverage import Coverage
 from streamconv.dtypes import DType
 from streamconv.families.base import Section
-from streamconv.files.torch_layout import TorchLayout
-from streamconv.formats.base import Dropped, Fact
+from streamconv.formats.base import Dropped, Fact, FileLayout
 from streamconv.jobs import Job, Target
 from streamconv.lazy import LazyTensor
 from streamconv.lower import lower
@@ -45,7 +44,7 @@ class OutputFile:
     path: str
     rank: int
     stage: int
-    layout: TorchLayout
+    layout: FileLayout
     entries: tuple[Entry, ...]
 
 
@@ -54,11 +53,13 @@ class Replica:
     """A parameter that several ranks hold a copy of, to be compared before the first write.
 
     ``original`` names what the second of two copies must equal where they are no ranks' copies: that is written.
+    ``must_equal`` refuses a difference whatever the policy says.
     """
 
     name: str
     copies: tuple[LazyTensor, ...]
     original: str | None = None
+    must_equal: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Plan:
     """A conversion, whole and checked.
 
     ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
-    trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it.
+    trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it. ``texts`` are the
+    commit record, ``small`` other texts of the result and ``copied`` files that go along byte for byte, by their names
+    in it. ``owned`` are patterns of names in the destination that belong to a checkpoint of this kind.
     """
 
     source: Path
@@ -76,7 +79,7 @@ class Plan:
     target_format: str
     target_layout: ParallelLayout
     dtype: DType | None
-    iteration: int
+    iteration: int | None
     files: tuple[OutputFile, ...]
     texts: Mapping[str, str]
     replicas: tuple[Replica, ...]
@@ -87,6 +90,9 @@ class Plan:
     notes: tuple[Fact, ...]
     warnings: tuple[str, ...]
     dropped: tuple[Dropped, ...]
+    small: Mapping[str, str] = field(default_factory=dict)
+    copied: Mapping[str, Path] = field(default_factory=dict)
+    owned: tuple[str, ...] = ()
 
     @cached_property
     def jobs(self) -> Sequence[Job]:
@@ -106,7 +112,9 @@ class Plan:
     @property
     def write_nbytes(self) -> int:
         """Bytes of all output files: also the disk space that the conversion needs."""
-        return sum(file.layout.nbytes for file in self.files) + sum(len(text) for text in self.texts.values())
+        texts = sum(len(text.encode()) for text in (*self.texts.values(), *self.small.values()))
+        copied = sum(path.stat().st_size for path in self.copied.values())
+        return sum(file.layout.nbytes for file in self.files) + texts + copied
 
     @property
     def tensor_nbytes(self) -> int:

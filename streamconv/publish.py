@@ -1,69 +1,36 @@
 """Let a result grow beside its destination and appear there whole.
 
 Everything is written below ``DST/.streamconv/`` (the same file system, also where the destination is a mount point),
-synced, and renamed into place; the commit record (Megatron's tracker file) is replaced last. What is promised: after an
-error or a kill the destination holds what it held before or the whole result, and what it held before is deleted only
-when the result is durable. A work folder that has a journal stays when its run ends early, for the next to go on with.
-What is not promised: that a disk keeps what it acknowledged. And on a file system that
-cannot exchange two names in one step (NFS, Lustre), a kill between two renames leaves the old checkpoint in
-``DST/.streamconv/old``, from where the next run puts it back.
+synced, and renamed into place; what else is there of an older checkpoint is moved aside; the commit record (Megatron's
+tracker file, a config.json) is replaced last. That one step decides: before it all can be undone, after it the result
+is whole. What is promised: after an error or a kill the destination holds what it held before or the whole result, if
+need be when the next run has looked there, and what it held before is deleted only when the result is durable. A work
+folder that has a journal stays when its run ends early, for the next to go on with. What is not promised: that a disk
+keeps what it acknowledged. And on a file system that cannot exchange two names in one step (NFS, Lustre), a kill
+between two renames leaves the old checkpoint in ``DST/.streamconv/old``, from where the next run puts it back.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from streamconv.errors import DamagedError, DestinationError, DifferenceError, DiskSpaceError
+from streamconv.destination import WORK_FOLDER, check_destination, lock_destination
+from streamconv.errors import DamagedError, DifferenceError, DiskSpaceError
 from streamconv.files.folders import exchange, sync_folder, write_text
 from streamconv.files.output_io import refused_by_system
+from streamconv.files.whole_file import copy_file, write_file
 from streamconv.memory import format_bytes
 
 __all__ = ["WORK_FOLDER", "Staging", "check_destination", "clear_leftovers", "staging"]
 
-WORK_FOLDER, JOURNAL = ".streamconv", "journal"
-
-
-def check_destination(source: Path, destination: Path, entries: Sequence[str], *, overwrite: bool) -> None:
-    """Refuse a destination that must not be written.
-
-    Args:
-        source: the checkpoint that is read.
-        destination: the folder for the result; it may not exist yet.
-        entries: the names that the result will have directly in it, its commit record among them.
-        overwrite: whether what has these names may be replaced.
-
-    Raises:
-        DestinationError: it would change the source, is not a folder, or holds a checkpoint.
-    """
-    real, origin = destination.resolve(), source.resolve()
-    replaced = {(real / name).resolve() for name in entries}
-    # The path as given counts too: its last folder may be a link into another place.
-    source_roots = {origin, origin.parent, source.absolute().parent.resolve()}
-    if real in source_roots or origin in real.parents or replaced & {origin, *origin.parents}:
-        raise DestinationError(
-            "the destination is the source's own folder; a source is never written", where=destination
-        )
-    if destination.exists() and not destination.is_dir():
-        raise DestinationError("the destination is not a folder", where=destination)
-    if (destination / WORK_FOLDER).is_symlink():
-        raise DestinationError(
-            "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
-        )
-    present = sorted(child.name for child in destination.iterdir()) if destination.is_dir() else []
-    taken = [name for name in present if name in entries or name.startswith("iter_") or name == "release"]
-    if taken and not overwrite:
-        raise DestinationError(
-            f"the destination holds a checkpoint: {', '.join(taken[:4])}",
-            where=destination,
-            remedy="choose another folder, or --overwrite to replace it (it stays until the new one is durable)",
-        )
+JOURNAL = "journal"
 
 
 class Staging:
@@ -108,83 +75,144 @@ class Staging:
         for folder, _, _ in os.walk(self.new):
             sync_folder(Path(folder))
 
-    def publish(self, texts: Mapping[str, str]) -> None:
-        """Move the result into place, then replace the commit record ``texts``, each step durable before the next.
+    def text(self, name: str, text: str) -> None:
+        """Stage a small text as the file ``name`` of the result, in place of what is staged there.
 
-        Signals wait until it is done: a publication is whole or undone, also when it is interrupted.
+        Raises:
+            DiskSpaceError, StorageError: the system refused.
+        """
+        data = text.encode()
+        write_file(self.new / name, len(data), [data])
+
+    def copy(self, name: str, origin: Path) -> None:
+        """Stage a copy of a file as the file ``name`` of the result, in place of what is staged there.
+
+        Raises:
+            SourceError: ``origin`` is not a regular file, nor a link to one.
+            DamagedError: it was changed meanwhile.
+            DiskSpaceError, StorageError: the system refused.
+        """
+        copy_file(origin, self.new / name)
+
+    def publish(self, texts: Mapping[str, str], retire: Iterable[str] = ()) -> None:
+        """Move the result into place and ``retire`` aside, then replace the commit record: the last of ``texts``.
+
+        Texts before the last are put where they belong just before it, like all else that is staged. Signals wait until
+        it is done: a publication is whole or undone, also when it is interrupted.
+
+        Args:
+            texts: at least one small file by its name in the destination.
+            retire: names in the destination that are of an older checkpoint, deleted when the result is durable; what
+                is not there, or is replaced, is left out.
 
         Raises:
             DiskSpaceError, StorageError: the system refused; what was there before is in place again.
         """
-        with _signals_wait(), ExitStack() as undo:
-            try:
+        *before, record = texts
+        retired = sorted(set(retire) - set(texts))
+        if not all(_is_name(name) for name in retired):
+            raise ValueError(f"not names in the destination: {retired}")
+        try:
+            with _signals_wait(), ExitStack() as undo:
+                for name in before:
+                    self.text(name, texts[name])
                 self.sync()
-                for name, text in texts.items():
-                    write_text(self.work / name, text)
-                entries = {child.name: child.stat().st_ino for child in sorted(self.new.iterdir())}
-                write_text(self.intent, json.dumps({"entries": entries, "texts": list(texts)}))
+                self.old.mkdir(exist_ok=True)
+                write_text(self.work / record, texts[record])
+                # The record is in the work folder until it is published, and the intent is never there without it.
+                sync_folder(self.work)
+                names = sorted({child.name for child in self.new.iterdir()} - set(before)) + before
+                entries = {name: (self.new / name).lstat().st_ino for name in names}
+                retired = [name for name in retired if name not in entries]
+                write_text(self.intent, json.dumps({"entries": entries, "retired": retired, "texts": list(texts)}))
                 sync_folder(self.work)
                 for name in entries:
-                    undo.callback(self._put(self.new / name))
+                    self._put(name, undo)
+                for name in retired:
+                    if os.path.lexists(self.destination / name):
+                        self._set_aside(name, undo)
+                sync_folder(self.old)
                 sync_folder(self.destination)
-                for name in texts:
-                    (self.work / name).replace(self.destination / name)
+                (self.work / record).replace(self.destination / record)
                 undo.pop_all()
                 sync_folder(self.destination)
                 self.journal.unlink(missing_ok=True)
-            except OSError as error:
-                raise refused_by_system("publish the result", error, self.destination) from error
+        except OSError as error:
+            raise refused_by_system("publish the result", error, self.destination) from error
 
-    def _put(self, child: Path) -> Callable[[], object]:
-        """Move one entry into place; returns what moves it back."""
-        target = self.destination / child.name
-        if not os.path.lexists(target):
-            child.rename(target)
-            return lambda: target.rename(child)
-        if exchange(child, target):
-            return lambda: exchange(child, target)
-        self.old.mkdir(exist_ok=True)
-        aside = self.old / child.name
+    def _put(self, name: str, undo: ExitStack) -> None:
+        """Move a staged entry into place."""
+        staged, target = self.new / name, self.destination / name
+        if os.path.lexists(target):
+            if exchange(staged, target):
+                undo.callback(exchange, staged, target)
+                return
+            self._set_aside(name, undo)
+        staged.rename(target)
+        undo.callback(target.rename, staged)
+
+    def _set_aside(self, name: str, undo: ExitStack) -> None:
+        target, aside = self.destination / name, self.old / name
         target.rename(aside)
-        sync_folder(self.old)
-        child.rename(target)
-        return lambda: (target.rename(child), aside.rename(target))
+        undo.callback(aside.rename, target)
 
     def recover(self) -> None:
         """Undo what a run that was killed left behind, and remove its work unless it has a journal.
 
         If it had begun to publish and its commit record is still unwritten, what it had moved into place is moved
         out again, told by the inode that it noted before; what it had moved aside is put back. If the record is
-        written, what is staged now is what was replaced: then there is nothing to go on with.
+        written, what is staged or aside now is what was replaced: it is deleted, and there is nothing to go on with.
+        The intent is removed when it says nothing new any more: not before that is deleted, or all is put back.
         """
-        entries, texts = self._intended()
-        if texts and not any((self.work / name).exists() for name in texts):
+        for folder in self.work.glob("replaced-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        entries, record = self._intended()
+        if record and not (self.work / record).exists():
+            sync_folder(self.destination)
             self.journal.unlink(missing_ok=True)
-        elif texts:
-            for name, inode in entries.items():
-                target, staged = self.destination / name, self.new / name
-                is_new = target.exists() and target.stat().st_ino == inode
-                if is_new and not (staged.exists() and exchange(staged, target)):
-                    target.rename(staged)
-        if self.old.is_dir():
-            for child in self.old.iterdir():
-                if not os.path.lexists(self.destination / child.name):
-                    child.rename(self.destination / child.name)
+            self._discard(self.old)
+            self._discard(self.new)
+        else:
+            for name, inode in reversed(entries.items()):
+                self._take_out(name, inode)
+            for aside in sorted(self.old.iterdir()) if self.old.is_dir() else ():
+                if not os.path.lexists(self.destination / aside.name):
+                    aside.rename(self.destination / aside.name)
+            sync_folder(self.destination)
         self.intent.unlink(missing_ok=True)
-        shutil.rmtree(self.old, ignore_errors=True)
+        sync_folder(self.work)
+        self._discard(self.old)
         if not self.journal.exists():
-            shutil.rmtree(self.new, ignore_errors=True)
+            self._discard(self.new)
 
-    def _intended(self) -> tuple[dict[str, int], list[str]]:
-        """What a run had noted before it began to publish: entries with their inodes, and texts."""
+    def _take_out(self, name: str, inode: int) -> None:
+        """Move an entry back to where it was staged, and what it was exchanged with back into place."""
+        staged, target = self.new / name, self.destination / name
+        if not os.path.lexists(target) or target.lstat().st_ino != inode:
+            return
+        if os.path.lexists(staged):
+            if exchange(staged, target):
+                return
+            self.old.mkdir(exist_ok=True)
+            staged.rename(self.old / name)
+        target.rename(staged)
+
+    def _discard(self, folder: Path) -> None:
+        """Delete a folder; what of it cannot be deleted (on NFS: an open file) goes where nothing takes it for more."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(Path(tempfile.mkdtemp(prefix="replaced-", dir=self.work)) / folder.name)
+
+    def _intended(self) -> tuple[dict[str, int], str]:
+        """What a run had noted before it began to publish: entries with their inodes, and its commit record."""
         try:
             noted = json.loads(self.intent.read_text())
-            names = [*noted["entries"], *noted["texts"]]
-            if all(isinstance(name, str) and Path(name).name == name for name in names):
-                return dict(noted["entries"]), list(noted["texts"])
-        except (OSError, ValueError, KeyError, TypeError):
+            entries, texts = dict(noted["entries"]), list(noted["texts"])
+            if all(isinstance(name, str) and _is_name(name) for name in (*entries, *texts)):
+                return entries, texts[-1]
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
             pass  # killed before or while it was written: nothing had been moved yet
-        return {}, []
+        return {}, ""
 
     def begin_anew(self) -> None:
         """Discard what is staged, and its journal."""
@@ -193,8 +221,15 @@ class Staging:
         self.new.mkdir()
 
     def leave(self) -> None:
-        """Undo what is half published, and remove the work folder unless it has a journal."""
-        self.recover()
+        """Undo what is half published, and remove the work folder unless it has a journal.
+
+        Raises:
+            DiskSpaceError, StorageError: the system refused; the next run does it.
+        """
+        try:
+            self.recover()
+        except OSError as error:
+            raise refused_by_system("clear up there", error, self.destination) from error
         if not self.journal.exists():
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -216,7 +251,7 @@ def staging(destination: Path) -> Iterator[Staging]:
             stage.work.mkdir(parents=True, exist_ok=True)
             for folder in reversed(made):
                 cleanup.callback(_remove_if_empty, folder)
-            cleanup.callback(os.close, _lock(stage.work / "lock", destination))
+            cleanup.callback(os.close, lock_destination(stage.work / "lock", destination))
             cleanup.callback(stage.leave)
             stage.recover()
             stage.new.mkdir(exist_ok=True)
@@ -251,21 +286,11 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
 
 
-def _lock(path: Path, destination: Path) -> int:
-    """Lock the work folder; returns the descriptor that holds the lock."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The run that held it may have removed the file in between: then this is no longer the lock.
-        held = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-    except BlockingIOError:
-        held = False
-    if not held:
-        os.close(descriptor)
-        raise DestinationError("another conversion is writing there", where=destination, remedy="wait until it ends")
-    return descriptor
-
-
 def _remove_if_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _is_name(name: str) -> bool:
+    """Whether it names something directly in a folder."""
+    return Path(name).name == name and name not in ("", "..")

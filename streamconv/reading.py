@@ -15,7 +15,7 @@ import numpy.typing as npt
 from streamconv.checksums import SourceChecksums, crc32
 from streamconv.files.direct import PAGE, new_buffer
 from streamconv.files.source_io import SourceFiles
-from streamconv.lazy import LazyTensor, View, average
+from streamconv.lazy import LazyTensor, View, combined
 
 __all__ = ["TensorReader", "parts"]
 
@@ -77,21 +77,21 @@ class TensorReader:
             DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
             StorageError: the system refused.
         """
-        if len(tensor.pieces) == 1 and len(tensor.pieces[0].views) == 1:
+        if len(tensor.pieces) == 1 and tensor.pieces[0].is_stored:
             return self._view(tensor.pieces[0].views[0], tensor.pieces[0].shape)
-        averaged = any(len(piece.views) > 1 for piece in tensor.pieces)
-        dtype = np.dtype(np.float64) if averaged else tensor.pieces[0].views[0].dtype.numpy
+        computed = any(not piece.is_stored for piece in tensor.pieces)
+        dtype = np.dtype(np.float64) if computed else tensor.pieces[0].views[0].dtype.numpy
         whole: NDArray = (
             np.empty(tensor.shape, dtype)
-            if averaged
+            if computed
             else np.ndarray(tensor.shape, dtype, self._whole[: tensor.numel * dtype.itemsize].data)
         )
         for piece in tensor.pieces:
             box = tuple(slice(first, first + size) for first, size in zip(piece.start, piece.shape, strict=True))
-            if len(piece.views) == 1:
+            if piece.is_stored:
                 whole[box] = self._view(piece.views[0], piece.shape)
             else:
-                whole[box] = average([self._view(view, piece.shape).copy() for view in piece.views])
+                whole[box] = combined([self._view(view, piece.shape).copy() for view in piece.views], piece.divisor)
         return whole
 
     def _view(self, view: View, shape: Sequence[int]) -> NDArray:

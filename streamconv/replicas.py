@@ -50,14 +50,23 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
         block: bytes that the comparison may take.
 
     Raises:
-        DifferenceError: there is one, and the policy is ``fail``.
+        DifferenceError: there is one, and the policy is ``fail`` or the copies must be equal.
         DamagedError, StorageError: a file cannot be read, or a record's CRC is not the recorded one.
     """
     checksums, nbytes = SourceChecksums(), max(4096, block // 32)
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(TensorReader(io, nbytes, checksums))) for _ in range(2)]
         comparison = _Comparison(readers, nbytes)
-        found = [drift for replica in replicas if (drift := comparison.drift(replica)) is not None]
+        found = []
+        for replica in replicas:
+            drift = comparison.drift(replica)
+            if drift is not None and replica.must_equal:
+                raise DifferenceError(
+                    f"{drift.name} differs from {drift.original} in {drift.elements} elements, by at most "
+                    f"{drift.largest:g}, though the configuration says that they are one",
+                    remedy='say {"tie_word_embeddings": false} in --config to keep both',
+                )
+            found += [drift] if drift is not None else []
     if found and policy == "fail":
         worst = max(found, key=lambda drift: drift.largest)
         raise DifferenceError(

@@ -34,7 +34,7 @@ class Read:
 class Move:
     """A box of elements from the input buffer to the output buffer; strides and positions in bytes.
 
-    Several sources mean their mean.
+    The elements are the sum of the sources, divided by ``divisor``.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +43,7 @@ class Move:
     target_dtype: DType
     position: int
     strides: tuple[int, ...]
+    divisor: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from streamconv.errors import AmbiguousError, UsageError
 from streamconv.formats.base import positive_int
 from streamconv.lazy import LazyTensor, concat
 
-__all__ = ["Vocabulary", "plan_vocabulary", "repad"]
+__all__ = ["PADDING_POLICIES", "Vocabulary", "plan_vocabulary", "repad", "unpad_vocabulary"]
+
+PADDING_POLICIES = ("strip", "keep")
 
 DEFAULT_DIVISOR = 128
 
@@ -45,6 +47,8 @@ def plan_vocabulary(
     source_tp: int,
     tp: int,
     where: Path = Path(),
+    *,
+    is_padded: bool = True,
 ) -> Vocabulary:
     """Decide the target's padded vocabulary.
 
@@ -56,21 +60,15 @@ def plan_vocabulary(
         source_tp: tensor-parallel size of the source.
         tp: tensor-parallel size of the target.
         where: the checkpoint, for messages.
+        is_padded: whether the source is padded by the same rule; a Hugging Face model is not.
 
     Raises:
         UsageError: the true size is more than what is stored, or less than what the checkpoint records.
         DamagedError: an argument is not the number that it must be.
         AmbiguousError: the true size is unknown and the stored rows do not divide over ``tp``.
     """
-    true = said if said is not None else recorded
-    if true is not None and not 0 < true <= stored:
-        raise UsageError(f"a vocabulary of {true} true rows: {stored} rows are stored", remedy="check --vocab-size")
-    if said is not None and recorded is not None and said < recorded:
-        raise UsageError(
-            f"--vocab-size {said} would drop true rows: the checkpoint records {recorded}",
-            remedy="leave it out, or say more",
-        )
-    if tp == source_tp and said is None:
+    true = _true_size(stored, recorded, said)
+    if tp == source_tp and said is None and is_padded:
         return Vocabulary(stored, stored, None, "TP stays, all stored rows are copied")
     if true is None:
         if stored % tp == 0:
@@ -90,6 +88,49 @@ def plan_vocabulary(
     if padded == stored:
         return Vocabulary(stored, stored, None, f"the padded size stays ({rule})")
     return Vocabulary(stored, padded, true, f"{true} true rows, padded to {rule}")
+
+
+def _true_size(stored: int, recorded: int | None, said: int | None) -> int | None:
+    true = said if said is not None else recorded
+    if true is not None and not 0 < true <= stored:
+        raise UsageError(f"a vocabulary of {true} true rows: {stored} rows are stored", remedy="check --vocab-size")
+    if said is not None and recorded is not None and said < recorded:
+        raise UsageError(
+            f"--vocab-size {said} would drop true rows: the checkpoint records {recorded}",
+            remedy="leave it out, or say more",
+        )
+    return true
+
+
+def unpad_vocabulary(
+    stored: int, recorded: int | None, said: int | None, policy: str | None, *, keeps_padding: bool
+) -> Vocabulary:
+    """Decide the vocabulary of a target that pads nothing.
+
+    Args:
+        stored: rows in the source over all ranks.
+        recorded: true size from the checkpoint, if it has it.
+        said: true size from ``--vocab-size``.
+        policy: one of :data:`PADDING_POLICIES`, from ``--vocab-padding``; None is ``keep`` for a family whose published
+            models keep it, else ``strip``.
+        keeps_padding: whether they do.
+
+    Raises:
+        UsageError: the true size is more than what is stored, or less than what the checkpoint records.
+        AmbiguousError: padding is to be stripped and the true size is unknown.
+    """
+    true = _true_size(stored, recorded, said)
+    if (policy or ("keep" if keeps_padding and said is None else "strip")) == "keep":
+        why = "--vocab-padding keep" if policy else "the published models of this family keep the padding"
+        return Vocabulary(stored, stored, None, f"{why}; {true or 'an unknown number'} of them are true")
+    if true is None:
+        raise AmbiguousError(
+            f"the true vocabulary size is unknown, and the padding among {stored} stored rows is to be stripped",
+            remedy="say --vocab-size N, or --vocab-padding keep",
+        )
+    if true == stored:
+        return Vocabulary(stored, stored, None, "all stored rows are true")
+    return Vocabulary(stored, true, true, f"{stored - true} rows of padding are stripped")
 
 
 def repad(whole: LazyTensor, vocabulary: Vocabulary) -> LazyTensor:

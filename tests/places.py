@@ -36,6 +36,7 @@ REAL = (
     Source(FRAMEWORKS / "dsp_gpt_nopipe_tp2_fp32_z0", 2, 1, (4,), 101),
     Source(FRAMEWORKS / "dsp_gptuntied_tp2pp1_fp32_z0", 2, 1, (4,), 101),
 )
+LLAMA = Source(FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0", 2, 2, (2, 2), 101)
 LABELLED = (
     Source(MADE / "bloom_L12_tp1pp3_type_z1", 1, 3, (4, 4, 4), 20),
     Source(MADE / "bloom_L7_tp2pp3_embpart_z0", 2, 3, (2, 3, 2), 20),
@@ -46,7 +47,6 @@ LABELLED = (
     Source(MADE / "dsmd_blocks_L2_tp2pp1_z1", 2, 1, (2,), 20, blocks=True),
 )
 REFUSED = {
-    "dsp_llama_gqa_tp2pp2_fp32_z0": "Llama",
     "mcore_llama_dist_tp2pp2": "Megatron-Core torch_dist",
     "z1_bf16": "plain DeepSpeed ZeRO folder",
     "z1_bf16.fp32": "zero_to_fp32",

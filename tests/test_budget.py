@@ -17,6 +17,7 @@ from streamconv.errors import MemoryBudgetError, UsageError
 from streamconv.families.base import Section
 from streamconv.files.direct import PAGE
 from streamconv.files.source_io import IO_MODES
+from streamconv.files.torch_layout import TorchLayout
 from streamconv.memory import MIB
 from streamconv.plans import Entry, Plan
 from streamconv.tiles import buffer_nbytes
@@ -35,14 +36,11 @@ def wide(work: Plan, path: Path, columns: int, dtype: torch.dtype = torch.float3
     """A plan whose one matrix is split on its columns, so that it is moved row by row."""
     (tensor,) = stored(path, torch.zeros(1, dtype=dtype).expand(40, columns).contiguous())
     first, second = tensor.slice(1, 0, columns // 2), tensor.slice(1, columns // 2, columns)
-    files = [
-        replace(
-            file,
-            entries=(Entry(("matrix",), Section.LAYER, 0, half),),
-            layout=replace(file.layout, storages=((4096, half.nbytes),)),
-        )
-        for file, half in zip(work.files, (first, second), strict=False)
-    ]
+    files = []
+    for file, half in zip(work.files, (first, second), strict=False):
+        assert isinstance(file.layout, TorchLayout)
+        layout = replace(file.layout, storages=((4096, half.nbytes),))
+        files.append(replace(file, entries=(Entry(("matrix",), Section.LAYER, 0, half),), layout=layout))
     return replace(work, files=tuple(files))
 
 

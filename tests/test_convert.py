@@ -110,7 +110,7 @@ def test_args_are_a_plain_namespace_with_the_targets_sizes(tmp_path: Path) -> No
 def test_without_args_the_result_has_none(tmp_path: Path) -> None:
     convert(REAL[0].folder, tmp_path / "out", keep_args=False, max_ram="2G")
     state = oracle.result_files(tmp_path / "out", 1, 2)[0, 0]
-    assert sorted(state) == ["checkpoint_version", "iteration", "model"]
+    assert sorted(state) == ["checkpoint_info", "checkpoint_version", "iteration", "model"]
 
 
 def test_the_same_conversion_twice_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamconv.coverage import Box, Coverage, CoverageError, boxes_in_source, prove, tiles_exactly
 from streamconv.dtypes import DTYPES
-from streamconv.lazy import LazyTensor, Piece, Storage, View, concat, mean
+from streamconv.lazy import LazyTensor, Piece, Storage, View, concat, mean, share, total
 
 BF16 = DTYPES["bfloat16"]
 
@@ -223,6 +223,16 @@ def test_tensors_that_share_one_record_are_told_apart() -> None:
 def test_a_mean_reads_every_copy() -> None:
     copies = {f"{rank}": source(f"{rank}", 6) for rank in range(3)}
     assert check(copies, [mean(list(copies.values()))]) == Coverage(3, 0, 1)
+
+
+def test_a_sum_reads_every_share() -> None:
+    shares = {f"{rank}": source(f"{rank}", 6) for rank in range(3)}
+    whole = total(list(shares.values()))
+    assert check(shares, [whole]) == Coverage(3, 0, 1)
+    ranks = [(f"rank {rank}", share(whole, 2)) for rank in range(2)]
+    assert prove(shares, {}, ranks) == Coverage(3, 0, 2)
+    with pytest.raises(CoverageError, match="neither read nor left out"):
+        check(shares, [total(list(shares.values())[:2])])
 
 
 def test_two_roles_may_each_read_a_source_whole() -> None:

@@ -12,9 +12,10 @@ FLOORS = (
     {"errors", "dtypes", "boxes"},
     {"lazy", "parallel", "memory", "checksums"},
     {"files", "families"},
-    {"formats", "capabilities", "vocabulary", "recognise"},
-    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "planner"},
-    {"engines", "distance", "journal", "publish", "reading", "replicas", "sweep", "statistics", "measuring"},
+    {"formats", "capabilities", "configuration", "vocabulary", "recognise"},
+    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling", "planner", "tokenizers"},
+    {"engines", "destination", "distance", "journal", "publish", "reading", "replicas"}
+    | {"sweep", "statistics", "measuring"},
     {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}
     | {"inspection", "sides", "comparison", "verification", "rendering", "originals"},
     {"cli", "__main__"},

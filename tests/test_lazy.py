@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamconv.dtypes import DTYPES
-from streamconv.lazy import LazyTensor, concat, mean
+from streamconv.lazy import LazyTensor, concat, mean, share, total
 from tests.stored import counted, stored
 
 Pair = tuple[LazyTensor, torch.Tensor]
@@ -128,6 +128,50 @@ def test_a_mean_is_made_in_double_precision(tmp_path: Path) -> None:
     expected = torch.stack(ranks).double().mean(0).bfloat16()
     assert torch.equal(lazy.torch(), expected)
     assert torch.equal(lazy.slice(0, 1, 2).torch(), expected[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_a_sum_is_rounded_once(dtype: torch.dtype, count: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(count)
+    ranks = list(torch.randn(count, 5, 40, generator=generator).to(dtype))
+    lazy = total(stored(tmp_path / "t.pt", *ranks))
+    expected = sum(rank.double() for rank in ranks[1:]) + ranks[0].double()
+    assert torch.equal(lazy.torch(), expected.to(dtype))
+    assert torch.equal(lazy.permute(1, 0).slice(0, 3, 7).flatten(0).torch(), expected.to(dtype).t()[3:7].flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_shares_are_the_quotient_and_add_up(dtype: torch.dtype, count: int, tmp_path: Path) -> None:
+    real = torch.randn(6, 30, generator=torch.Generator().manual_seed(count)).to(dtype)
+    (lazy,) = stored(tmp_path / "t.pt", real)
+    part = share(lazy, count)
+    assert torch.equal(part.torch(), (real.double() / count).to(dtype))
+    if count & (count - 1) == 0:
+        shares = stored(tmp_path / "shares.pt", *[part.torch().clone() for _ in range(count)])
+        assert torch.equal(total(shares).torch(), real)
+
+
+def test_steps_keep_what_a_piece_is_divided_by(tmp_path: Path) -> None:
+    real = torch.arange(24.0).reshape(4, 6)
+    (lazy,) = stored(tmp_path / "t.pt", real)
+    halves = concat([share(lazy, 2).slice(0, 0, 2), share(lazy, 2).slice(0, 2, 4)], 0)
+    assert len(halves.coalesced().pieces) == 1
+    assert len(concat([share(lazy, 2).slice(0, 0, 2), lazy.slice(0, 2, 4)], 0).coalesced().pieces) == 2
+    assert torch.equal(halves.coalesced().torch(), real / 2)
+    assert torch.equal(share(halves, 3).unflatten(1, 3, 2).torch(), (real / 6).unflatten(1, (3, 2)))
+    assert torch.equal(share(lazy, 2).repeat_row(1, 3).torch(), (real[1:2] / 2).expand(3, 6))
+
+
+def test_a_share_of_one_and_a_sum_of_one_are_what_is_stored(tmp_path: Path) -> None:
+    whole, number = stored(tmp_path / "t.pt", counted(4, 2), counted(4, dtype=torch.int64))
+    assert share(whole, 1) == total([whole]) == whole
+    assert share(number, 1) == number
+    with pytest.raises(ValueError, match="whole numbers"):
+        share(number, 2)
+    with pytest.raises(ValueError, match="whole stored tensors"):
+        total([share(whole, 2), whole])
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16", "float64"])

@@ -19,7 +19,7 @@ from streamconv.files.output_io import OutputFileWriter
 from streamconv.files.source_io import IO_MODES
 from streamconv.files.torch_zip import open_torch_zip
 from streamconv.jobs import BlocksJob, Job, RowsJob, RunJob, Target
-from streamconv.lazy import LazyTensor, concat, mean
+from streamconv.lazy import LazyTensor, concat, mean, share, total
 from streamconv.ledger import Ledger
 from streamconv.lower import lower
 from streamconv.tiles import Tile, tile_nbytes
@@ -133,6 +133,16 @@ def averaged_beside_plain(tensors: Many, tp: int) -> Many:
     return cut(concat([mean(tensors), tensors[0]], 1), 0, tp)
 
 
+def summed(tensors: Many, tp: int) -> Many:
+    return cut(total(tensors), 0, tp)
+
+
+def shared(tensors: Many, tp: int) -> Many:
+    """Each rank its share of whole rows, of a sum, and of a matrix that is stored transposed."""
+    tp = tp if tensors[0].dtype.is_floating else 1
+    return [share(tensors[0], tp), share(total(tensors), tp), share(tensors[0].permute(1, 0), tp)]
+
+
 def turned(tensors: Many, tp: int) -> Many:
     return [tensor.permute(1, 0) for tensor in rows(tensors, tp)]
 
@@ -148,8 +158,8 @@ def vectors(tensors: Many, tp: int) -> Many:
 
 RECIPES: dict[str, Callable[[Many, int], Many]] = {
     recipe.__name__: recipe
-    for recipe in (rows, columns, from_blocks, to_blocks, padded, averaged, averaged_beside_plain, turned, as_they_are,
-                   vectors)
+    for recipe in (rows, columns, from_blocks, to_blocks, padded, averaged, averaged_beside_plain, summed, shared,
+                   turned, as_they_are, vectors)
 }  # fmt: skip
 
 

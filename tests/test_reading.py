@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamconv.checksums import SourceChecksums
 from streamconv.errors import DamagedError
-from streamconv.lazy import LazyTensor, concat, mean
+from streamconv.lazy import LazyTensor, concat, mean, share, total
 from streamconv.reading import TensorReader, parts
 from tests.stored import counted, stored
 
@@ -88,10 +88,11 @@ def test_two_tensors_of_other_layouts_are_cut_alike(data: st.DataObject, tmp_pat
 
 @relaxed
 @given(data=st.data())
-def test_a_mean_is_read_as_the_mean(data: st.DataObject, tmp_path: Path) -> None:
+def test_what_is_computed_is_read_so(data: st.DataObject, tmp_path: Path) -> None:
     shape = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
     copies = [torch.randn(shape, dtype=torch.float64) for _ in range(data.draw(st.integers(1, 3)))]
-    tensor = mean(stored(tmp_path / "t.pt", *copies))
+    tensors = stored(tmp_path / "t.pt", *copies)
+    tensor = data.draw(st.sampled_from([mean(tensors), total(tensors), share(tensors[0], 3)]))
     assert_covered([tensor], data.draw(st.sampled_from([8, 64, 4096])))
 
 

@@ -198,8 +198,8 @@ def test_what_can_be_refused_is_refused_by_the_call_itself(choices: Any, error: 
 def test_a_source_that_cannot_be_planned_is_refused_by_the_call_itself(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         stream(tmp_path / "nowhere")
-    with pytest.raises(UnsupportedError, match="Llama"):
-        stream(FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0")
+    with pytest.raises(UnsupportedError, match="Megatron-Core"):
+        stream(FRAMEWORKS / "mcore_llama_dist_tp2pp2")
     folder = Path(shutil.copytree(BLOOM.folder / "global_step3", tmp_path / "layers"))
     for path in folder.glob("mp_rank_*"):
         path.unlink()

@@ -17,7 +17,7 @@ import torch
 
 from streamconv import convert
 from streamconv.errors import DamagedError
-from streamconv.families.base import QkvLayout
+from streamconv.families.rows import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.rendering.differences import verification_dict
 from streamconv.verification import Verification, verify

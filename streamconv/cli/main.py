@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from streamconv import __version__
-from streamconv.cli import bench, convert, diff, inspect, plan, verify
+from streamconv.cli import bench, convert, diff, families, inspect, plan, verify
 from streamconv.errors import StreamconvError
 
 __all__ = ["guarded", "main"]
@@ -22,6 +22,7 @@ _VERBS = {
     "inspect": inspect,
     "diff": diff,
     "verify": verify,
+    "families": families,
     "bench": bench,
 }
 _EXIT_CODES = """\

@@ -49,8 +49,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--to",
         default=DEFAULT_TARGET,
-        help="megatron (the newest Megatron layout that can hold the model), megatron-legacy, or null: convert to "
-        "megatron, discard the bytes",
+        help="megatron (the newest Megatron layout that can hold the model), megatron-legacy, deepspeed, huggingface, "
+        "or null: convert to megatron, discard the bytes",
     )
     target.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size (default: the source's)")
     target.add_argument(
@@ -65,7 +65,33 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
     )
-    target.add_argument("--dialect", help="names of the legacy layout: 2021 (default, loads everywhere) or 2023-09")
+    target.add_argument(
+        "--dialect",
+        metavar="NAME",
+        help="of megatron-legacy: names of 2021 (default, loads everywhere) or 2023-09",
+    )
+    target.add_argument(
+        "--fork",
+        dest="dialect",
+        metavar="NAME",
+        help="of deepspeed: the code that is to load the result, bigscience, deepspeedai or deepspeedai-2024-11 "
+        "(before 676a482c), which sets file numbers and row orders (default: the source's, or one that runs the model)",
+    )
+    target.add_argument(
+        "--config",
+        metavar="FILE",
+        help="JSON: what the source does not say, as entries of config.json, or training arguments for a target that "
+        "has them",
+    )
+    target.add_argument(
+        "--vocab-padding",
+        metavar="POLICY",
+        help="of huggingface: strip (default, but for BLOOM) or keep the padding of the vocabulary",
+    )
+    target.add_argument("--max-shard-size", metavar="SIZE", help="of huggingface: the largest file (default: 5GB)")
+    target.add_argument(
+        "--tokenizer", metavar="DIR", help="of huggingface: copy the tokenizer's files from there, byte for byte"
+    )
     target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
     target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
 
@@ -75,6 +101,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._Argumen
     source = parser.add_argument_group("source, where it does not say it itself")
     source.add_argument("--tag", help="which checkpoint of a root (default: what `latest` or the tracker names)")
     source.add_argument("--qkv-layout", metavar="ORDER", help="rows of query_key_value: interleaved or blocks")
+    source.add_argument("--glu-order", metavar="ORDER", help="halves of a gated dense_h_to_4h: gate-up or up-gate")
     source.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
     return source
 
@@ -142,10 +169,15 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
         "dialect": arguments.dialect,
         "replicated": arguments.replicated,
         "vocab_size": arguments.vocab_size,
+        "vocab_padding": arguments.vocab_padding,
+        "max_shard_size": arguments.max_shard_size,
+        "config": arguments.config,
+        "tokenizer": arguments.tokenizer,
         "for_release": arguments.for_release,
         "keep_args": not arguments.no_args,
         "tag": arguments.tag,
         "qkv_layout": arguments.qkv_layout,
+        "glu_order": arguments.glu_order,
         "num_heads": arguments.num_heads,
         "iteration": arguments.iteration,
     }
@@ -155,7 +187,12 @@ def source_options_of(arguments: argparse.Namespace) -> SourceOptions:
     """What the user says of a checkpoint that is looked at."""
     from streamconv.formats.base import SourceOptions
 
-    return SourceOptions.said(tag=arguments.tag, qkv_layout=arguments.qkv_layout, num_heads=arguments.num_heads)
+    return SourceOptions.said(
+        tag=arguments.tag,
+        qkv_layout=arguments.qkv_layout,
+        glu_order=arguments.glu_order,
+        num_heads=arguments.num_heads,
+    )
 
 
 def run_choices_of(arguments: argparse.Namespace) -> RunChoices:

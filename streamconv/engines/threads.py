@@ -16,7 +16,7 @@ from streamconv.errors import DifferenceError, StreamconvError
 from streamconv.files.direct import DIRECT_NBYTES, PAGE, Buffer, new_buffer
 from streamconv.files.output_io import Output
 from streamconv.files.source_io import SourceFiles
-from streamconv.lazy import average
+from streamconv.lazy import combined
 from streamconv.ledger import Ledger, TileDone
 from streamconv.tiles import Move, Tile, Write, tile_nbytes
 
@@ -193,7 +193,7 @@ class _Worker:
             for position, strides in move.sources
         ]
         target: NDArray = np.ndarray(move.shape, move.target_dtype.numpy, self.output, move.position, move.strides)
-        cast_into(arrays[0] if len(arrays) == 1 else average(arrays), target)
+        cast_into(combined(arrays, move.divisor), target)
 
     def write_as_read(self, write: Write, output: Output) -> None:
         """Write what was read, brought to the place in its pages that a direct write needs."""

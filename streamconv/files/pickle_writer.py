@@ -19,7 +19,7 @@ from typing import Any
 from streamconv.dtypes import DTYPES, DType
 from streamconv.files.safe_pickle import Global
 
-__all__ = ["StoredTensor", "contiguous_strides", "dumps", "is_plain"]
+__all__ = ["Call", "StoredTensor", "contiguous_strides", "dumps", "is_plain"]
 
 _BATCH = 1000
 _DEEPEST = 20
@@ -28,6 +28,19 @@ _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"
 _NAMESPACE = b"cargparse\nNamespace\n"
 _TUPLE = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
+# What may be called: torch's shapes, and an enum that bigscience's loader compares.
+_CALLED = frozenset({Global("torch", "Size"), Global("megatron.enums", "PositionEmbeddingType")})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An object that a class makes of plain arguments: ``torch.Size((2, 3))``, or the member of an enum by its value.
+
+    ``torch.Size.__reduce__`` and ``enum.Enum.__reduce_ex__`` give both this way.
+    """
+
+    cls: Global
+    args: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ def _is_plain(value: Any, depth: int, known: set[int]) -> bool:
 
 
 def dumps(tree: Any) -> bytes:
-    """Pickle nested dicts, lists and tuples of plain data, ``argparse.Namespace`` and :class:`StoredTensor`.
+    """Pickle nested dicts, lists and tuples of plain data, namespaces, :class:`StoredTensor` and :class:`Call`.
 
     Raises:
         TypeError: the tree holds anything else.
@@ -163,6 +176,8 @@ class _Writer:
             self.save_namespace(value)
         elif isinstance(value, StoredTensor):
             self.save_tensor(value)
+        elif isinstance(value, Call):
+            self.save_call(value)
         else:
             raise TypeError(f"cannot write a {type(value).__name__}: not plain data")
 
@@ -171,6 +186,14 @@ class _Writer:
         if not (_NAME.fullmatch(value.module) and _NAME.fullmatch(value.name)):
             raise TypeError(f"cannot write a global named {value.module!r} {value.name!r}")
         self.save_name(f"c{value.module}\n{value.name}\n".encode())
+
+    def save_call(self, value: Call) -> None:
+        if value.cls not in _CALLED:
+            raise TypeError(f"cannot write a call of {value.cls.module}.{value.cls.name}")
+        self.save_global(value.cls)
+        self.save(value.args)
+        self.emit(b"R")
+        self.memoize(id(value), value)
 
     def save_name(self, instruction: bytes) -> None:
         if not self.recalled(instruction):

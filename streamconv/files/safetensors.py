@@ -21,16 +21,16 @@ from streamconv.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.files.stored_file import StoredFile, reading
 from streamconv.lazy import LazyTensor, View
 
-__all__ = ["METADATA", "open_safetensors"]
+__all__ = ["DTYPE_NAMES", "MAX_HEADER_NBYTES", "METADATA", "open_safetensors"]
 
 METADATA = "__metadata__"
 """The header's entry for words beside the tensors, and the key of them in the state."""
-_MAX_HEADER_NBYTES = 100_000_000
+MAX_HEADER_NBYTES = 100_000_000
+"""The longest header that safetensors reads, padding included, the 8 bytes of its length not."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_AXES = 64
 _SHOWN = 80
-# safetensors/src/tensor.rs:Dtype, as far as this package has the type.
-_DTYPES = {
+DTYPE_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -45,6 +45,7 @@ _DTYPES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
+"""The header's word for a type, and ours: safetensors/src/tensor.rs:Dtype, as far as this package has the type."""
 
 
 def open_safetensors(path: Path) -> StoredFile:
@@ -65,8 +66,8 @@ def open_safetensors(path: Path) -> StoredFile:
         length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
         if size < 8:
             raise DamagedError(f"a file of {size} bytes is too short for safetensors", where=path)
-        if length > _MAX_HEADER_NBYTES:
-            raise UnsafeError(f"its header has {length} bytes; the limit is {_MAX_HEADER_NBYTES}", where=path)
+        if length > MAX_HEADER_NBYTES:
+            raise UnsafeError(f"its header has {length} bytes; the limit is {MAX_HEADER_NBYTES}", where=path)
         if 8 + length > size:
             raise DamagedError(f"its header has {length} bytes, the file {size}", where=path)
         entries = _parse(os.pread(file.fileno(), length, 8), path)
@@ -131,9 +132,9 @@ def _tensor(name: str, entry: Any, data: int, path: Path) -> tuple[View, list[in
 
 
 def _dtype(name: str, word: str, path: Path) -> DType:
-    if word not in _DTYPES:
+    if word not in DTYPE_NAMES:
         raise UnsupportedError(f"{name[:_SHOWN]} is of the type {word[:_SHOWN]}", where=path)
-    return DTYPES[_DTYPES[word]]
+    return DTYPES[DTYPE_NAMES[word]]
 
 
 def _check_tiling(storages: list[Storage], data: int, size: int, path: Path) -> None:

@@ -13,7 +13,7 @@ from streamconv.errors import DamagedError, SourceError
 from streamconv.families.base import Section
 from streamconv.formats import deepspeed_layers, deepspeed_refusals
 from streamconv.formats.base import Fact, Place, ShardedModel, SourceFormat, SourceOptions
-from streamconv.formats.deepspeed_evidence import agree, settle_qkv
+from streamconv.formats.deepspeed_evidence import DEEPSPEEDAI, agree, settle_rows
 from streamconv.formats.deepspeed_ranks import (
     RankFiles,
     left_behind,
@@ -23,6 +23,7 @@ from streamconv.formats.deepspeed_ranks import (
     refuse_second_module,
 )
 from streamconv.formats.deepspeed_stages import find_stages
+from streamconv.formats.deepspeed_target import refusal
 from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
 from streamconv.lazy import LazyTensor, concat
 
@@ -47,11 +48,20 @@ def resolve_tag(path: Path, tag: str | None) -> Path:
 
 
 def claims(path: Path) -> str | None:
-    """What makes a folder a DeepSpeed checkpoint, None if nothing does."""
-    if (path / "latest").is_file():
-        return "the file `latest`"
-    names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
-    return next((name for name in names if name.endswith("model_states.pt")), None)
+    """What makes a folder a DeepSpeed checkpoint, None if nothing does, or if it is GPT-NeoX's.
+
+    Layer 0 of Megatron-DeepSpeed is a cast without parameters and has no file [``megatron/model/gpt_model.py:
+    GPTModelPipe._to_float16`` of both forks, since 8a132ced]; GPT-NeoX's is the embedding.
+    """
+    if not path.is_dir():
+        return None
+    has_latest = (path / "latest").is_file()
+    tag = first_line(path / "latest") if has_latest else None
+    folder = next((child for child in path.iterdir() if child.name == tag and child.is_dir()), path)
+    names = sorted(child.name for child in folder.iterdir())
+    if any(name.startswith("layer_00-model_") for name in names):
+        return None
+    return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
 
 
 def open_model(path: Path, options: SourceOptions) -> ShardedModel:
@@ -110,7 +120,7 @@ def _open_pipeline(
         options.pp_layers,
     )
     model.facts.append(evidence)
-    settle_qkv(model, options, layers.is_bigscience_numbering)
+    settle_rows(model, options, layers.numbered_by)
     refuse_second_module(ranks)
     model.dropped += left_behind(folder, names, ranks)
     return model
@@ -128,7 +138,7 @@ def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, opt
     model.facts += [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
     model.warnings += tp.warnings
     model.pp, model.stages = 1, (num_layers,)
-    settle_qkv(model, options, bigscience_numbering=False)
+    settle_rows(model, options, DEEPSPEEDAI)
     model.dropped += left_behind(folder, names, ranks)
     return model
 
@@ -181,4 +191,4 @@ def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Pla
     return result
 
 
-SOURCE = SourceFormat("deepspeed", open_model, claims)
+SOURCE = SourceFormat("deepspeed", open_model, claims, refusal)

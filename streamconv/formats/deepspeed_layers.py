@@ -20,6 +20,7 @@ from streamconv.files.stored_file import StoredFile
 from streamconv.files.torch_file import open_torch
 from streamconv.formats import deepspeed_refusals
 from streamconv.formats.base import Place
+from streamconv.formats.deepspeed_evidence import BIGSCIENCE, DEEPSPEEDAI
 from streamconv.lazy import LazyTensor
 
 __all__ = ["Layers", "count_layers", "join_ranks", "layer_file_names", "module_tensors", "open_layers"]
@@ -27,25 +28,28 @@ __all__ = ["Layers", "count_layers", "join_ranks", "layer_file_names", "module_t
 _LAYER_FILE = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 _ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
-# (first block - embedding, final norm - last block, index of the embedding) -> who numbers so.
+# (first block - embedding, final norm - last block, index of the embedding) -> who numbers so, and in words.
 _NUMBERINGS = {
-    (2, 2, 1): "bigscience's fork, or deepspeedai's before 2023-07",
-    (1, 1, 1): "deepspeedai's fork since 2023-07",
-    (1, 2, 1): "deepspeedai's fork with MoE (2024-04)",
+    (2, 2, 1): (BIGSCIENCE, "bigscience's fork, or deepspeedai's before 2023-07"),
+    (1, 1, 1): (DEEPSPEEDAI, "deepspeedai's fork since 2023-07"),
+    (1, 2, 1): (DEEPSPEEDAI, "deepspeedai's fork with MoE (2024-04)"),
 }
-BIGSCIENCE = (2, 2, 1)
+_UNKNOWN = (None, "an unknown fork")
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layer files of a checkpoint: tensors by place, the file index of each role, what the pickles name."""
+    """The layer files of a checkpoint: tensors by place, the file index of each role, what the pickles name.
+
+    ``numbered_by`` is ``deepspeed_evidence.BIGSCIENCE`` or ``DEEPSPEEDAI``, None if neither.
+    """
 
     tp: int
     tensors: dict[Place, tuple[LazyTensor, ...]]
     first_block: int
     num_layers: int
     final_norm: int
-    is_bigscience_numbering: bool
+    numbered_by: str | None
     numbering: str
     named: Mapping[Path, Mapping[Global, int]]
 
@@ -106,10 +110,9 @@ def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: 
             prefixed = [{(section, number, key): t for key, t in tensors.items()} for tensors in contents[index]]
             places |= join_ranks(prefixed, paths, folder)
     blocks = roles[Section.LAYER]
-    known = _NUMBERINGS.get(numbering, "an unknown fork")
+    numbered_by, known = _NUMBERINGS.get(numbering, _UNKNOWN)
     words = f"files {blocks[0]:02d} to {blocks[-1]:02d}, numbered as by {known}"
-    is_bigscience = numbering == BIGSCIENCE
-    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], is_bigscience, words, named)
+    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], numbered_by, words, named)
 
 
 def _role(tensors: Mapping[str, LazyTensor], path: Path) -> Section:

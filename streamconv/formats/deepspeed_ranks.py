@@ -19,7 +19,13 @@ __all__ = ["RankFiles", "left_behind", "open_ranks", "recorded_shapes", "recorde
 
 _MP_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _OPTIMIZER = re.compile(r".*_optim_states\.pt")
-_SAME_ARGS = ("num_layers", "hidden_size", "num_attention_heads", "tensor_model_parallel_size")
+_SAME_ARGS = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tensor_model_parallel_size",
+)
 
 
 @dataclass(frozen=True, slots=True)

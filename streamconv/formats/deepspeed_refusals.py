@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import UnsupportedError
+from streamconv.families import known_families
 
-__all__ = ["refuse_keys", "refuse_other_folders", "refuse_plain_deepspeed"]
+__all__ = ["family_titles", "refuse_keys", "refuse_other_folders", "refuse_plain_deepspeed"]
+
+
+def family_titles() -> str:
+    """All families that are translated, for a message."""
+    return ", ".join(family.title for family in known_families())
 
 
 def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
@@ -30,7 +36,8 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
             raise UnsupportedError(
                 f"{name}: not a source that streamconv converts",
                 where=folder,
-                remedy="sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of BLOOM and GPT models",
+                remedy="sources so far: Megatron-DeepSpeed, legacy Megatron-LM and Hugging Face folders of "
+                + family_titles(),
             )
 
 
@@ -62,16 +69,15 @@ def refuse_keys(keys: Collection[str], path: Path) -> None:
     Raises:
         UnsupportedError: the keys do.
     """
+    neox = ("attention.", "final_linear.", "norm.")
     kinds = (
-        ("GPT-NeoX", any(k.startswith(("attention.", "final_linear.", "norm.")) for k in keys)),
+        ("GPT-NeoX without its layer_00 files", any(k.startswith(neox) for k in keys)),
         ("a mixture of experts (MoE)", any("deepspeed_moe" in k or ".experts." in k or "gate.wg" in k for k in keys)),
-        ("GQA of 2023 (separate query and key_value)", any("self_attention.key_value" in k for k in keys)),
-        ("Llama (RMSNorm, no biases)", "input_layernorm.weight" in keys and "input_layernorm.bias" not in keys),
     )  # fmt: skip
     for name, matches in kinds:
         if matches:
             raise UnsupportedError(
-                f"{name}: this model family is not translated yet",
+                f"{name}: not translated",
                 where=path,
-                remedy="families so far: BLOOM and GPT (learned positions)",
+                remedy=f"families so far: {family_titles()}",
             )

@@ -16,19 +16,23 @@ import argparse
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from streamconv.families.base import Section
-from streamconv.files.pickle_writer import is_plain
-from streamconv.files.safe_pickle import Global
+from streamconv.errors import UnsupportedError
+from streamconv.families.base import ModelFamily, Section
+from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.target_args import carried_args
 from streamconv.parallel import ParallelLayout
 
 __all__ = ["DIALECTS", "TARGET", "Dialect", "file_tree", "lay_out", "rank_path", "target_args"]
 
+RELEASE = "release"
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
 CHECKPOINT_VERSION = 3.0
+_QKV_BIAS = "self_attention.query_key_value.bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +74,54 @@ DIALECTS = {
 }
 
 
-def rank_path(iteration: int, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
-    """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1."""
+def refusal(family: ModelFamily) -> str | None:
+    """Why Megatron-LM's legacy model, or the fork of it that BLOOM was trained with, cannot run a family.
+
+    [``megatron/legacy/model/transformer.py`` of core_v0.17: no parallel residual, no norms of queries and keys]
+    """
+    keys = family.keys(Section.LAYER)
+    if family.name == "gpt_neox":
+        return "Megatron-LM's legacy model has no parallel residual"
+    if any("q_layernorm" in key for key in keys):
+        return "Megatron-LM's legacy model has no norms of queries and keys"
+    return None
+
+
+def loads_in(family: ModelFamily, dialect: Dialect) -> str:
+    """Which code runs the result."""
+    if family.positions == "alibi":
+        return "bigscience-workshop/Megatron-DeepSpeed; NVIDIA/Megatron-LM has neither ALiBi nor the embedding norm"
+    if family.norm == "rmsnorm":
+        # RMSNorm came with 4dc0715204 (2023-09), biases on queries, keys and values alone with f6995e5c9b (2024-02).
+        since = "core_v0.6 (2024-03)" if family.keys(Section.LAYER) & {_QKV_BIAS} else "core_v0.4 (2023-12)"
+        return f"NVIDIA/Megatron-LM {since} up to core_v0.17, from core_v0.8 with --use-legacy-models"
+    return dialect.loads_in
+
+
+def rank_path(iteration: int | None, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
+    """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1.
+
+    What was not trained by Megatron has no iteration, and stands in ``release``
+    [``megatron/training/checkpointing.py:get_checkpoint_name``].
+    """
     suffix = f"_{stage:03d}" if layout.pp > 1 else ""
-    return f"iter_{iteration:07d}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
+    folder = RELEASE if iteration is None else f"iter_{iteration:07d}"
+    return f"{folder}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
     """Every rank's file, the tracker, and what should be known of the result."""
     dialect = DIALECTS[model.dialect]
-    entries: dict[str, Any] = {"iteration": model.iteration}
+    _refuse_settings(model)
+    entries: dict[str, Any] = {"iteration": model.iteration or 0}
+    if model.vocab_size is not None:
+        # Megatron-LM records the true size nowhere; readers of bigscience's entry find it here too.
+        entries["checkpoint_info"] = {
+            "padded_vocab_size": model.sizes.vocab,
+            "original_vocab_size": model.vocab_size,
+        }
     facts = [
-        Fact(f"names of {dialect.name}", dialect.loads_in if model.family.name != "bloom" else model.family.runs_in),
+        Fact(f"names of {dialect.name}", loads_in(model.family, dialect)),
         Fact("parameters only", "optimizer, scheduler and random number state stay behind"),
     ]
     if model.args is None and model.sizes.heads is None:
@@ -93,12 +133,27 @@ def lay_out(model: TargetModel) -> TargetFiles:
             facts.append(Fact(f"left out of args: {', '.join(dropped)}", "not plain data"))
     layout = model.layout
     trees = [file_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
+    container = partial(plan_torch_file, ARCHIVE)
     files = tuple(
-        TargetFile(rank_path(model.iteration, layout, rank, stage), ARCHIVE, rank, stage, trees[stage], "model")
+        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], "model")
         for rank in range(layout.tp)
         for stage in range(layout.pp)
     )
-    return TargetFiles(files, {TRACKER: str(model.iteration)}, tuple(facts), tuple(_cautions(model)))
+    tracker = RELEASE if model.iteration is None else str(model.iteration)
+    return TargetFiles(files, {TRACKER: tracker}, tuple(facts), tuple(_cautions(model)), owned=("iter_*", RELEASE))
+
+
+def _refuse_settings(model: TargetModel) -> None:
+    """What the legacy model computes otherwise than the source, though every tensor fits.
+
+    [``megatron/legacy/model/language_model.py``: ``RotaryEmbedding`` is made without a base, so it is 10000]
+    """
+    theta = (model.args or {}).get("rope_theta")
+    if model.family.positions == "rotary" and theta not in (None, 10000):
+        raise UnsupportedError(
+            f"rope_theta is {theta}: Megatron-LM's legacy model rotates with 10000 and has no argument for it",
+            remedy="convert --to deepspeed, or --to huggingface",
+        )
 
 
 def _cautions(model: TargetModel) -> Iterator[str]:
@@ -155,41 +210,34 @@ def file_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping
 
 
 def target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
-    """The training arguments as the target needs them, and the names of those that are not plain data.
-
-    Without arguments in the source, the sizes that are known stand in.
-    """
-    sizes, layout = model.sizes, model.layout
-    known = {
-        "num_layers": sizes.num_layers,
-        "hidden_size": sizes.hidden,
-        "ffn_hidden_size": sizes.ffn,
-        "num_attention_heads": sizes.heads,
-        "max_position_embeddings": sizes.positions,
-    }
-    stand_in = {name: value for name, value in known.items() if value is not None}
-    source = stand_in if model.args is None else model.args
-    kept = {name: value for name, value in source.items() if is_plain(value)}
-    dropped = sorted(set(source) - set(kept))
-    kept["tensor_model_parallel_size"] = layout.tp
-    kept["pipeline_model_parallel_size"] = layout.pp
-    kept["padded_vocab_size"] = sizes.vocab
-    # Megatron-LM's first stage may hold the embedding alone; the transformer's stages are then one fewer.
-    if "standalone_embedding_stage" in kept:
-        kept["standalone_embedding_stage"] = layout.stages[0] == 0
-    if "transformer_pipeline_model_parallel_size" in kept:
-        alone = bool(kept.get("standalone_embedding_stage"))
-        kept["transformer_pipeline_model_parallel_size"] = layout.pp - alone
+    """The training arguments as the target needs them, and the names of those that are not plain data."""
+    kept, dropped = carried_args(model)
+    kept |= _llama_args(model)
     # Readers take it for evidence of rows of [3, heads, head_dim], which are not written.
     kept.pop("ds_sequence_parallel_fpdt", None)
-    if model.dtype is not None:
-        name = model.dtype.name
-        kept |= {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
-    if model.for_release:
-        kept |= {"consumed_train_samples": 0, "consumed_valid_samples": 0}
     namespace = argparse.Namespace()
     vars(namespace).update(kept)
     return namespace, dropped
 
 
-TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out)
+def _llama_args(model: TargetModel) -> dict[str, Any]:
+    """What Megatron-LM's legacy model is told of a Llama-like model [``megatron/training/arguments.py``]."""
+    family, sizes = model.family, model.sizes
+    if family.norm != "rmsnorm":
+        return {}
+    return {
+        "normalization": "RMSNorm",
+        "norm_epsilon": (model.args or {}).get("layernorm_epsilon"),
+        "swiglu": family.gated,
+        "position_embedding_type": "rope",
+        "add_position_embedding": False,
+        "add_bias_linear": False,
+        "add_qkv_bias": _QKV_BIAS in family.keys(Section.LAYER),
+        "group_query_attention": sizes.groups != sizes.heads,
+        "num_query_groups": sizes.groups,
+        "kv_channels": sizes.head_dim,
+        "untie_embeddings_and_output_weights": model.has_head,
+    }
+
+
+TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal)

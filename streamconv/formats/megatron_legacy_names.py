@@ -3,12 +3,13 @@
 ``megatron/model/language_model.py:load_state_dict`` of Megatron-LM lists what it has been called: ``transformer`` for
 ``encoder`` and ``attention.`` for ``self_attention.`` up to v2.0 (4b50683264), ``layernorm`` for ``norm`` until 2023-09
 (4dc0715204); ``embedding`` is nested by name, or flat in files of before. ``core_v0.17`` still reads all of them.
+RMSNorm came under the names of 2023-09, and its modules are called as LayerNorm's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +18,18 @@ from streamconv.families.base import Section
 from streamconv.files.safe_pickle import leaves_of
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Place
-from streamconv.formats.deepspeed_refusals import refuse_keys
+from streamconv.formats.deepspeed_refusals import family_titles, refuse_keys
 from streamconv.formats.megatron_legacy import DIALECTS
 from streamconv.lazy import LazyTensor
 
-__all__ = ["HEAD_COPY", "StageTensors", "stage_tensors"]
+__all__ = ["HEAD_COPY", "StageTensors", "cautions", "stage_tensors", "translated_args"]
 
 HEAD_COPY = "word_embeddings_for_head"
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 _MODEL = "language_model"
 _RENAMED = {new: old for dialect in DIALECTS.values() for old, new in dialect.norms.items()}
 _OLDEST = "the oldest names"
+_ROTARY_BASE = 10000
 
 
 @dataclass(slots=True)
@@ -42,6 +44,35 @@ class StageTensors:
     def num_layers(self) -> int:
         """How many layers the stage holds."""
         return len({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+
+
+def translated_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Megatron-LM's arguments, and beside them what they mean by the names of deepspeedai's fork.
+
+    ``num_query_groups`` counts only with ``group_query_attention``, and ``position_embedding_type`` is what the model
+    looks at. ``rotary_base`` is not: no release of the legacy model gives it to ``RotaryEmbedding``, whose default is
+    10000 [``megatron/legacy/model/transformer.py:ParallelAttention``, ``language_model.py:TransformerLanguageModel``
+    of core_v0.4 to core_v0.17].
+    """
+    found = dict(args)
+    if args.get("group_query_attention"):
+        found["num_key_value_heads"] = args.get("num_query_groups")
+    if args.get("norm_epsilon") is not None:
+        found.setdefault("layernorm_epsilon", args["norm_epsilon"])
+    if args.get("position_embedding_type") == "rope":
+        found["use_rotary_position_embeddings"] = True
+        found.setdefault("rope_theta", _ROTARY_BASE)
+    return found
+
+
+def cautions(args: Mapping[str, Any]) -> Iterator[str]:
+    """What the legacy model did otherwise than its arguments say."""
+    base = args.get("rotary_base", _ROTARY_BASE)
+    if args.get("position_embedding_type") == "rope" and base != _ROTARY_BASE:
+        yield (
+            f"args.rotary_base is {str(base)[:40]}, but Megatron-LM's legacy model has no use for it: took the "
+            f"{_ROTARY_BASE} that it rotates with"
+        )
 
 
 def stage_tensors(file: StoredFile) -> StageTensors:
@@ -103,7 +134,7 @@ def _model_of(file: StoredFile) -> Mapping[str, Any]:
             raise UnsupportedError(
                 f"{name} (its `model` has {first}): not translated yet",
                 where=file.path,
-                remedy="models so far: BLOOM and GPT of Megatron-LM's legacy classes",
+                remedy=f"models so far: those of Megatron-LM's legacy classes ({family_titles()})",
             )
     return model
 

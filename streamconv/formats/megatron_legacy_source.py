@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
-from streamconv.families.base import QkvLayout, Section
+from streamconv.families.base import Section
+from streamconv.families.rows import QkvLayout
 from streamconv.files.safe_pickle import Record, leaves_of
 from streamconv.files.stored_file import StoredFile
 from streamconv.files.torch_file import open_torch
 from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceFormat, SourceOptions, positive_int
+from streamconv.formats.deepspeed_evidence import join_separate_heads, settle_glu
 from streamconv.formats.deepspeed_layers import join_ranks
-from streamconv.formats.deepspeed_refusals import refuse_other_folders
+from streamconv.formats.deepspeed_refusals import family_titles, refuse_other_folders
+from streamconv.formats.megatron_legacy import refusal
 from streamconv.formats.megatron_legacy_folder import RankFolders, check_grid, claims, find_ranks, resolve_folder
-from streamconv.formats.megatron_legacy_names import HEAD_COPY, StageTensors, stage_tensors
+from streamconv.formats.megatron_legacy_names import HEAD_COPY, StageTensors, cautions, stage_tensors, translated_args
 from streamconv.formats.recorded import find_iteration, true_vocabulary
 from streamconv.lazy import LazyTensor
 
@@ -29,6 +32,7 @@ _SAME_ARGS = (
     "num_layers",
     "hidden_size",
     "num_attention_heads",
+    "num_query_groups",
     "padded_vocab_size",
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -79,7 +83,11 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     model.facts[:0] = [] if chosen is None else [chosen]
     model.named = {file.path: file.globals for file in files.values()}
     _copies(model, found, parts)
-    _settle_qkv(model, version, options)
+    if not join_separate_heads(model, options):
+        _settle_qkv(model, version, options)
+    # bigscience's fork, whose order is the other one, has no norms without bias.
+    is_megatron_lm = "input_layernorm.bias" not in model.keys(Section.LAYER, 0)
+    settle_glu(model, options, "no norm has a bias: not bigscience's fork" if is_megatron_lm else None)
     model.dropped += _left_behind(folder, found, files.values())
     return model
 
@@ -130,12 +138,16 @@ def _known_version(path: Path, state: Mapping[str, Any]) -> float:
 
 
 def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
-    heads, groups = args.get("num_attention_heads"), args.get("num_query_groups")
     experts, expert_parallel = args.get("num_experts"), args.get("expert_model_parallel_size")
+    is_rotary = args.get("position_embedding_type") == "rope" or bool(args.get("use_rotary_position_embeddings"))
     kinds = (
         ("a mixture of experts (MoE)", any(isinstance(n, int) and n > 1 for n in (experts, expert_parallel))),
-        ("grouped-query attention", bool(args.get("group_query_attention")) and groups != heads),
-        ("linear layers without bias", args.get("add_bias_linear") is False),
+        (
+            "LayerNorm and linear layers without bias",
+            args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
+        ),
+        ("rotary positions in a part of each head", is_rotary and args.get("rotary_percent") not in (None, 1)),
+        ("interpolated rotary positions", is_rotary and bool(args.get("rotary_seq_len_interpolation_factor"))),
         ("virtual pipeline stages", (args.get("virtual_pipeline_model_parallel_size") or 1) != 1),
     )
     for name, matches in kinds:
@@ -143,7 +155,7 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
             raise UnsupportedError(
                 f"{name}, as args say: not translated yet",
                 where=folder,
-                remedy="families so far: BLOOM and GPT (learned positions)",
+                remedy=f"families so far: {family_titles()}",
             )
 
 
@@ -173,7 +185,7 @@ def _model(
         tensors=tensors,
         stages=stages,
         pp=found.pp,
-        args=args,
+        args=None if args is None else translated_args(args),
         iteration=find_iteration(folder, state, options.iteration),
         vocab_size=true_vocabulary(state),
         qkv=None,
@@ -187,6 +199,7 @@ def _model(
     recorded = state.get("iteration")
     if recorded not in (None, model.iteration):
         model.warnings.append(f"--iteration {model.iteration} against the recorded {recorded}")
+    model.warnings += cautions(args or {})
     if args is None:
         model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
     elif args.get("num_layers", model.num_layers) != model.num_layers:
@@ -282,4 +295,4 @@ def _left_behind(folder: Path, found: RankFolders, files: Iterable[StoredFile]) 
     return dropped
 
 
-SOURCE = SourceFormat("megatron-legacy", open_model, claims)
+SOURCE = SourceFormat("megatron-legacy", open_model, claims, refusal)

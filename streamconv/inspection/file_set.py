@@ -24,20 +24,26 @@ _LARGEST_JSON = 64 << 20
 _COPY = "download or copy it again"
 
 
-def describe_file_set(folder: Path, refusal: StreamconvError, report: Report) -> dict[str, LazyTensor]:
+def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Report) -> dict[str, LazyTensor]:
     """Fill a report from all checkpoint files below a folder; returns their tensors by file and name.
 
+    Args:
+        folder: where they are.
+        refusal: what the formats said of the folder, None if it was opened.
+        report: is filled.
+
     Raises:
-        StreamconvError: there is no such file: what the formats said of the folder.
+        SourceError: there is no such file.
     """
     paths = checkpoint_files(folder)
     if not paths:
-        raise SourceError("no checkpoint file in the folder", where=folder, remedy=refusal.remedy)
+        raise SourceError("no checkpoint file in the folder", where=folder, remedy=refusal.remedy if refusal else None)
     names = [str(path.relative_to(folder)) for path in paths]
     report.what, report.evidence = _kind(folder, names)
     files, broken = open_all(paths)
     report.findings += broken
-    if not isinstance(refusal, UnsupportedError) or report.what == "a folder of checkpoint files":
+    is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
+    if refusal is not None and not is_named:
         known = {finding.where for finding in broken}
         report.findings += [] if refusal.where in known else [finding_of(refusal)]
     tensors: dict[str, LazyTensor] = {}

@@ -91,6 +91,9 @@ def _framework_folder(folder: Path, options: SourceOptions, report: Report) -> I
         model = source.open(folder, options)
     except StreamconvError as error:
         return _unopened(folder, names, error, report)
+    if source.name == "huggingface":
+        # Its files are one whole each, so they are shown under their own names, and the index is looked at.
+        return Inspected(report, describe_file_set(folder, None, report))
     report.path = str(model.path)
     named: list[tuple[str, dict[Global, int]]] = []
     if source.name == "deepspeed":

@@ -100,14 +100,14 @@ def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) 
         (["plan", "{bloom}", "--pp-layers", "1;3"], 2, "list of numbers"),
         (["convert", "{bloom}", "{out}", "--io", "telepathy"], 2, "--io telepathy"),
         (["plan", "{out}"], 3, "no such folder"),
-        (["plan", "{llama}"], 3, "Llama"),
+        (["plan", "{core}"], 3, "Megatron-Core"),
         (["plan", "{bloom}", "--tp", "3"], 3, "do not divide"),
         (["convert", "{bloom}", "{out}", "--max-ram", "8M"], 4, "workable floor"),
         (["convert", "{bloom}", "{bloom}"], 8, "never written"),
     ],
 )
 def test_exit_codes_and_messages(words: list[str], code: int, message: str, tmp_path: Path) -> None:
-    places = {"bloom": BLOOM.folder, "llama": FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0", "out": tmp_path / "out"}
+    places = {"bloom": BLOOM.folder, "core": FRAMEWORKS / "mcore_llama_dist_tp2pp2", "out": tmp_path / "out"}
     done = run(*(word.format(**places) for word in words))
     assert done.returncode == code, done.stderr
     assert message in done.stderr

@@ -18,10 +18,10 @@ from streamconv import convert
 from streamconv.cli.main import main
 from tests import oracle
 from tests.damage import cut, flip, mend, records
-from tests.places import FRAMEWORKS, REAL
+from tests.places import FRAMEWORKS, LLAMA, REAL
 
 GPT, BLOOM = REAL[2], REAL[1]
-UNTRANSLATED = sorted(f for f in set(FRAMEWORKS.iterdir()) - {s.folder for s in REAL} if f.is_dir())
+UNTRANSLATED = sorted(f for f in set(FRAMEWORKS.iterdir()) - {s.folder for s in (*REAL, LLAMA)} if f.is_dir())
 DISTCP = FRAMEWORKS / "mcore_llama_dist_tp2pp2"
 DIFF_KEYS = ["schema", "equal", "a", "b", "names", "compared", "nbytes", "only_a", "only_b", "shapes", "dtypes",
              "values", "notes"]  # fmt: skip

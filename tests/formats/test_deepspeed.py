@@ -26,7 +26,7 @@ from streamconv.errors import (
     UnsupportedError,
     UsageError,
 )
-from streamconv.families.base import QkvLayout
+from streamconv.families.rows import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.deepspeed import open_model
 from tests import oracle

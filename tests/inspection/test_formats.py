@@ -150,11 +150,15 @@ CONFIG = {
 
 def hugging_face(folder: Path) -> dict[str, torch.Tensor]:
     folder.mkdir()
-    parts: list[dict[str, torch.Tensor]] = [{"model.embed_tokens.weight": torch.ones(20, 8)}, {}]
+    parts: list[dict[str, torch.Tensor]] = [{"model.embed_tokens.weight": torch.ones(18, 8)}, {}]
     for layer in range(2):
         prefix = f"model.layers.{layer}."
-        names = {"self_attn.q_proj.weight": (8, 8), "mlp.gate_proj.weight": (12, 8), "input_layernorm.weight": (8,)}
+        names: dict[str, tuple[int, ...]] = {f"self_attn.{key}_proj.weight": (8, 8) for key in "qo"}
+        names |= {f"self_attn.{key}_proj.weight": (4, 8) for key in "kv"}
+        names |= {f"mlp.{key}_proj.weight": (12, 8) for key in ("gate", "up")} | {"mlp.down_proj.weight": (8, 12)}
+        names |= {f"{key}_layernorm.weight": (8,) for key in ("input", "post_attention")}
         parts[layer] |= {prefix + name: torch.randn(shape).bfloat16() for name, shape in names.items()}
+    parts[1] |= {"model.norm.weight": torch.ones(8), "lm_head.weight": torch.ones(18, 8)}
     for part, name in zip(parts, SHARDS, strict=True):
         safetensors.save_file(part, folder / name)
     weight_map = {key: name for part, name in zip(parts, SHARDS, strict=True) for key in part}
@@ -172,9 +176,9 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     assert model is not None
     assert (model.family, model.num_layers, model.hidden, model.ffn) == ("llama", 2, 8, 12)
     assert (model.heads, model.kv_groups, model.positions) == (4, 2, 64)
-    assert (model.vocabulary.stored, model.vocabulary.true, model.vocabulary.padding) == (20, 18, 2)
+    assert (model.vocabulary.stored, model.vocabulary.true, model.vocabulary.padding) == (18, 18, 0)
     assert model.parameters == sum(tensor.numel() for tensor in tree.values())
-    assert model.parameters_per_layer == 64 + 96 + 8
+    assert model.parameters_per_layer == 2 * 64 + 2 * 32 + 3 * 96 + 2 * 8
     assert not report.findings
 
 

@@ -1,0 +1,116 @@
+"""The order of rows in fused parameters, and how a parameter is taken apart and put together again.
+
+``gather`` makes the canonical tensors (whole, unfused) of a parameter from its shards, and ``shard`` cuts one rank's
+tensor from the canonical ones. Fused rows are taken apart before ranks are joined, and put together after they are
+cut, because a shard of a fused tensor is not a slice of the fused whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from streamconv.families.base import ModelSizes, Parameter
+from streamconv.lazy import LazyTensor, concat, share, total
+
+__all__ = ["GluOrder", "QkvLayout", "RowOrders", "gather", "part_of", "shard"]
+
+
+class QkvLayout(str, Enum):
+    """The order of rows in one rank's fused ``query_key_value``, for ``np`` heads in ``ng`` groups of ``hn`` rows.
+
+    ``interleaved`` is ``[ng, np/ng + 2, hn]`` (Megatron checkpoint_version 2 and above; ``[np, 3, hn]`` where each
+    head has a key and value of its own). ``blocks`` is all queries, then all keys, then all values, which
+    Megatron-DeepSpeed writes since commit 676a482c (2024-12), under the same checkpoint_version 3.0.
+    """
+
+    INTERLEAVED = "interleaved"
+    BLOCKS = "blocks"
+
+
+class GluOrder(str, Enum):
+    """Which half of a gated ``dense_h_to_4h`` comes first on each rank.
+
+    ``gate-up`` in deepspeedai's Megatron-DeepSpeed and Megatron-LM [``megatron/model/transformer.py:ParallelMLP``];
+    ``up-gate`` in bigscience's [``megatron/model/glu_activations.py``: the second half is activated].
+    """
+
+    GATE_UP = "gate-up"
+    UP_GATE = "up-gate"
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrders:
+    """The orders that one checkpoint has.
+
+    ``shares`` says that each rank holds a share of a parameter that may be summed, not a copy of it.
+    """
+
+    qkv: QkvLayout = QkvLayout.INTERLEAVED
+    glu: GluOrder = GluOrder.GATE_UP
+    shares: bool = False
+
+
+def gather(
+    parameter: Parameter, shards: Sequence[LazyTensor], sizes: ModelSizes, orders: RowOrders
+) -> tuple[LazyTensor, ...]:
+    """The canonical tensors of a parameter from its tensor-parallel shards: one, or one a fused part.
+
+    Query, key and value have shape ``(groups, rows of a group, ..)``, gate and up ``(ffn, ..)``, any other tensor the
+    parameter's own. A replicated parameter is given as one shard, a summed one as all of them where ranks hold shares.
+    Without the number of heads, the rows of query_key_value are joined as they stand (interleaved rows only).
+    """
+    if parameter.is_glu:
+        parts = [_halves(shard, orders.glu) for shard in shards]
+    elif parameter.parts and sizes.head_dim is not None:
+        parts = [_qkv_parts(shard, sizes, orders.qkv) for shard in shards]
+    else:
+        if parameter.axis is not None:
+            return (concat(shards, parameter.axis).coalesced(),)
+        return (total(shards) if parameter.summed and orders.shares else shards[0].coalesced(),)
+    return tuple(concat([part[index] for part in parts], 0).coalesced() for index in range(len(parameter.parts)))
+
+
+def _halves(shard: LazyTensor, order: GluOrder) -> tuple[LazyTensor, ...]:
+    rows = shard.shape[0] // 2
+    halves = shard.slice(0, 0, rows), shard.slice(0, rows, 2 * rows)
+    return halves if order is GluOrder.GATE_UP else halves[::-1]
+
+
+def _qkv_parts(shard: LazyTensor, sizes: ModelSizes, layout: QkvLayout) -> tuple[LazyTensor, ...]:
+    """Query, key and value of one rank, each by group."""
+    heights = sizes.group_rows
+    groups = shard.shape[0] // sum(heights)
+    parts = []
+    start = 0
+    for height in heights:
+        if layout is QkvLayout.BLOCKS:
+            rows = shard.slice(0, start * groups, (start + height) * groups)
+            parts.append(rows.unflatten(0, groups, height))
+        else:
+            parts.append(shard.unflatten(0, groups, sum(heights)).slice(1, start, start + height))
+        start += height
+    return tuple(parts)
+
+
+def shard(parameter: Parameter, whole: Sequence[LazyTensor], tp: int, rank: int, orders: RowOrders) -> LazyTensor:
+    """One rank's tensor of a parameter from its canonical tensors, fused rows in the order asked for."""
+    if len(whole) == 1:
+        (tensor,) = whole
+        if parameter.axis is None:
+            return share(tensor, tp) if parameter.summed and orders.shares else tensor
+        size = tensor.shape[parameter.axis] // tp
+        return tensor.slice(parameter.axis, rank * size, (rank + 1) * size).coalesced()
+    mine = [part.slice(0, rank * (size := part.shape[0] // tp), (rank + 1) * size) for part in whole]
+    if parameter.is_glu:
+        return concat(mine if orders.glu is GluOrder.GATE_UP else mine[::-1], 0).coalesced()
+    if orders.qkv is QkvLayout.BLOCKS:
+        return concat([part.flatten(0) for part in mine], 0).coalesced()
+    return concat(mine, 1).coalesced().flatten(0).coalesced()
+
+
+def part_of(parameter: Parameter, whole: Sequence[LazyTensor], part: str) -> LazyTensor:
+    """One part of a fused parameter by itself, whole and flat: all rows of ``key``, or of ``gate``."""
+    tensor = whole[parameter.parts.index(part)]
+    return tensor if parameter.is_glu else tensor.flatten(0).coalesced()

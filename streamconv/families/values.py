@@ -1,0 +1,63 @@
+"""The values of entries of a configuration: what is allowed, and what follows from other entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+__all__ = ["Check", "Rule", "count", "default_of", "flag", "number", "quotient", "same_as", "text", "times"]
+
+Check = Callable[[str, Any], Any]
+"""Gives the value of an entry back, or raises ValueError with the entry's name."""
+
+Rule = Callable[[Mapping[str, Any]], Any]
+"""An entry as a function of others."""
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number above 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number above 0")
+    return value
+
+
+def number(name: str, value: Any) -> float | int:
+    """A finite number that is not negative."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if value is not True and value is not False:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, neither true nor false")
+    return bool(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A word."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a word")  # noqa: TRY004 - one class for all values
+    return value
+
+
+def same_as(name: str) -> Rule:
+    """The default is another entry."""
+    return lambda known: known[name]
+
+
+def times(factor: int, name: str) -> Rule:
+    """The default is a multiple of another entry."""
+    return lambda known: factor * known[name]
+
+
+def quotient(name: str, divisor: str) -> Rule:
+    """The default is one entry over another, rounded down."""
+    return lambda known: known[name] // known[divisor]
+
+
+def default_of(default: Any, known: Mapping[str, Any]) -> Any:
+    """A default: a value as it is, or what a function makes of the entries that are known."""
+    return default(known) if callable(default) else default

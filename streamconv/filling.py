@@ -1,0 +1,111 @@
+"""What fills each slot of the files that a target lays out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamconv.assembly import Assembly
+from streamconv.dtypes import DType
+from streamconv.errors import UsageError
+from streamconv.families.base import ModelFamily
+from streamconv.families.rows import RowOrders, part_of, shard
+from streamconv.files.pickle_writer import StoredTensor
+from streamconv.formats.base import FileLayout, Slot, TargetFile, TargetFiles
+from streamconv.lazy import LazyTensor
+from streamconv.plans import Entry, OutputFile
+
+__all__ = ["Filler"]
+
+
+class Filler:
+    """Target tensors from canonical ones.
+
+    Args:
+        assembly: the canonical parameters.
+        family: whose they are.
+        tp: the target's tensor-parallel size.
+        dtype: what floating tensors are cast to, None if they stay.
+    """
+
+    def __init__(self, assembly: Assembly, family: ModelFamily, tp: int, dtype: DType | None) -> None:
+        self.assembly, self.family, self.tp, self.dtype = assembly, family, tp, dtype
+
+    def tensor(self, slot: Slot, orders: RowOrders, rank: int = 0) -> LazyTensor:
+        """What fills a slot on a tensor-parallel rank.
+
+        Raises:
+            UsageError: the parameter does not divide over the ranks.
+        """
+        parameter = self.family.parameter(slot.section, slot.key)
+        whole = self.assembly.whole[slot.section, slot.layer, slot.key]
+        for tensor in whole:
+            if parameter.axis is not None and tensor.shape[parameter.axis] % self.tp:
+                raise UsageError(
+                    f"{parameter.name(slot.layer)}: {tensor.shape[parameter.axis]} does not divide over TP {self.tp}",
+                    remedy="choose another --tp",
+                )
+        if slot.part is not None:
+            tensor = part_of(parameter, whole, slot.part)
+        else:
+            tensor = shard(parameter, whole, self.tp, rank, orders)
+        if slot.transposed:
+            tensor = tensor.permute(*reversed(range(len(tensor.shape))))
+        return tensor if self.dtype is None else tensor.cast(self.dtype)
+
+    def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
+        """The output files with what fills each storage, and all target tensors with their roles in the proof."""
+        files: list[OutputFile] = []
+        roles: list[tuple[str, LazyTensor]] = []
+        uses: dict[tuple[int, Slot], int] = defaultdict(int)
+        layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
+        names: dict[int, dict[Slot, tuple[str, ...]]] = {}
+        for file in laid_out.files:
+            slots: dict[Slot, StoredTensor] = {}
+            entries: list[Entry] = []
+            if id(file.tree) not in names:
+                names[id(file.tree)] = _names(file)
+            for slot, found in names[id(file.tree)].items():
+                tensor = self.tensor(slot, laid_out.orders, file.rank)
+                slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
+                entries.append(Entry(found, slot.section, slot.layer, tensor))
+                uses[file.rank, slot] += 1
+                roles.append((self._role(slot, file.rank, uses[file.rank, slot]), tensor))
+            # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
+            key = id(file.tree), tuple(slots.values())
+            if key not in layouts:
+                layouts[key] = file.container(_filled(file.tree, slots))
+            files.append(OutputFile(file.path, file.rank, file.stage, layouts[key], tuple(entries)))
+        return tuple(files), roles
+
+    def _role(self, slot: Slot, rank: int, copy: int) -> str:
+        """Shards and parts of one parameter are proved together, each copy of it (a tied head, a replica) by itself."""
+        parameter = self.family.parameter(slot.section, slot.key)
+        is_cut = parameter.axis is not None
+        return f"{parameter.name(slot.layer)}, copy {copy}" + ("" if is_cut else f" on rank {rank}")
+
+
+def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
+    """The slots of a file in the order of its tree, with their names in the model's state dict."""
+    names: dict[Slot, tuple[str, ...]] = {}
+    for path, slot in _slots(file.tree):
+        names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}.") if file.model else path)
+    return names
+
+
+def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
+    """(dotted path, slot) of every leaf that is one, in the order of the tree."""
+    if isinstance(tree, Slot):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _slots(value, f"{path}.{key}" if path else str(key))
+
+
+def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:
+    if isinstance(tree, Slot):
+        return slots[tree]
+    if isinstance(tree, dict):
+        return type(tree)((key, _filled(value, slots)) for key, value in tree.items())
+    return tree

@@ -1,0 +1,171 @@
+"""A Hugging Face model folder as a source: config.json, and safetensors or torch files, in shards or one.
+
+Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_files``, in its order. The shards' index:
+``{"metadata": {"total_size"}, "weight_map": {tensor: file}}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamconv.configuration import args_of, family_of, read_config
+from streamconv.errors import DamagedError, SourceError
+from streamconv.families.base import ModelFamily
+from streamconv.families.rows import GluOrder
+from streamconv.files.any_file import open_any
+from streamconv.files.stored_file import StoredFile
+from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.huggingface_names import TIED_HEAD, HfNames
+from streamconv.formats.recorded import is_child_name
+from streamconv.lazy import LazyTensor
+
+__all__ = ["CONFIG", "INDEX_SUFFIX", "SOURCE", "WEIGHTS", "claims", "open_model"]
+
+CONFIG = "config.json"
+INDEX_SUFFIX = ".index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""A model in one file, the first that is there counts; in shards, the index is called so with :data:`INDEX_SUFFIX`."""
+_MAX_INDEX_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    tensors: dict[str, LazyTensor]
+    files: tuple[StoredFile, ...]
+    where: Path
+    words: str
+    others: tuple[str, ...]
+
+
+def claims(path: Path) -> str | None:
+    """What makes a folder a Hugging Face model, None if nothing does."""
+    if not path.is_dir():
+        return None
+    names = {child.name for child in path.iterdir()}
+    weights = [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if name in names]
+    if weights and (CONFIG in names or weights[0].startswith("model.")):
+        return weights[0]
+    return None
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a Hugging Face model, metadata only.
+
+    Args:
+        path: the folder that has config.json.
+        options: what the user says of it; its ``config`` outweighs config.json.
+
+    Raises:
+        SourceError: it is not there.
+        UnsupportedError: its model is of a family that is refused by name, or stored in a way that is.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    if not (path / CONFIG).is_file():
+        raise SourceError(
+            f"a model without {CONFIG}: nothing says what its tensors mean",
+            where=path,
+            remedy="copy config.json from where the model was published or saved",
+        )
+    config = {**read_config(path / CONFIG), **options.config}
+    family = family_of(config)
+    args = args_of(family, config).args
+    weights = _open_weights(path)
+    names = HfNames(family)
+    found = names.read(weights.tensors, weights.where, is_tied=not args["untie_embeddings_and_output_weights"])
+    if args["num_layers"] != found.num_layers:
+        raise DamagedError(
+            f"{CONFIG} says {args['num_layers']} layers, {found.num_layers} are there",
+            where=path,
+            remedy="fetch the missing shards again",
+        )
+    model = ShardedModel(
+        path=path,
+        format="Hugging Face",
+        tp=1,
+        num_layers=found.num_layers,
+        tensors={place: (tensor,) for place, tensor in found.tensors.items()},
+        stages=(found.num_layers,),
+        pp=1,
+        args=args,
+        iteration=options.iteration,
+        vocab_size=_vocabulary(path, config, found.tensors[names.words]),
+        qkv=family.huggingface.qkv,
+        glu=GluOrder.GATE_UP if family.gated else None,
+        config=config,
+        family=family.name,
+        named={file.path: file.globals for file in weights.files},
+        copies_must_equal=True,
+    )
+    model.facts.append(Fact(weights.words, f"{len(weights.tensors)} tensors"))
+    if weights.others:
+        model.warnings.append(f"{', '.join(weights.others)}: there too, not read; transformers takes the same files")
+    if found.head_copy is not None:
+        model.copies.append((TIED_HEAD, found.head_copy, found.tensors[names.words]))
+        model.dropped.append(Dropped(TIED_HEAD, found.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says"))
+    if found.buffers:
+        nbytes = sum(tensor.nbytes for tensor in found.buffers.values())
+        model.dropped.append(
+            Dropped(f"{len(found.buffers)} buffers", nbytes, "no parameters: computed when it is built")
+        )
+    return model
+
+
+def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
+    size = config.get("vocab_size")
+    if size != words.shape[0]:
+        raise DamagedError(f"{CONFIG} says a vocabulary of {size}, the embedding has {words.shape[0]} rows", where=path)
+    return words.shape[0]
+
+
+def _open_weights(folder: Path) -> _Weights:
+    present = [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if (folder / name).exists()]
+    if not present:
+        raise SourceError(
+            "no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards", where=folder
+        )
+    chosen, *others = present
+    if not chosen.endswith(INDEX_SUFFIX):
+        file = open_any(folder / chosen)
+        return _Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
+    weight_map = _weight_map(folder / chosen)
+    files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
+    tensors = {name: file.tensors() for name, file in files.items()}
+    for tensor, name in weight_map.items():
+        if tensor not in tensors[name]:
+            raise DamagedError(f"{chosen} says that {tensor} is in {name}, and it is not", where=folder / name)
+    for name, stored in tensors.items():
+        if stray := sorted(set(stored) - set(weight_map)):
+            raise DamagedError(f"{len(stray)} tensors that {chosen} does not name, as {stray[0]}", where=folder / name)
+        if twice := [tensor for tensor in stored if weight_map[tensor] != name]:
+            raise DamagedError(f"{twice[0]} is in {name}, and in {weight_map[twice[0]]} too", where=folder / name)
+    whole = {tensor: tensors[name][tensor] for tensor, name in weight_map.items()}
+    return _Weights(whole, tuple(files.values()), folder / chosen, f"{chosen}, {len(files)} shards", tuple(others))
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    if path.stat().st_size > _MAX_INDEX_NBYTES:
+        raise DamagedError(f"an index of {path.stat().st_size} bytes; the limit is {_MAX_INDEX_NBYTES}", where=path)
+    try:
+        found = json.loads(path.read_bytes())
+        weight_map = found["weight_map"]
+        entries = dict(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"no index of shards: {str(error)[:80]}", where=path) from error
+    for name in entries.values():
+        if not isinstance(name, str) or not is_child_name(name):
+            raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)
+        if not (path.parent / name).is_file():
+            raise DamagedError(f"the shard {name} is missing", where=path.parent, remedy="fetch it again")
+    return entries
+
+
+def _refusal(family: ModelFamily) -> str | None:
+    """Every family is one of transformers."""
+    return None
+
+
+SOURCE = SourceFormat("huggingface", open_model, claims, _refusal)

@@ -1,0 +1,139 @@
+"""The names of a Hugging Face model, both ways: stored tensors by their place in the model, and slots by their name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.errors import DamagedError, UnsupportedError
+from streamconv.families.base import ModelFamily, Section
+from streamconv.families.huggingface import HfTensor
+from streamconv.formats.base import Place, Slot
+from streamconv.lazy import LazyTensor, concat
+
+__all__ = ["TIED_HEAD", "HfNames", "HfTensors"]
+
+TIED_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class HfTensors:
+    """What a folder holds: whole parameters, fused where Megatron fuses them, a tied head's copy, and buffers."""
+
+    tensors: dict[Place, LazyTensor]
+    num_layers: int
+    head_copy: LazyTensor | None
+    buffers: dict[str, LazyTensor]
+
+
+class HfNames:
+    """One family's names."""
+
+    words: Place = (Section.EMBEDDING, -1, "word_embeddings.weight")
+
+    def __init__(self, family: ModelFamily) -> None:
+        self.family, self.table = family, family.huggingface
+        self._by_name = {row.name: row for row in self.table.tensors}
+        # Every name with a layer's number has it between dots, once.
+        self._number = re.compile(r"(?<=\.)\d+(?=\.)")
+        self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
+        heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
+        self._head = heads[0] if heads else TIED_HEAD
+
+    def read(self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool) -> HfTensors:
+        """Every stored tensor at its place.
+
+        Args:
+            stored: tensors by name; a base model's lack its prefix.
+            where: for messages.
+            is_tied: whether the configuration says that the head is the word embedding.
+
+        Raises:
+            DamagedError: a tensor is missing, or layers are not numbered from 0 without a gap.
+            UnsupportedError: a tensor is not one of the family's.
+        """
+        rows: dict[tuple[str, int], LazyTensor] = {}
+        buffers: dict[str, LazyTensor] = {}
+        head: LazyTensor | None = None
+        for name, tensor in stored.items():
+            found = self._row(name)
+            if name == self._head and is_tied:
+                head = tensor
+            elif found is not None:
+                row, layer = found
+                if (row.name, layer) in rows:
+                    raise DamagedError(
+                        f"{name} is stored twice, with the prefix {self.table.prefix} and without", where=where
+                    )
+                rows[row.name, layer] = tensor
+            elif any(pattern.fullmatch(name) for pattern in self._buffers):
+                buffers[name] = tensor
+            else:
+                raise UnsupportedError(
+                    f"{name}: no tensor of {self.family.title} as transformers stores it ({self.table.architecture})",
+                    where=where,
+                )
+        layers = {layer for _, layer in rows if layer >= 0}
+        if not layers or layers != set(range(len(layers))):
+            raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
+        tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
+        words = tensors[self.words]
+        if head is not None and head.pieces == words.pieces:
+            head = None
+        if head is not None and (head.shape, head.dtype) != (words.shape, words.dtype):
+            raise DamagedError(
+                f"{self._head} is {head.shape} {head.dtype}, the embedding that it is tied to is {words.shape} "
+                f"{words.dtype}",
+                where=where,
+            )
+        return HfTensors(tensors, len(layers), head, buffers)
+
+    def _row(self, name: str) -> tuple[HfTensor, int] | None:
+        """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""
+        for full in (name, self.table.prefix + name):
+            if full in self._by_name:
+                return self._by_name[full], -1
+            match = self._number.search(full)
+            if match:
+                row = self._by_name.get(f"{full[: match.start()]}{{layer}}{full[match.end() :]}")
+                if row is not None and str(int(match[0])) == match[0]:
+                    return row, int(match[0])
+        return None
+
+    def _places(
+        self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
+    ) -> Iterator[tuple[Place, LazyTensor]]:
+        for parameter in self.family.parameters:
+            if parameter.section is Section.HEAD and is_tied:
+                continue
+            for layer in range(num_layers) if parameter.section is Section.LAYER else (-1,):
+                parts = []
+                for row in self.table.of(parameter.section, parameter.key):
+                    tensor = rows.get((row.name, layer))
+                    if tensor is None:
+                        raise DamagedError(
+                            f"{row.name.format(layer=layer)} is missing", where=where, remedy="fetch the model again"
+                        )
+                    parts.append((row, tensor))
+                if len(parts) > 1:
+                    parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
+                whole = [tensor.permute(1, 0) if row.transposed else tensor for row, tensor in parts]
+                yield (parameter.section, layer, parameter.key), whole[0] if len(whole) == 1 else concat(whole, 0)
+
+    def slots(self, num_layers: int, *, has_head: bool) -> Iterator[tuple[str, Slot]]:
+        """(name, slot) of every tensor that is stored, in the order of the model."""
+        sections = [[row for row in self.table.tensors if row.section is section] for section in Section]
+        embedding, layer, norm, head = sections
+        for row in embedding:
+            yield row.name, _slot(row, -1)
+        for number in range(num_layers):
+            for row in layer:
+                yield row.name.format(layer=number), _slot(row, number)
+        for row in (*norm, *(head if has_head else ())):
+            yield row.name, _slot(row, -1)
+
+
+def _slot(row: HfTensor, layer: int) -> Slot:
+    return Slot(row.section, layer, row.key, row.part, row.transposed)
