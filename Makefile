@@ -1,6 +1,7 @@
 # make demo   converts a bundled checkpoint and checks the result against torch
 # make test   lint, types and all tests, as CI runs them
 # make check  the quick tests alone
+# make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # The tests of the HTML report want a Chromium in PATH, and are skipped without one.
 # Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test test-deepspeed lint check bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,16 @@ test: lint
 
 check: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not browser"
+
+# DeepSpeed has no wheels, and its set-up imports the torch that is installed.
+$(VENV)/deepspeed: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		-c constraints.txt -e ".[deepspeed]"
+	touch $@
+
+test-deepspeed: $(VENV)/deepspeed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/test_deepspeed_engine.py tests/cli/test_original_inspectors.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
