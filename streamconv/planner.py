@@ -82,25 +82,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     vocabulary = _vocabulary(model, family, sizes, target, layout, options)
     assembly = assemble(model, family, sizes, vocabulary, options.replicated)
     filler = Filler(assembly, family, layout.tp, options.dtype)
-    wanted = TargetModel(
-        family=family,
-        sizes=replace(sizes, vocab=vocabulary.padded),
-        layout=layout,
-        has_head=bool(model.keys(Section.HEAD)),
-        args=model.args,
-        iteration=model.iteration,
-        dtype=options.dtype,
-        dialect=_dialect(target, options),
-        for_release=options.for_release,
-        keep_args=options.keep_args,
-        vocab_size=options.vocab_size or model.vocab_size,
-        config=model.config,
-        supplied=said,
-        fork=model.fork,
-        max_shard_nbytes=options.max_shard_nbytes,
-        tensor_of=filler.tensor,
-    )
-    laid_out = target.lay_out(wanted)
+    laid_out = target.lay_out(_wanted(model, family, sizes, vocabulary, target, layout, filler, options))
     need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv)
     files, roles = filler.fill(laid_out)
     return Plan(
@@ -125,6 +107,36 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         small=laid_out.small,
         copied=_copied(options, laid_out),
         owned=laid_out.owned,
+    )
+
+
+def _wanted(
+    model: ShardedModel,
+    family: ModelFamily,
+    sizes: ModelSizes,
+    vocabulary: Vocabulary,
+    target: TargetFormat,
+    layout: ParallelLayout,
+    filler: Filler,
+    options: ConvertOptions,
+) -> TargetModel:
+    return TargetModel(
+        family=family,
+        sizes=replace(sizes, vocab=vocabulary.padded),
+        layout=layout,
+        has_head=bool(model.keys(Section.HEAD)),
+        args=model.args,
+        iteration=model.iteration,
+        dtype=options.dtype,
+        dialect=_dialect(target, options),
+        for_release=options.for_release,
+        keep_args=options.keep_args,
+        vocab_size=options.vocab_size or model.vocab_size,
+        config=model.config,
+        supplied=options.source.config,
+        fork=model.fork,
+        max_shard_nbytes=options.max_shard_nbytes,
+        tensor_of=filler.tensor,
     )
 
 

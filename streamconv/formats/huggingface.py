@@ -19,7 +19,7 @@ from streamconv.families.rows import GluOrder
 from streamconv.files.any_file import open_any
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
-from streamconv.formats.huggingface_names import TIED_HEAD, HfNames
+from streamconv.formats.huggingface_names import TIED_HEAD, HfNames, HfTensors
 from streamconv.formats.recorded import is_child_name
 from streamconv.lazy import LazyTensor
 
@@ -103,6 +103,12 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     model.facts.append(Fact(weights.words, f"{len(weights.tensors)} tensors"))
     if weights.others:
         model.warnings.append(f"{', '.join(weights.others)}: there too, not read; transformers takes the same files")
+    _leave_behind(model, found, names)
+    return model
+
+
+def _leave_behind(model: ShardedModel, found: HfTensors, names: HfNames) -> None:
+    """A tied head that is stored too, which must be the embedding, and buffers."""
     if found.head_copy is not None:
         model.copies.append((TIED_HEAD, found.head_copy, found.tensors[names.words]))
         model.dropped.append(Dropped(TIED_HEAD, found.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says"))
@@ -111,7 +117,6 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
         model.dropped.append(
             Dropped(f"{len(found.buffers)} buffers", nbytes, "no parameters: computed when it is built")
         )
-    return model
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
