@@ -75,7 +75,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     args = args_of(family, config).args
     weights = _open_weights(path)
     names = HfNames(family)
-    found = names.read(weights.tensors, weights.where, is_tied=not args["untie_embeddings_and_output_weights"])
+    found = names.read(weights.tensors, args, weights.where)
     if args["num_layers"] != found.num_layers:
         raise DamagedError(
             f"{CONFIG} says {args['num_layers']} layers, {found.num_layers} are there",
@@ -122,7 +122,9 @@ def _leave_behind(model: ShardedModel, found: HfTensors, names: HfNames) -> None
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
     size = config.get("vocab_size")
     if size != words.shape[0]:
-        raise DamagedError(f"{CONFIG} says a vocabulary of {size}, the embedding has {words.shape[0]} rows", where=path)
+        raise DamagedError(
+            f"{CONFIG} says a vocabulary of {size!r}, the embedding has {words.shape[0]} rows", where=path
+        )
     return words.shape[0]
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.base import ModelFamily, Section
@@ -42,18 +43,19 @@ class HfNames:
         heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
         self._head = heads[0] if heads else TIED_HEAD
 
-    def read(self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool) -> HfTensors:
+    def read(self, stored: Mapping[str, LazyTensor], args: Mapping[str, Any], where: Path) -> HfTensors:
         """Every stored tensor at its place.
 
         Args:
             stored: tensors by name; a base model's lack its prefix.
+            args: what the configuration says, as training arguments, nothing left out.
             where: for messages.
-            is_tied: whether the configuration says that the head is the word embedding.
 
         Raises:
-            DamagedError: a tensor is missing, or layers are not numbered from 0 without a gap.
-            UnsupportedError: a tensor is not one of the family's.
+            DamagedError: a tensor is missing or misshaped, or layers are not numbered from 0 without a gap.
+            UnsupportedError: a tensor is not one of the family's, or quantised.
         """
+        is_tied = not args["untie_embeddings_and_output_weights"]
         rows: dict[tuple[str, int], LazyTensor] = {}
         buffers: dict[str, LazyTensor] = {}
         head: LazyTensor | None = None
@@ -63,6 +65,10 @@ class HfNames:
                 head = tensor
             elif found is not None:
                 row, layer = found
+                if not tensor.dtype.is_floating:
+                    raise UnsupportedError(
+                        f"{name} is {tensor.dtype}: quantised weights are not translated", where=where
+                    )
                 if (row.name, layer) in rows:
                     raise DamagedError(
                         f"{name} is stored twice, with the prefix {self.table.prefix} and without", where=where
@@ -78,6 +84,7 @@ class HfNames:
         layers = {layer for _, layer in rows if layer >= 0}
         if not layers or layers != set(range(len(layers))):
             raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
+        self._check_parts(rows, args, where)
         tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
         words = tensors[self.words]
         if head is not None and head.pieces == words.pieces:
@@ -101,6 +108,24 @@ class HfNames:
                 if row is not None and str(int(match[0])) == match[0]:
                     return row, int(match[0])
         return None
+
+    def _check_parts(self, rows: Mapping[tuple[str, int], LazyTensor], args: Mapping[str, Any], where: Path) -> None:
+        """Parts that are joined lose their borders, so each must have its own rows, and the dtype of the others."""
+        groups, heads = (args[name] * args["kv_channels"] for name in ("num_key_value_heads", "num_attention_heads"))
+        heights = {"query": heads, "key": groups, "value": groups}
+        heights |= dict.fromkeys(("gate", "up"), args["ffn_hidden_size"])
+        first: dict[tuple[str, int], LazyTensor] = {}
+        by_name = {row.name: row for row in self.table.tensors if row.part is not None}
+        for (name, layer), tensor in rows.items():
+            row = by_name.get(name)
+            if row is None:
+                continue
+            other = first.setdefault((row.key, layer), tensor)
+            words = f"{name.format(layer=layer)} is {tensor.shape} {tensor.dtype}"
+            if tensor.shape[:1] != (heights[row.part or ""],) or tensor.shape[1:] != other.shape[1:]:
+                raise DamagedError(f"{words}: it should have {heights[row.part or '']} rows", where=where)
+            if tensor.dtype != other.dtype:
+                raise UnsupportedError(f"{words}, and what it is fused with is {other.dtype}", where=where)
 
     def _places(
         self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool

@@ -247,6 +247,42 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
         plan(folder, to="huggingface")
 
 
+QUERY, KEY, UP = (f"model.layers.1.{part}_proj.weight" for part in ("self_attn.q", "self_attn.k", "mlp.up"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "error", "words"),
+    [
+        # Together they have the rows of the whole: only their border is not where it should be.
+        ({QUERY: (24, 32), KEY: (24, 32)}, DamagedError, "_proj.weight is (24, 32) float32: it should have"),
+        ({UP: (47, 32)}, DamagedError, "up_proj.weight is (47, 32) float32: it should have 48 rows"),
+        ({UP: (48 * 32,)}, DamagedError, "it should have 48 rows"),
+        ({UP: ()}, DamagedError, "it should have 48 rows"),
+        ({QUERY: (32, 32, 1)}, DamagedError, "it should have"),
+    ],
+)
+def test_parts_of_a_fused_parameter_have_their_own_rows(
+    shapes: dict[str, tuple[int, ...]], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    def change(tensors: Any) -> None:
+        tensors.update({name: torch.zeros(shape) for name, shape in shapes.items()})
+
+    with pytest.raises(error) as caught:
+        plan(edited(tmp_path, "llama", change), to="huggingface")
+    assert words in str(caught.value)
+
+
+def test_weights_of_other_types_are_refused(tmp_path: Path) -> None:
+    folder = edited(
+        tmp_path / "a", "llama", lambda tensors: tensors.update({UP: torch.zeros(48, 32, dtype=torch.int8)})
+    )
+    with pytest.raises(UnsupportedError, match="int8: quantised"):
+        plan(folder, to="huggingface")
+    folder = edited(tmp_path / "b", "llama", lambda tensors: tensors.update({UP: tensors[UP].bfloat16()}))
+    with pytest.raises(UnsupportedError, match="what it is fused with is"):
+        plan(folder, to="huggingface")
+
+
 def test_a_tied_head_is_dropped_only_if_it_is_the_embedding(tmp_path: Path) -> None:
     def same(tensors: Any) -> None:
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
