@@ -166,7 +166,7 @@ def expected(model: GPTNeoXForCausalLM, tmp_path: Path) -> Tensors:
     """The same from transformers' own file."""
     model.save_pretrained(tmp_path / "hf")
     stored = open_any(tmp_path / "hf" / "model.safetensors").tensors()
-    known = {"untie_embeddings_and_output_weights": not model.config.tie_word_embeddings}
+    known: dict[str, Any] = {"untie_embeddings_and_output_weights": not model.config.tie_word_embeddings}
     # Nothing of GPT-NeoX is stored in parts, whose rows these would count.
     known |= {"num_key_value_heads": HEADS, "num_attention_heads": HEADS, "kv_channels": 1, "ffn_hidden_size": 1}
     found = HfNames(FAMILY).read(stored, known, tmp_path)

@@ -187,10 +187,10 @@ def test_the_index_and_the_shards_must_agree(tmp_path: Path) -> None:
     hugging_face(folder)
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"].pop("model.layers.0.mlp.gate_proj.weight")
-    index["weight_map"]["model.layers.0.input_layernorm.weight"] = SHARDS[1]
+    index["weight_map"]["model.layers.0.self_attn.v_proj.weight"] = SHARDS[1]
     (folder / INDEX).write_text(json.dumps(index))
     report = look(folder)
-    assert f"not where the index says, the first is model.layers.0.input_layernorm.weight of {SHARDS[1]}" in words_of(
+    assert f"not where the index says, the first is model.layers.0.self_attn.v_proj.weight of {SHARDS[1]}" in words_of(
         report
     )
     assert f"not in the index, the first is model.layers.0.mlp.gate_proj.weight of {SHARDS[0]}" in words_of(report)
