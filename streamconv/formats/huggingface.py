@@ -150,7 +150,13 @@ def _open_weights(folder: Path) -> _Weights:
         if twice := [tensor for tensor in stored if weight_map[tensor] != name]:
             raise DamagedError(f"{twice[0]} is in {name}, and in {weight_map[twice[0]]} too", where=folder / name)
     whole = {tensor: tensors[name][tensor] for tensor, name in weight_map.items()}
-    return _Weights(whole, tuple(files.values()), folder / chosen, f"{chosen}, {len(files)} shards", tuple(others))
+    return _Weights(
+        whole,
+        tuple(files.values()),
+        folder / chosen,
+        f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}",
+        tuple(others),
+    )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

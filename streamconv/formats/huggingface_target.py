@@ -55,7 +55,10 @@ def lay_out(model: TargetModel) -> TargetFiles:
         files=tuple(files),
         texts={CONFIG: _json(written.config)},
         facts=(
-            Fact(f"{len(shards)} shards", f"{model.family.huggingface.architecture}, safetensors"),
+            Fact(
+                f"{len(shards)} shard{'s' if len(shards) > 1 else ''}",
+                f"{model.family.huggingface.architecture}, safetensors",
+            ),
             *(Fact(what, evidence) for what, evidence in written.notes),
             Fact("parameters only", "optimizer, scheduler and random number state stay behind"),
         ),
