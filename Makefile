@@ -43,11 +43,12 @@ check: $(VENV)/ready
 $(VENV)/deepspeed: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		-c constraints.txt -e ".[deepspeed]"
+		-c constraints.txt deepspeed ninja
 	touch $@
 
 test-deepspeed: $(VENV)/deepspeed
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/test_deepspeed_engine.py tests/cli/test_original_inspectors.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) \
+		tests/test_deepspeed_engine.py tests/cli/test_original_inspectors.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
