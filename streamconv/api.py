@@ -154,6 +154,9 @@ def _split(choices: ConvertChoices) -> tuple[RunChoices, Choices]:
 
 
 def _options(choices: Choices) -> ConvertOptions:
+    unknown = sorted(set(choices) - set(Choices.__annotations__))
+    if unknown:
+        raise UsageError(f"{unknown[0]}: no such choice", remedy=f"choose among {', '.join(Choices.__annotations__)}")
     dtype = choices.get("dtype")
     replicated = choices.get("replicated", "first")
     if replicated not in REPLICATED_POLICIES:

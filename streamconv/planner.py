@@ -245,7 +245,8 @@ def _dialect(target: TargetFormat, options: ConvertOptions) -> str:
     dialect = options.dialect or target.dialects[0]
     if dialect not in target.dialects:
         names = ", ".join(target.dialects)
-        raise UsageError(f"--dialect {dialect}: {target.name} has no such dialect", remedy=f"choose one of {names}")
+        flag = "--dialect" if target.name == "megatron-legacy" else "--fork"
+        raise UsageError(f"{flag} {dialect}: {target.name} has no such choice", remedy=f"choose one of {names}")
     return dialect
 
 

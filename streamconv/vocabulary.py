@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import AmbiguousError, UsageError
+from streamconv.errors import AmbiguousError, DamagedError, UsageError
 from streamconv.formats.base import positive_int
 from streamconv.lazy import LazyTensor, concat
 
@@ -22,6 +22,7 @@ __all__ = ["PADDING_POLICIES", "Vocabulary", "plan_vocabulary", "repad", "unpad_
 PADDING_POLICIES = ("strip", "keep")
 
 DEFAULT_DIVISOR = 128
+_MOST_ROWS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ def plan_vocabulary(
     else:
         divisor = positive_int(args, "make_vocab_size_divisible_by", where) or DEFAULT_DIVISOR
         padded, rule = -(-true // (divisor * tp)) * divisor * tp, f"a multiple of {divisor} x TP {tp}"
+    if padded >= _MOST_ROWS:
+        raise DamagedError(f"a vocabulary padded to {padded} rows ({rule})", where=where)
     if padded == stored:
         return Vocabulary(stored, stored, None, f"the padded size stays ({rule})")
     return Vocabulary(stored, padded, true, f"{true} true rows, padded to {rule}")

@@ -15,7 +15,7 @@ import torch
 import streamconv
 from streamconv.cli import bench, convert, diff, plan, verify
 from streamconv.cli import inspect as inspect_verb
-from streamconv.errors import StreamconvError
+from streamconv.errors import StreamconvError, UsageError
 from tests import oracle
 from tests.places import FRAMEWORKS, REAL
 
@@ -126,3 +126,10 @@ def test_a_hostile_file_opens_and_nothing_happens() -> None:
     state = streamconv.open_checkpoint(FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0").state("mp_rank_00_model_states.pt")
     kind = state["args"].attributes["position_embedding_type"]
     assert (str(kind.cls), kind.args) == ("megatron.enums.PositionEmbeddingType", (3,))
+
+
+def test_a_choice_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="tpp: no such choice"):
+        streamconv.plan(REAL[0].folder, tpp=4)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="dtyp: no such choice"):
+        streamconv.convert(REAL[0].folder, None, dtyp="bf16")  # type: ignore[call-arg]

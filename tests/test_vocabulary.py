@@ -170,3 +170,8 @@ def test_without_padding_true_rows_are_all_there_is(true: int, padded: int, stor
 def test_a_verbatim_vocabulary_is_the_stored_tensor_itself(stored: LazyTensor) -> None:
     assert repad(stored, Vocabulary(10, 10, None, "")) is stored
     assert np.array_equal(stored.numpy(), ROWS)
+
+
+def test_a_divisor_that_no_vocabulary_has_is_damage() -> None:
+    with pytest.raises(DamagedError, match="a vocabulary padded to 1000000000000000000 rows"):
+        plan_vocabulary(112, 101, None, {"make_vocab_size_divisible_by": 10**18}, 2, 1)

@@ -50,7 +50,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--to",
         default=DEFAULT_TARGET,
         help="megatron (the newest Megatron layout that can hold the model), megatron-legacy, deepspeed, huggingface, "
-        "or null: convert to megatron, discard the bytes",
+        "gpt-neox, or null: convert to megatron, discard the bytes",
     )
     target.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size (default: the source's)")
     target.add_argument(

@@ -36,7 +36,7 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
             raise UnsupportedError(
                 f"{name}: not a source that streamconv converts",
                 where=folder,
-                remedy="sources so far: Megatron-DeepSpeed, legacy Megatron-LM and Hugging Face folders of "
+                remedy="sources so far: Megatron-DeepSpeed, GPT-NeoX, legacy Megatron-LM and Hugging Face folders of "
                 + family_titles(),
             )
 

@@ -18,7 +18,6 @@ from typing import Any
 from streamconv.dtypes import DType
 from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
-from streamconv.families.rows import QkvLayout
 from streamconv.files.pickle_writer import Call
 from streamconv.files.safe_pickle import Global
 from streamconv.files.torch_layout import plan_torch_file
@@ -52,8 +51,9 @@ def lay_out(model: TargetModel) -> TargetFiles:
         words = "each rank opens the layers that DeepSpeed's own method gives to it, wherever they were before"
         facts.append(Fact("stages of unequal length stand in param_shapes alone", words))
     warnings: tuple[str, ...] = ()
-    if args is None and fork.orders.qkv is QkvLayout.BLOCKS:
-        warnings = ("without args nothing tells that query_key_value is in blocks: readers need --qkv-layout blocks",)
+    if args is None and fork.first_block == 2:
+        order = fork.orders.qkv.value
+        warnings = (f"without args nothing tells the order of query_key_value: readers need --qkv-layout {order}",)
     return TargetFiles(tuple(files), {"latest": tag}, tuple(facts), warnings, fork.orders, owned=("global_step*",))
 
 

@@ -16,7 +16,8 @@ __all__ = ["FOLDER", "plain_values", "read_configs"]
 
 FOLDER = "configs"
 _SUFFIXES = (".yml", ".yaml", ".json")
-_MAX_NBYTES = 1 << 20
+_MAX_NBYTES = 64 << 10
+_LARGEST = 1 << 63
 
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -58,13 +59,24 @@ def plain_values(text: str) -> dict[str, Any]:
     # Imported here: no other source needs it, and it takes a while.
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Without aliases: parts that are merged into each other again and again take for ever."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias, which no configuration needs")
+            return super().compose_node(parent, index)
+
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader, which makes plain values only
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # Its constructors raise whatever a tag's value does to them: !!bool "x" is a KeyError.
         raise ValueError(" ".join(str(error).split())) from error
     if found is not None and not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, not a mapping")
     plain = {str(key).replace("-", "_"): value for key, value in (found or {}).items()}
+    if large := [key for key, value in plain.items() if isinstance(value, int) and not -_LARGEST < value < _LARGEST]:
+        raise ValueError(f"{large[0]} is a number of more than 64 bits")
     return {
         key: _number(value) for key, value in plain.items() if value is None or isinstance(value, str | int | float)
     }

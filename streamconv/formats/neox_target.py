@@ -68,6 +68,9 @@ def lay_out(model: TargetModel) -> TargetFiles:
         Fact("parameters only", 'start with "finetune": true: gpt-neox then loads the module alone'),
         Fact(f"configuration in {tag}/{FOLDER}/model.yml", "gpt-neox is to be started with these entries"),
     ]
+    if model.vocab_size not in (None, model.sizes.vocab):
+        words = f"recorded nowhere: say --vocab-size {model.vocab_size} --vocab-padding strip on the way back"
+        facts.append(Fact(f"{model.vocab_size} true rows of the vocabulary", words))
     if orders.shares and model.layout.tp > 1:
         words = f"gpt_j_residual: each rank holds 1/{model.layout.tp} of a row-parallel bias, and their sum is used"
         facts.append(Fact("row-parallel biases in shares", words))
@@ -148,7 +151,7 @@ def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, A
         "ds_config": None,
         "ds_version": None,
         "iteration": iteration,
-        "args": _recorded(model),
+        **({"args": _recorded(model)} if model.keep_args else {}),
     }
 
 

@@ -56,7 +56,7 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
     if said is not None:
         return said
     recorded = state.get("iteration")
-    if isinstance(recorded, int):
+    if isinstance(recorded, int) and not isinstance(recorded, bool):
         if not 0 <= recorded < 10**9:
             raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
         return recorded

@@ -553,3 +553,20 @@ def test_a_run_is_described_in_the_tests_as_it_is_in_the_folder(tmp_path: Path) 
     assert found == {
         "pos_emb": "rotary", "rotary_pct": 0.25, "no_weight_tying": False, "gpt_j_residual": True, "num_layers": 3
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a: !!bool "xx"',
+        'a: !!timestamp "xx"',
+        'a: !!int ""',
+        f"rotary_emb_base: 0x{'f' * 5000}",
+        "a: &a {k: 1}\nb: &b {<<: [*a, *a]}",
+    ],
+)
+def test_a_value_that_no_configuration_has_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "a.yml").write_text(text)
+    with pytest.raises(DamagedError, match="no YAML"):
+        read_configs(tmp_path)
