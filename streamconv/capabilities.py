@@ -9,7 +9,8 @@ from streamconv.errors import UnsupportedError, UsageError
 from streamconv.families import known_families
 from streamconv.families.base import ModelFamily
 from streamconv.formats import known_sources, known_targets
-from streamconv.formats.base import SourceFormat, TargetFormat
+from streamconv.formats.base import SourceFormat
+from streamconv.formats.target import TargetFormat
 
 __all__ = ["NEWEST", "Cell", "capability_table", "find_target", "reason_for", "target_names"]
 

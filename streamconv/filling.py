@@ -12,7 +12,7 @@ from streamconv.errors import UsageError
 from streamconv.families.base import ModelFamily
 from streamconv.families.rows import RowOrders, part_of, shard
 from streamconv.files.pickle_writer import StoredTensor
-from streamconv.formats.base import FileLayout, Slot, TargetFile, TargetFiles
+from streamconv.formats.target import FileLayout, Slot, TargetFile, TargetFiles
 from streamconv.lazy import LazyTensor
 from streamconv.plans import Entry, OutputFile
 

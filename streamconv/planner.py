@@ -16,15 +16,8 @@ from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
 from streamconv.families.base import ModelFamily, ModelSizes, Section
 from streamconv.filling import Filler
 from streamconv.formats import find_source
-from streamconv.formats.base import (
-    Fact,
-    ShardedModel,
-    SourceOptions,
-    TargetFiles,
-    TargetFormat,
-    TargetModel,
-    positive_int,
-)
+from streamconv.formats.base import Fact, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.target import TargetFiles, TargetFormat, TargetModel
 from streamconv.parallel import ParallelLayout, even_stages
 from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise

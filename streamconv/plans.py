@@ -14,7 +14,8 @@ from pathlib import Path
 from streamconv.coverage import Coverage
 from streamconv.dtypes import DType
 from streamconv.families.base import Section
-from streamconv.formats.base import Dropped, Fact, FileLayout
+from streamconv.formats.base import Dropped, Fact
+from streamconv.formats.target import FileLayout
 from streamconv.jobs import Job, Target
 from streamconv.lazy import LazyTensor
 from streamconv.lower import lower

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from streamconv.errors import AmbiguousError
-from streamconv.formats.base import SourceFormat, TargetFormat
+from streamconv.formats.base import SourceFormat
 from streamconv.formats.recorded import is_child_name
+from streamconv.formats.target import TargetFormat
 
 __all__ = ["find_source", "known_sources", "known_targets"]
 

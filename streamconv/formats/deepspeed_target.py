@@ -21,8 +21,9 @@ from streamconv.families.base import ModelFamily, Section
 from streamconv.files.pickle_writer import Call
 from streamconv.files.safe_pickle import Global
 from streamconv.files.torch_layout import plan_torch_file
-from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.base import Fact
 from streamconv.formats.deepspeed_target_forks import FORKS, Fork, counted
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
 
 __all__ = ["AUTO", "TARGET", "lay_out"]

@@ -14,8 +14,8 @@ from streamconv.families.base import ModelFamily, Section
 from streamconv.families.rows import GluOrder, QkvLayout, RowOrders
 from streamconv.files.pickle_writer import Call
 from streamconv.files.safe_pickle import Global
-from streamconv.formats.base import TargetModel
 from streamconv.formats.deepspeed_evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.target import TargetModel
 
 __all__ = ["FORKS", "Fork", "counted"]
 

@@ -11,7 +11,8 @@ from typing import Any
 from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.families.huggingface import HfTensor
-from streamconv.formats.base import Place, Slot
+from streamconv.formats.base import Place
+from streamconv.formats.target import Slot
 from streamconv.lazy import LazyTensor, concat
 
 __all__ = ["TIED_HEAD", "HfNames", "HfTensors"]

@@ -15,9 +15,10 @@ from streamconv.configuration import config_of
 from streamconv.families.base import ModelFamily
 from streamconv.families.rows import RowOrders
 from streamconv.files.safetensors_layout import plan_safetensors_file
-from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.base import Fact
 from streamconv.formats.huggingface import CONFIG, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface_names import HfNames
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 
 __all__ = ["TARGET", "lay_out"]
 

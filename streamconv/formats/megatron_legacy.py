@@ -22,7 +22,8 @@ from typing import Any
 from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.files.torch_layout import plan_torch_file
-from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.base import Fact
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
 from streamconv.parallel import ParallelLayout
 

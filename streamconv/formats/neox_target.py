@@ -22,10 +22,11 @@ from streamconv.families.rows import RowOrders
 from streamconv.files.pickle_writer import Call
 from streamconv.files.safe_pickle import Global
 from streamconv.files.torch_layout import plan_torch_file
-from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.base import Fact
 from streamconv.formats.neox_args import CONFIGURED, RECORDED
 from streamconv.formats.neox_config import FOLDER
 from streamconv.formats.neox_layers import FIRST_BLOCK, names_of_block
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 
 __all__ = ["TARGET", "lay_out", "refusal"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from streamconv.files.pickle_writer import is_plain
 from streamconv.files.safe_pickle import Global
-from streamconv.formats.base import TargetModel
+from streamconv.formats.target import TargetModel
 
 __all__ = ["carried_args"]
 

@@ -27,8 +27,9 @@ from streamconv.files.pickle_writer import Call, dumps
 from streamconv.files.safe_pickle import Global
 from streamconv.filling import Filler
 from streamconv.formats import deepspeed
-from streamconv.formats.base import SourceOptions, TargetFiles, TargetModel
+from streamconv.formats.base import SourceOptions
 from streamconv.formats.deepspeed_target import TARGET, lay_out
+from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.parallel import ParallelLayout
 from streamconv.recognise import recognise
 from streamconv.verification import verify

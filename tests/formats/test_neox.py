@@ -23,9 +23,10 @@ from streamconv.families.rows import RowOrders, gather, shard
 from streamconv.files.any_file import open_any
 from streamconv.filling import Filler
 from streamconv.formats import find_source, neox, neox_target
-from streamconv.formats.base import ShardedModel, SourceOptions, TargetModel
+from streamconv.formats.base import ShardedModel, SourceOptions
 from streamconv.formats.huggingface_names import HfNames
 from streamconv.formats.neox_config import FOLDER, plain_values, read_configs
+from streamconv.formats.target import TargetModel
 from streamconv.parallel import ParallelLayout
 from streamconv.recognise import recognise
 from streamconv.vocabulary import Vocabulary
