@@ -19,7 +19,7 @@ from typing import Any
 from streamconv.dtypes import DTYPES, DType
 from streamconv.files.safe_pickle import Global
 
-__all__ = ["Call", "StoredTensor", "contiguous_strides", "dumps", "is_plain"]
+__all__ = ["Call", "StoredTensor", "contiguous_strides", "dumps", "int_bytes", "is_plain", "text_bytes"]
 
 _BATCH = 1000
 _DEEPEST = 20
@@ -138,7 +138,7 @@ class _Writer:
         elif isinstance(value, bool):
             self.emit(b"\x88" if value else b"\x89")
         elif isinstance(value, int):
-            self.emit(_int(value))
+            self.emit(int_bytes(value))
         elif isinstance(value, float):
             self.emit(b"G" + struct.pack(">d", value))
         elif isinstance(value, Global):
@@ -150,8 +150,7 @@ class _Writer:
 
     def save_text(self, value: str) -> None:
         if not self.recalled(id(value)):
-            raw = value.encode("utf-8", "surrogatepass")
-            self.emit(b"X", struct.pack("<I", len(raw)), raw)
+            self.emit(text_bytes(value))
             self.memoize(id(value), value)
 
     def save_object(self, value: Any) -> None:
@@ -238,7 +237,7 @@ class _Writer:
         self.save_name(f"ctorch\n{value.dtype.storage}\n".encode())
         self.save_text(self.storage_keys.setdefault(value.key, str(value.key)))
         self.save_text("cpu")
-        self.emit(_int(value.nbytes // value.dtype.itemsize), b"t")
+        self.emit(int_bytes(value.nbytes // value.dtype.itemsize), b"t")
         self.count()
         self.emit(b"QK\x00")
         self.save_sizes(value.shape)
@@ -257,11 +256,18 @@ class _Writer:
         if not sizes:
             self.emit(b")")
             return
-        self.emit(b"(" if len(sizes) > 3 else b"", *map(_int, sizes), _TUPLE.get(len(sizes), b"t"))
+        self.emit(b"(" if len(sizes) > 3 else b"", *map(int_bytes, sizes), _TUPLE.get(len(sizes), b"t"))
         self.count()
 
 
-def _int(value: int) -> bytes:
+def text_bytes(value: str) -> bytes:
+    """The instruction that makes a string, as CPython's pickler writes it with protocol 2."""
+    raw = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def int_bytes(value: int) -> bytes:
+    """The instruction that makes an integer, as CPython's pickler writes it with protocol 2."""
     if 0 <= value < 1 << 8:
         return b"K%c" % value
     if 0 <= value < 1 << 16:
