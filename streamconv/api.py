@@ -11,6 +11,8 @@ from streamconv.configuration import read_config
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
 from streamconv.formats.base import SourceOptions
+from streamconv.formats.target import CoreChoices
+from streamconv.layouts import WantedLayout
 from streamconv.memory import parse_size
 from streamconv.planner import DEFAULT_SHARD_NBYTES, REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
@@ -29,10 +31,14 @@ class Choices(TypedDict, total=False):
     """What a conversion is asked to do; what is not said stays as the source has it.
 
     Attributes:
-        to: ``megatron``, ``megatron-legacy``, ``deepspeed`` or ``huggingface``.
+        to: ``megatron``, ``megatron-core``, ``megatron-legacy``, ``deepspeed``, ``gpt-neox`` or ``huggingface``.
         tp: tensor-parallel size.
         pp: pipeline-parallel size.
         pp_layers: layers of each pipeline stage.
+        vpp: virtual stages on each pipeline stage.
+        container: of Megatron-Core, ``torch_dist`` or ``torch``.
+        spec: whose names the norms of Megatron-Core have, ``te`` or ``local``.
+        megatron_version: the release of Megatron-LM that is to load the result, as ``0.16``.
         dtype: ``bf16``, ``fp16`` or ``fp32``.
         dialect: names of the legacy layout, ``2021`` or ``2023-09``; of ``deepspeed`` the fork that is to load it.
         replicated: ``first``, ``mean`` or ``fail``.
@@ -55,6 +61,10 @@ class Choices(TypedDict, total=False):
     tp: int | None
     pp: int | None
     pp_layers: tuple[int, ...] | None
+    vpp: int | None
+    container: str | None
+    spec: str | None
+    megatron_version: str | None
     dtype: str | DType | None
     dialect: str | None
     replicated: str
@@ -80,8 +90,8 @@ def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
     """Plan a conversion: metadata is read, nothing is written.
 
     Args:
-        src: a checkpoint of Megatron-DeepSpeed, GPT-NeoX or Megatron-LM (legacy), its root or its tag's or iteration's
-            folder, or the folder of a Hugging Face model.
+        src: a checkpoint of Megatron-DeepSpeed, GPT-NeoX or Megatron-LM (legacy or Megatron-Core), its root or its
+            tag's or iteration's folder, or the folder of a Hugging Face model.
         choices: see :class:`Choices`.
 
     Raises:
@@ -162,7 +172,7 @@ def _options(choices: Choices) -> ConvertOptions:
     if replicated not in REPLICATED_POLICIES:
         names = ", ".join(REPLICATED_POLICIES)
         raise UsageError(f"--replicated {replicated}: no such choice", remedy=f"choose one of {names}")
-    for flag, number in (("--tp", choices.get("tp")), ("--pp", choices.get("pp"))):
+    for flag, number in (("--tp", choices.get("tp")), ("--pp", choices.get("pp")), ("--vpp", choices.get("vpp"))):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")
     padding = choices.get("vocab_padding")
@@ -172,9 +182,8 @@ def _options(choices: Choices) -> ConvertOptions:
     shard, tokenizer, config = choices.get("max_shard_size"), choices.get("tokenizer"), choices.get("config")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
-        tp=choices.get("tp"),
-        pp=choices.get("pp"),
-        pp_layers=choices.get("pp_layers"),
+        layout=WantedLayout(choices.get("tp"), choices.get("pp"), choices.get("pp_layers"), choices.get("vpp")),
+        core=CoreChoices(choices.get("container"), choices.get("spec"), choices.get("megatron_version")),
         dtype=parse_dtype(dtype) if isinstance(dtype, str) else dtype,
         dialect=choices.get("dialect"),
         replicated=replicated,

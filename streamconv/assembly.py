@@ -9,7 +9,7 @@ from streamconv.coverage import Box
 from streamconv.families.base import ModelFamily, ModelSizes
 from streamconv.families.rows import gather
 from streamconv.formats.base import Dropped, Place, ShardedModel
-from streamconv.lazy import LazyTensor, Storage, concat, mean
+from streamconv.lazy import LazyTensor, Piece, Storage, concat, mean
 from streamconv.plans import Replica
 from streamconv.vocabulary import Vocabulary, repad
 
@@ -96,10 +96,18 @@ def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabul
         if vocabulary.padded > true:
             reason = f"padding: the target pads {true} true rows to {vocabulary.padded} with copies of the last"
         result.dropped.append(Dropped(f"rows {true} to {stored - 1} of {name}", (stored - true) * row, reason))
-    per_rank = stored // len([n for n in result.sources if n.startswith(f"{name} of rank ")])
-    for rank, start in enumerate(range(0, stored, per_rank)):
-        first = max(true - start, 0)
-        if first < per_rank:
-            padding: Box = ((first, per_rank), (0, whole.shape[1]))
-            result.left_out[f"{name} of rank {rank}"] = [padding] if first else None
+    mine = [(source, tensor) for source, tensor in result.sources.items() if source.startswith(f"{name} of rank ")]
+    for piece in whole.slice(0, true, stored).pieces:
+        source, tensor = next(found for found in mine if _holds(found[1], piece))
+        first = (piece.views[0].offset - tensor.pieces[0].views[0].offset) // piece.views[0].strides[0]
+        padding: Box = ((first, first + piece.shape[0]), (0, whole.shape[1]))
+        result.left_out[source] = [padding] if piece.shape[0] < tensor.shape[0] else None
     result.whole[place] = (repad(whole, vocabulary),)
+
+
+def _holds(tensor: LazyTensor, piece: Piece) -> bool:
+    """Whether the rows of a piece are rows of a stored tensor."""
+    if not tensor.pieces:
+        return False
+    stored, view = tensor.pieces[0].views[0], piece.views[0]
+    return stored.storage == view.storage and 0 <= view.offset - stored.offset < tensor.shape[0] * stored.strides[0]

@@ -16,7 +16,7 @@ __all__ = ["NEWEST", "Cell", "capability_table", "find_target", "reason_for", "t
 
 NEWEST = "megatron"
 # The Megatron layouts that are written, the newest first.
-_MEGATRON = ("megatron-legacy",)
+_MEGATRON = ("megatron-core", "megatron-legacy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,20 @@ def target_names() -> tuple[str, ...]:
     return (NEWEST, *(target.name for target in known_targets()))
 
 
-def find_target(wanted: str) -> TargetFormat:
-    """The format that ``--to`` names.
+def find_target(wanted: str, family: ModelFamily | None = None) -> TargetFormat:
+    """The format that ``--to`` names; of ``megatron`` the newest layout that can hold the family, where it is known.
 
     Raises:
         UsageError: there is no such target.
     """
     if wanted not in target_names():
         raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(target_names())}")
-    name = _MEGATRON[0] if wanted == NEWEST else wanted
-    return next(target for target in known_targets() if target.name == name)
+    targets = {target.name: target for target in known_targets()}
+    if wanted != NEWEST:
+        return targets[wanted]
+    layouts = [targets[name] for name in _MEGATRON]
+    holds = [target for target in layouts if family is None or target.refusal(family) is None]
+    return (holds or layouts)[0]
 
 
 def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
@@ -69,6 +73,7 @@ def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
         )
     if wanted != NEWEST:
         return "asked for"
-    if family.positions == "alibi":
-        return "the newest Megatron layout that can hold it: Megatron-Core has no ALiBi and no embedding norm"
-    return "the newest Megatron layout that is written so far"
+    newest = find_target(NEWEST)
+    if target is newest:
+        return "the newest Megatron layout"
+    return f"the newest Megatron layout that can run it: {newest.refusal(family)}"

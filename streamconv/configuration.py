@@ -24,7 +24,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_interme
 _MODALITIES = ("vision_config", "audio_config", "text_config")
 # Where a model was, and code that does not come along: neither is true of the result.
 _LEFT_BEHIND = ("_name_or_path", "_commit_hash", "auto_map")
-_TIE, _VOCABULARY = "tie_word_embeddings", "vocab_size"
+_TIE, _VOCABULARY, _WINDOW = "tie_word_embeddings", "vocab_size", "sliding_window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,16 @@ def _refuse_ways(config: Mapping[str, Any]) -> None:
         raise UnsupportedError("per_layer_config: layers of different shapes are not translated")
 
 
-def args_of(family: ModelFamily, config: Mapping[str, Any], *, defaults: bool = True) -> Translation:
+def args_of(
+    family: ModelFamily, config: Mapping[str, Any], *, defaults: bool = True, core: bool = False
+) -> Translation:
     """The training arguments that a ``config.json`` means.
 
     Args:
         family: the family that it names.
         config: its entries.
         defaults: whether what transformers assumes for missing entries is said too.
+        core: whether they are for Megatron-Core, whose target judges settings that are ``in_core`` itself.
 
     Raises:
         DamagedError: an entry makes no sense, or two that mean the same differ.
@@ -133,7 +136,7 @@ def args_of(family: ModelFamily, config: Mapping[str, Any], *, defaults: bool = 
             known |= {name: value for name, value in missing.items() if name not in known}
         for setting in family.huggingface.settings:
             args |= setting.to_args(known)
-            refusals += setting.refusals(known)
+            refusals += [] if core and setting.in_core else setting.refusals(known)
     except ArithmeticError as error:
         raise DamagedError(f"config.json: {error}") from error
     assumed = [f"{name} {known[name]}" for name in known if name not in said and known[name] is not None]
@@ -236,6 +239,8 @@ def _from_args(
     notes = _contradictions(family, found, said, supplied, shown)
     known = {**said, **found}
     objections = [words for setting in settings for words in setting.objections(args, sizes, known)]
+    if args.get(_WINDOW) is not None and all(_WINDOW not in setting.entries for setting in settings):
+        objections.append(f"a {_WINDOW} of {args[_WINDOW]} positions, which Mistral has (--config with its model_type)")
     if objections:
         raise UnsupportedError(f"{family.title} in transformers cannot be this: {'; '.join(objections)}")
     _ask([name for setting in settings for name in setting.asks if name not in known])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from streamconv.assembly import Assembly
 from streamconv.dtypes import DType
 from streamconv.errors import UsageError
-from streamconv.families.base import ModelFamily
+from streamconv.families.base import QKV, ModelFamily, Parameter
 from streamconv.families.rows import RowOrders, part_of, shard
 from streamconv.files.pickle_writer import StoredTensor
 from streamconv.formats.target import FileLayout, Slot, TargetFile, TargetFiles
@@ -40,19 +40,29 @@ class Filler:
         """
         parameter = self.family.parameter(slot.section, slot.key)
         whole = self.assembly.whole[slot.section, slot.layer, slot.key]
-        for tensor in whole:
-            if parameter.axis is not None and tensor.shape[parameter.axis] % self.tp:
-                raise UsageError(
-                    f"{parameter.name(slot.layer)}: {tensor.shape[parameter.axis]} does not divide over TP {self.tp}",
-                    remedy="choose another --tp",
-                )
+        self._refuse_rest(parameter, slot.layer, whole)
         if slot.part is not None:
-            tensor = part_of(parameter, whole, slot.part)
+            tensor = part_of(parameter, whole, slot.part, self.tp, rank)
         else:
             tensor = shard(parameter, whole, self.tp, rank, orders)
         if slot.transposed:
             tensor = tensor.permute(*reversed(range(len(tensor.shape))))
+        if slot.stacked:
+            tensor = tensor.unflatten(0, 1, tensor.shape[0])
         return tensor if self.dtype is None else tensor.cast(self.dtype)
+
+    def _refuse_rest(self, parameter: Parameter, layer: int, whole: Sequence[LazyTensor]) -> None:
+        """What does not divide over the ranks. Groups of heads that do not are cut by their rows."""
+        if parameter.axis is None:
+            return
+        rows = [tensor.shape[parameter.axis] for tensor in whole]
+        if parameter.parts == QKV and rows[0] % self.tp:
+            rows = [rows[0] * sum(tensor.shape[1] for tensor in whole)] if len(whole) > 1 else rows
+        for count in rows:
+            if count % self.tp:
+                raise UsageError(
+                    f"{parameter.name(layer)}: {count} does not divide over TP {self.tp}", remedy="choose another --tp"
+                )
 
     def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
         """The output files with what fills each storage, and all target tensors with their roles in the proof."""
@@ -100,7 +110,16 @@ def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
         yield path, tree
     elif isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _slots(value, f"{path}.{key}" if path else str(key))
+            name = _word(key)
+            yield from _slots(value, f"{path}.{name}" if path else name)
+
+
+def _word(key: Any) -> str:
+    """A key of a tree; of a chunk of a tensor the name, and where in each axis the chunk begins: ``w[0:, 24:, 0:]``."""
+    if not isinstance(key, tuple):
+        return str(key)
+    name, start = key
+    return f"{name}[{', '.join(f'{first}:' for first in start or ())}]"
 
 
 def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:

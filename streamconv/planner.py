@@ -9,7 +9,7 @@ from typing import Any
 
 from streamconv.assembly import REPLICATED_POLICIES, assemble
 from streamconv.capabilities import find_target, reason_for
-from streamconv.configuration import args_of, family_of
+from streamconv.configuration import args_of, family_of, neutral_args
 from streamconv.coverage import prove
 from streamconv.dtypes import DType
 from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
@@ -17,8 +17,9 @@ from streamconv.families.base import ModelFamily, ModelSizes, Section
 from streamconv.filling import Filler
 from streamconv.formats import find_source
 from streamconv.formats.base import Fact, ShardedModel, SourceOptions, positive_int
-from streamconv.formats.target import TargetFiles, TargetFormat, TargetModel
-from streamconv.parallel import ParallelLayout, even_stages
+from streamconv.formats.target import CoreChoices, TargetFiles, TargetFormat, TargetModel
+from streamconv.layouts import WantedLayout, target_layout
+from streamconv.parallel import ParallelLayout
 from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise
 from streamconv.tokenizers import tokenizer_files
@@ -33,15 +34,12 @@ DEFAULT_SHARD_NBYTES = 5 * 10**9
 class ConvertOptions:
     """What a conversion is asked to do. None means: as the source has it, or the target's default.
 
-    ``to`` is a target format or ``megatron`` (the newest Megatron layout that can hold the model). ``pp_layers`` are
-    the layers of each stage. ``replicated`` says which copy of a replicated parameter counts. ``tokenizer`` is the
-    folder of tokenizer files.
+    ``to`` is a target format or ``megatron`` (the newest Megatron layout that can hold the model). ``replicated`` says
+    which copy of a replicated parameter counts. ``tokenizer`` is the folder of tokenizer files.
     """
 
     to: str = "megatron"
-    tp: int | None = None
-    pp: int | None = None
-    pp_layers: tuple[int, ...] | None = None
+    layout: WantedLayout = field(default_factory=WantedLayout)
     dtype: DType | None = None
     dialect: str | None = None
     replicated: str = "first"
@@ -50,6 +48,7 @@ class ConvertOptions:
     for_release: bool = False
     keep_args: bool = True
     max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    core: CoreChoices = field(default_factory=CoreChoices)
     tokenizer: Path | None = None
     source: SourceOptions = field(default_factory=SourceOptions)
 
@@ -60,23 +59,30 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     Raises:
         StreamconvError: whatever can be refused is refused here, with the class that says why.
     """
-    target, said = find_target(options.to), options.source.config
+    said = options.source.config
+    has_args = find_target(options.to).is_sharded
     model = find_source(path, options.source.tag).open(path, options.source)
-    named = _supply(model, said, has_args=target.is_sharded)
+    named = _supply(model, said, has_args=has_args)
     family, sizes = recognise(model, options.source.num_heads, named)
+    target = find_target(options.to, family)
     why = reason_for(target, options.to, family)
     _refuse_options(target, options)
     if target.is_sharded and model.config is not None:
-        _translate(model, model.config, family, said)
-    layout = _target_layout(model, options) if target.is_sharded else ParallelLayout(1, (model.num_layers,))
-    need_heads(model, sizes, layout.tp, moved=not target.is_sharded)
+        _translate(model, model.config, family, said, core=target.is_core)
+    _refuse_core_only(model, target)
+    layout = (
+        target_layout(model, target, options.layout, options.core.container)
+        if target.is_sharded
+        else ParallelLayout(1, (model.num_layers,))
+    )
+    need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
     if model.iteration is None and model.config is None and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
     vocabulary = _vocabulary(model, family, sizes, target, layout, options)
     assembly = assemble(model, family, sizes, vocabulary, options.replicated)
     filler = Filler(assembly, family, layout.tp, options.dtype)
     laid_out = target.lay_out(_wanted(model, family, sizes, vocabulary, target, layout, filler, options))
-    need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv)
+    need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv, cuts_groups=target.is_core)
     files, roles = filler.fill(laid_out)
     return Plan(
         source=model.path,
@@ -129,6 +135,7 @@ def _wanted(
         supplied=options.source.config,
         fork=model.fork,
         max_shard_nbytes=options.max_shard_nbytes,
+        core=options.core,
         tensor_of=filler.tensor,
     )
 
@@ -160,23 +167,33 @@ def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> 
 
 def _refuse_options(target: TargetFormat, options: ConvertOptions) -> None:
     """A flag that would do nothing is refused."""
-    sharded = (("--tp", options.tp), ("--pp", options.pp), ("--pp-layers", options.pp_layers))
+    sharded = (("--tp", options.layout.tp), ("--pp", options.layout.pp), ("--pp-layers", options.layout.pp_layers))
     whole = (("--vocab-padding", options.vocab_padding), ("--tokenizer", options.tokenizer))
-    for flag, value in whole if target.is_sharded else sharded:
+    some = (
+        ("--vpp", options.layout.vpp),
+        ("--container", options.core.container),
+        ("--spec", options.core.spec),
+        ("--megatron-version", options.core.release),
+    )
+    strange = [(flag, value) for flag, value in some if flag not in target.takes]
+    for flag, value in (*(whole if target.is_sharded else sharded), *strange):
         if value is not None and value != 1:
             raise UsageError(f"{flag} has no meaning with --to {target.name}", remedy="leave it out")
 
 
-def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any]) -> None:
+def _translate(
+    model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any], *, core: bool
+) -> None:
     """A ``config.json`` as training arguments; what the user says that is none of its entries is one already.
 
     Raises:
         UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
     """
-    translation = args_of(family, config)
+    translation = args_of(family, config, core=core)
     if translation.refusals:
+        who = "Megatron-LM has" if core else "Megatron-DeepSpeed and Megatron-LM's legacy model have"
         raise UnsupportedError(
-            f"Megatron-DeepSpeed and Megatron-LM's legacy model have no {'; no '.join(translation.refusals)}",
+            f"{who} no {'; no '.join(translation.refusals)}",
             where=model.path,
             remedy="convert --to huggingface; or, to go without, say the entries otherwise with --config FILE",
         )
@@ -185,6 +202,20 @@ def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFami
     model.args = {**translation.args, **own}
     model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
     model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []
+
+
+def _refuse_core_only(model: ShardedModel, target: TargetFormat) -> None:
+    """What only Megatron-Core runs, as the arguments of a source say that has no ``config.json``."""
+    if model.config is not None or target.is_core or not target.is_sharded:
+        return
+    args = neutral_args(model.args)
+    for name in ("sliding_window", "use_rope_scaling", "rotary_seq_len_interpolation_factor", "rope_scaling"):
+        if args.get(name):
+            raise UnsupportedError(
+                f"args.{name} {args[name]}: {target.name} has no argument for it",
+                where=model.path,
+                remedy="convert --to megatron-core, or --to huggingface",
+            )
 
 
 def _vocabulary(
@@ -212,7 +243,7 @@ def _copies(model: ShardedModel) -> list[Replica]:
 def _choices(
     model: ShardedModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
 ) -> tuple[Fact, ...]:
-    kept = (model.tp, model.stages) == (layout.tp, layout.stages)
+    kept = (model.tp, model.stages, model.vpp) == (layout.tp, layout.stages, layout.vpp)
     shape = (Fact(f"layout {layout}", "as the source" if kept else "as asked"),) if target.is_sharded else ()
     return (
         Fact(f"target {target.name}", why),
@@ -230,7 +261,7 @@ def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
 
 def _words(model: ShardedModel) -> str:
     if model.stages is not None:
-        return str(ParallelLayout(model.tp, model.stages))
+        return str(ParallelLayout(model.tp, model.stages, model.vpp))
     return f"TP {model.tp} x PP {model.pp or 'unknown'} (stages unknown)"
 
 
@@ -241,31 +272,3 @@ def _dialect(target: TargetFormat, options: ConvertOptions) -> str:
         flag = "--dialect" if target.name == "megatron-legacy" else "--fork"
         raise UsageError(f"{flag} {dialect}: {target.name} has no such choice", remedy=f"choose one of {names}")
     return dialect
-
-
-def _target_layout(model: ShardedModel, options: ConvertOptions) -> ParallelLayout:
-    tp = options.tp if options.tp is not None else model.tp
-    if options.pp_layers is not None:
-        if options.pp not in (None, len(options.pp_layers)):
-            raise UsageError(
-                f"--pp {options.pp} and {len(options.pp_layers)} stages in --pp-layers", remedy="say one of them"
-            )
-        if sum(options.pp_layers) != model.num_layers or min(options.pp_layers) < 1:
-            raise UsageError(
-                f"--pp-layers {','.join(map(str, options.pp_layers))} adds up to {sum(options.pp_layers)} layers",
-                remedy=f"the model has {model.num_layers}, and each stage needs at least one",
-            )
-        return ParallelLayout(tp, options.pp_layers)
-    if options.pp is not None and options.pp != model.pp:
-        if not 1 <= options.pp <= model.num_layers:
-            raise UsageError(
-                f"--pp {options.pp}: the model has {model.num_layers} layers", remedy="choose fewer stages"
-            )
-        return ParallelLayout(tp, even_stages(model.num_layers, options.pp))
-    if model.stages is None:
-        raise AmbiguousError(
-            f"the source's PP is {model.pp or 'unknown'}, and nothing says which stage owned which layer",
-            where=model.path,
-            remedy=f"say --pp-layers N,N,.. adding up to {model.num_layers}, or another --pp",
-        )
-    return ParallelLayout(tp, model.stages)

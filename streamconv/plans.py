@@ -91,7 +91,7 @@ class Plan:
     notes: tuple[Fact, ...]
     warnings: tuple[str, ...]
     dropped: tuple[Dropped, ...]
-    small: Mapping[str, str] = field(default_factory=dict)
+    small: Mapping[str, str | bytes] = field(default_factory=dict)
     copied: Mapping[str, Path] = field(default_factory=dict)
     owned: tuple[str, ...] = ()
 
@@ -113,7 +113,8 @@ class Plan:
     @property
     def write_nbytes(self) -> int:
         """Bytes of all output files: also the disk space that the conversion needs."""
-        texts = sum(len(text.encode()) for text in (*self.texts.values(), *self.small.values()))
+        small = (*self.texts.values(), *self.small.values())
+        texts = sum(len(text.encode() if isinstance(text, str) else text) for text in small)
         copied = sum(path.stat().st_size for path in self.copied.values())
         return sum(file.layout.nbytes for file in self.files) + texts + copied
 

@@ -75,13 +75,13 @@ class Staging:
         for folder, _, _ in os.walk(self.new):
             sync_folder(Path(folder))
 
-    def text(self, name: str, text: str) -> None:
-        """Stage a small text as the file ``name`` of the result, in place of what is staged there.
+    def text(self, name: str, text: str | bytes) -> None:
+        """Stage a small text, or bytes, as the file ``name`` of the result, in place of what is staged there.
 
         Raises:
             DiskSpaceError, StorageError: the system refused.
         """
-        data = text.encode()
+        data = text.encode() if isinstance(text, str) else text
         write_file(self.new / name, len(data), [data])
 
     def copy(self, name: str, origin: Path) -> None:

@@ -160,6 +160,12 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
     attention = stored(Section.LAYER, 0, "self_attention.dense.weight").shape[1] * model.tp
     head_dim = positive_int(model.args, "kv_channels", model.path) or (attention // heads if heads else None)
     rows = stored(Section.LAYER, 0, "self_attention.query_key_value.weight").shape[0] * model.tp
+    if heads is None and family.grouped and rows != 3 * hidden:
+        raise AmbiguousError(
+            f"the number of attention heads is unknown, and query_key_value has {rows} rows of {hidden}",
+            where=model.path,
+            remedy="say --num-heads N",
+        )
     return ModelSizes(
         num_layers=model.num_layers,
         hidden=hidden,
@@ -217,7 +223,7 @@ def _refuse_aliases(model: ShardedModel) -> None:
                     raise UnsupportedError(f"{name} {what}", where=view.storage.path)
 
 
-def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool) -> None:
+def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool, cuts_groups: bool = False) -> None:
     """Refuse to move query_key_value rows without the number of heads, or to cut a head or a group.
 
     Args:
@@ -225,22 +231,24 @@ def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool) 
         sizes: its sizes.
         tp: tensor-parallel size of the target.
         moved: whether the rows are moved even where TP stays.
+        cuts_groups: whether a rank of the target may hold a slice of a group's rows.
 
     Raises:
         AmbiguousError: the number of heads is needed and unknown.
         UnsupportedError: the target's tensor-parallel size does not divide the heads.
     """
     if sizes.heads is None:
-        if tp != model.tp or model.qkv is QkvLayout.BLOCKS or moved:
+        if tp != model.tp or model.qkv not in (None, QkvLayout.INTERLEAVED) or moved:
             raise AmbiguousError(
                 "the number of attention heads is unknown, and the rows of query_key_value must be moved",
                 where=model.path,
                 remedy="say --num-heads N",
             )
         return
-    for what, size in (("source", model.tp), ("target", tp)):
-        for count, units in ((sizes.heads, "attention heads"), (sizes.groups or sizes.heads, "key and value heads")):
-            if count % size:
+    groups = sizes.groups or sizes.heads
+    for what, size, cuts in (("source", model.tp, model.cuts_groups), ("target", tp, cuts_groups)):
+        for count, units in ((sizes.heads, "attention heads"), (groups, "key and value heads")):
+            if count % size and not (cuts and count == groups and size % groups == 0):
                 raise UnsupportedError(
                     f"{count} {units} do not divide over the {what}'s TP {size}",
                     remedy=f"choose a --tp that divides {count}",

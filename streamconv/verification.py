@@ -9,8 +9,7 @@ from pathlib import Path
 from streamconv.comparison import Comparison, compare
 from streamconv.errors import DamagedError, SourceError, UsageError
 from streamconv.formats.base import SourceOptions
-from streamconv.formats.megatron_legacy import TRACKER
-from streamconv.formats.megatron_legacy_folder import resolve_folder
+from streamconv.formats.megatron_folder import TRACKER, resolve_folder
 from streamconv.inspection import Inspection, Report, inspect
 from streamconv.inspection.integrity import check_files
 from streamconv.inspection.report import Finding

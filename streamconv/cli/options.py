@@ -49,8 +49,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--to",
         default=DEFAULT_TARGET,
-        help="megatron (the newest Megatron layout that can hold the model), megatron-legacy, deepspeed, huggingface, "
-        "gpt-neox, or null: convert to megatron, discard the bytes",
+        help="megatron (the newest Megatron layout that can run the model), megatron-core, megatron-legacy, deepspeed, "
+        "huggingface, gpt-neox, or null: convert to megatron, discard the bytes",
     )
     target.add_argument("--tp", type=int, metavar="N", help="tensor-parallel size (default: the source's)")
     target.add_argument(
@@ -61,6 +61,25 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         type=_layers,
         metavar="N,N,..",
         help="layers of each stage, also where the source does not record them",
+    )
+    target.add_argument(
+        "--vpp",
+        type=int,
+        metavar="N",
+        help="of megatron-core (torch) and megatron-legacy: virtual stages on each stage",
+    )
+    target.add_argument(
+        "--container", metavar="NAME", help="of megatron-core: torch_dist (default; its reader reshards) or torch"
+    )
+    target.add_argument(
+        "--spec",
+        metavar="NAME",
+        help="of megatron-core in torch: whose names the norms have, te (Transformer Engine, default) or local",
+    )
+    target.add_argument(
+        "--megatron-version",
+        metavar="0.N",
+        help="of megatron-core: the release that is to load it, refused if it cannot (default: any that can)",
     )
     target.add_argument(
         "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
@@ -165,6 +184,10 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
         "tp": arguments.tp,
         "pp": arguments.pp,
         "pp_layers": arguments.pp_layers,
+        "vpp": arguments.vpp,
+        "container": arguments.container,
+        "spec": arguments.spec,
+        "megatron_version": arguments.megatron_version,
         "dtype": arguments.dtype,
         "dialect": arguments.dialect,
         "replicated": arguments.replicated,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["neutral_args"]
+__all__ = ["LLAMA3_SCALING", "neutral_args"]
 
 _ALIASES = {
     # Megatron-LM and Megatron-Core: megatron/training/arguments.py, megatron/core/transformer/transformer_config.py.
@@ -15,6 +15,9 @@ _ALIASES = {
 # megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
 _ROTARY = 1
 # megatron/model/transformer.py:ParallelAttention there, with RotaryEmbedding's own base.
+LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The constants of Megatron-LM's ``use_rope_scaling`` [``rotary_pos_embedding.py:_apply_scaling``]."""
+
 _BIGSCIENCE_ROPE = {"use_rotary_position_embeddings": True, "rope_theta": 10000, "rotary_percent": 1.0}
 
 
@@ -35,4 +38,14 @@ def neutral_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
         said["use_rotary_position_embeddings"] = position == "rope"
     elif getattr(position, "args", None) == (_ROTARY,):
         said.update({name: value for name, value in _BIGSCIENCE_ROPE.items() if said.get(name) is None})
+    if (window := _window(said.get("window_size"))) is not None:
+        said["sliding_window"] = window
+        del said["window_size"]
     return said
+
+
+def _window(size: Any) -> int | None:
+    """How many positions a Megatron-LM window lets attend, one's own included; None if it is no window of the past."""
+    if not isinstance(size, tuple | list) or size[1:] not in ((0,), [0]) or not isinstance(size[0], int) or size[0] < 0:
+        return None
+    return size[0] + 1

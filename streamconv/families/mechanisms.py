@@ -123,6 +123,8 @@ class Window(Setting):
     default: int | None
     switched: bool = False
 
+    in_core = True
+
     @property
     def entries(self) -> tuple[str, ...]:
         return ("sliding_window",)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from streamconv.families.arguments import LLAMA3_SCALING
 from streamconv.families.base import ModelSizes
 from streamconv.families.settings import Args, Config, Setting
 from streamconv.families.values import number
@@ -15,8 +16,6 @@ __all__ = ["Rope"]
 
 _PARTIAL = "partial_rotary_factor"
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
-# megatron/core/models/common/embeddings/rotary_pos_embedding.py:_apply_scaling of Megatron-LM.
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,7 @@ class Rope(Setting):
     default_part: float = 1.0
 
     spelled_twice = True
+    in_core = True
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def _scaling_of(args: Args) -> dict[str, Any] | None:
         return dict(args["rope_scaling"])
     if args.get("use_rope_scaling"):
         factor = number("args.rope_scaling_factor", args.get("rope_scaling_factor", 8.0))
-        return {"rope_type": "llama3", "factor": float(factor), **_LLAMA3}
+        return {"rope_type": "llama3", "factor": float(factor), **LLAMA3_SCALING}
     if args.get("rotary_seq_len_interpolation_factor") is not None:
         factor = number("args.rotary_seq_len_interpolation_factor", args["rotary_seq_len_interpolation_factor"])
         return {"rope_type": "linear", "factor": float(factor)}

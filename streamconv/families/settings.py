@@ -46,11 +46,13 @@ class Setting:
 
     ``entries`` are the names that it has here; :meth:`read` and :meth:`write` know other spellings. ``asks`` are those
     that must be known. ``matters`` says whether logits depend on them, ``spelled_twice`` that transformers' versions
-    spell them differently, and both spellings are written. Values that make no sense raise ValueError.
+    spell them differently, and both spellings are written. ``in_core`` says that what it refuses may still be said by
+    Megatron-Core's arguments, whose target looks at it itself. Values that make no sense raise ValueError.
     """
 
     matters: bool = True
     spelled_twice: bool = False
+    in_core: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:

@@ -112,14 +112,15 @@ class SourceOptions:
 class ShardedModel:
     """A model as it is stored: ``tensors[place][rank]`` is the shard of tensor-parallel rank ``rank``.
 
-    ``stages`` is the number of layers on each pipeline stage, None where nothing says so. ``args`` are the training
-    arguments as plain attributes, by the names of Megatron-DeepSpeed, None where the folder has none. ``config`` is the
-    ``config.json`` of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that
-    wrote it (:mod:`streamconv.formats.deepspeed_evidence`), None if unknown. ``qkv`` and ``glu`` are the orders of
-    fused rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be
-    summed. ``copies`` are tensors that are stored once more (a tied head on the
-    last stage): name, the copy, what it must equal; ``copies_must_equal`` refuses one that does not. ``named`` is what
-    the pickle of each file that was opened names, and how often it called it.
+    ``stages`` is the number of layers on each pipeline stage, None where nothing says so, and ``vpp`` the number of
+    virtual stages on each. ``args`` are the training arguments as plain attributes, by the names of Megatron-DeepSpeed,
+    None where the folder has none. ``config`` is the ``config.json`` of a Hugging Face folder. ``family`` is the family
+    that the folder names, ``fork`` the code that wrote it (:mod:`streamconv.formats.deepspeed_evidence`), None if
+    unknown. ``qkv`` and ``glu`` are the orders of fused rows, None where nothing is fused so; ``shares`` says that
+    ranks hold shares of the parameters that can be summed, ``cuts_groups`` that they may cut a group's rows.
+    ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
+    equal; ``copies_must_equal`` refuses one that does not. ``named`` is what the pickle of each file that was opened
+    names, and how often it called it.
     """
 
     path: Path
@@ -135,6 +136,8 @@ class ShardedModel:
     qkv: QkvLayout | None
     glu: GluOrder | None = None
     shares: bool = False
+    cuts_groups: bool = False
+    vpp: int = 1
     config: Mapping[str, Any] | None = None
     family: str | None = None
     fork: str | None = None

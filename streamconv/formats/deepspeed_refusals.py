@@ -25,7 +25,6 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
     """
     has = set(names).__contains__
     kinds = (
-        ("a Megatron-Core torch_dist checkpoint", has(".metadata") and any(n.endswith(".distcp") for n in names)),
         ("a DeepSpeed universal checkpoint", has("zero") and (folder / "zero").is_dir()),
         ("the output of DeepSpeed's zero_to_fp32", any(n.startswith("pytorch_model") for n in names)),
         ("a Hugging Face safetensors checkpoint", any(".safetensors" in n for n in names)),

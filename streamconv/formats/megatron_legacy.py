@@ -23,15 +23,12 @@ from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
+from streamconv.formats.megatron_folder import ARCHIVE, RELEASE, TRACKER, rank_path
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
-from streamconv.parallel import ParallelLayout
 
-__all__ = ["DIALECTS", "TARGET", "Dialect", "file_tree", "lay_out", "rank_path", "target_args"]
+__all__ = ["DIALECTS", "TARGET", "Dialect", "lay_out"]
 
-RELEASE = "release"
-TRACKER = "latest_checkpointed_iteration.txt"
-ARCHIVE = "model_optim_rng"
 CHECKPOINT_VERSION = 3.0
 _QKV_BIAS = "self_attention.query_key_value.bias"
 
@@ -99,17 +96,6 @@ def loads_in(family: ModelFamily, dialect: Dialect) -> str:
     return dialect.loads_in
 
 
-def rank_path(iteration: int | None, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
-    """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1.
-
-    What was not trained by Megatron has no iteration, and stands in ``release``
-    [``megatron/training/checkpointing.py:get_checkpoint_name``].
-    """
-    suffix = f"_{stage:03d}" if layout.pp > 1 else ""
-    folder = RELEASE if iteration is None else f"iter_{iteration:07d}"
-    return f"{folder}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
-
-
 def lay_out(model: TargetModel) -> TargetFiles:
     """Every rank's file, the tracker, and what should be known of the result."""
     dialect = DIALECTS[model.dialect]
@@ -129,14 +115,14 @@ def lay_out(model: TargetModel) -> TargetFiles:
         # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
         facts.append(Fact("no args", "the source has none, and the number of heads is not known"))
     elif model.keep_args:
-        entries["args"], dropped = target_args(model)
+        entries["args"], dropped = _target_args(model)
         if dropped:
             facts.append(Fact(f"left out of args: {', '.join(dropped)}", "not plain data"))
     layout = model.layout
-    trees = [file_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
-    container = partial(plan_torch_file, ARCHIVE)
+    trees = [_stage_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
+    container, entry = partial(plan_torch_file, ARCHIVE), "model" if layout.vpp == 1 else ""
     files = tuple(
-        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], "model")
+        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], entry)
         for rank in range(layout.tp)
         for stage in range(layout.pp)
     )
@@ -171,17 +157,19 @@ def _cautions(model: TargetModel) -> Iterator[str]:
         yield "only bigscience's fork runs BLOOM, and it reads the names of 2021 alone"
 
 
-def file_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank.
+def _stage_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank."""
+    chunks = [_chunk_tree(model, dialect, stage, chunk) for chunk in range(model.layout.vpp)]
+    if len(chunks) == 1:
+        return {"model": chunks[0], "checkpoint_version": CHECKPOINT_VERSION, **entries}
+    models = {f"model{number}": chunk for number, chunk in enumerate(chunks)}
+    return {**models, "checkpoint_version": CHECKPOINT_VERSION, **entries}
 
-    Args:
-        model: what is laid out.
-        dialect: the names.
-        stage: which pipeline stage.
-        entries: the entries beside ``model`` (iteration, args).
-    """
+
+def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) -> dict[str, Any]:
+    """The model of one chunk of a stage; without virtual stages, of the stage."""
     family, layout = model.family, model.layout
-    first, last = stage == 0, stage == layout.pp - 1
+    first, last = (stage, chunk) == (0, 0), (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
     embedding: OrderedDict[str, Any] = OrderedDict()
     encoder: OrderedDict[str, Any] = OrderedDict()
     words = [p for p in family.parameters if p.section is Section.EMBEDDING]
@@ -189,7 +177,7 @@ def file_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping
         for parameter in words:
             module, _, key = parameter.key.partition(".")
             embedding.setdefault(module, {})[key] = Slot(Section.EMBEDDING, -1, parameter.key)
-    for local, layer in enumerate(layout.layers_of(stage)):
+    for local, layer in enumerate(layout.layers_of(stage, chunk)):
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
                 encoder[dialect.encoder_key(f"layers.{local}.{parameter.key}")] = Slot(
@@ -207,15 +195,19 @@ def file_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping
         elif layout.pp > 1 or dialect.head_copy_always:
             weight = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
             tree["word_embeddings_for_head"] = OrderedDict(weight=weight)
-    return {"model": tree, "checkpoint_version": CHECKPOINT_VERSION, **entries}
+    return tree
 
 
-def target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
+def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     """The training arguments as the target needs them, and the names of those that are not plain data."""
     kept, dropped = carried_args(model)
     kept |= _llama_args(model)
     # Readers take it for evidence of rows of [3, heads, head_dim], which are not written.
     kept.pop("ds_sequence_parallel_fpdt", None)
+    vpp = model.layout.vpp
+    if vpp > 1 or "virtual_pipeline_model_parallel_size" in kept:
+        kept["virtual_pipeline_model_parallel_size"] = vpp if vpp > 1 else None
+        kept["num_layers_per_virtual_pipeline_stage"] = model.layout.stages[0] // vpp if vpp > 1 else None
     namespace = argparse.Namespace()
     vars(namespace).update(kept)
     return namespace, dropped
@@ -241,4 +233,4 @@ def _llama_args(model: TargetModel) -> dict[str, Any]:
     }
 
 
-TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal)
+TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal, takes=frozenset(("--vpp",)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
@@ -20,9 +19,10 @@ from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Place
 from streamconv.formats.deepspeed_refusals import family_titles, refuse_keys
 from streamconv.formats.megatron_legacy import DIALECTS
+from streamconv.formats.megatron_ranks import StageTensors
 from streamconv.lazy import LazyTensor
 
-__all__ = ["HEAD_COPY", "StageTensors", "cautions", "stage_tensors", "translated_args"]
+__all__ = ["HEAD_COPY", "cautions", "stage_tensors", "translated_args"]
 
 HEAD_COPY = "word_embeddings_for_head"
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
@@ -30,20 +30,6 @@ _MODEL = "language_model"
 _RENAMED = {new: old for dialect in DIALECTS.values() for old, new in dialect.norms.items()}
 _OLDEST = "the oldest names"
 _ROTARY_BASE = 10000
-
-
-@dataclass(slots=True)
-class StageTensors:
-    """One rank's tensors by place, layers numbered in the stage; the head's copy by its keys; whose names these are."""
-
-    tensors: dict[Place, LazyTensor] = field(default_factory=dict)
-    copy: dict[str, LazyTensor] = field(default_factory=dict)
-    ages: set[str] = field(default_factory=set)
-
-    @property
-    def num_layers(self) -> int:
-        """How many layers the stage holds."""
-        return len({layer for section, layer, _ in self.tensors if section is Section.LAYER})
 
 
 def translated_args(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,14 +61,14 @@ def cautions(args: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def stage_tensors(file: StoredFile) -> StageTensors:
-    """The parameters in one rank's file.
+def stage_tensors(file: StoredFile, entry: str) -> StageTensors:
+    """The parameters of one model (``model``, ``model0``) in a rank's file.
 
     Raises:
         UnsupportedError: the model is of another kind, which is named, or has tensors of unknown role.
         DamagedError: there is no model, a layer is missing, or one parameter is there under two names.
     """
-    model = _model_of(file)
+    model = _model_of(file, entry)
     found, strays = StageTensors(), []
     for path, tensor in leaves_of(LazyTensor, model[_MODEL], str(file.path)):
         name = ".".join(map(str, path))
@@ -103,27 +89,17 @@ def stage_tensors(file: StoredFile) -> StageTensors:
             where=file.path,
             remedy="only decoders of one transformer are translated: embedding, encoder, output_layer",
         )
-    numbers = sorted({layer for section, layer, _ in found.tensors if section is Section.LAYER})
-    if numbers != list(range(len(numbers))):
-        raise DamagedError(f"the stage's layers are numbered {numbers[:8]}, not from 0 without a gap", where=file.path)
+    found.check_layers(file.path)
     return found
 
 
-def _model_of(file: StoredFile) -> Mapping[str, Any]:
-    """The entry ``model``, if it is a language model of the legacy classes."""
-    state = file.state if isinstance(file.state, dict) else {}
-    if any(re.fullmatch(r"model\d+", key) for key in state if isinstance(key, str)):
-        raise UnsupportedError(
-            "virtual pipeline stages (model0, model1, ..): their layers are not in the order of the stages",
-            where=file.path,
-            remedy="load and save it once without --num-layers-per-virtual-pipeline-stage",
-        )
-    model = state.get("model")
+def _model_of(file: StoredFile, entry: str) -> Mapping[str, Any]:
+    """The entry, if it is a language model of the legacy classes."""
+    model = file.state[entry]
     if not isinstance(model, dict):
-        raise DamagedError("it has no entry `model`", where=file.path, remedy="copy the file again from its storage")
+        raise DamagedError(f"its `{entry}` is no dictionary", where=file.path)
     keys = {str(key) for key in model}
     kinds = (
-        ("a Megatron-Core model", any(key.startswith(("decoder.", "embedding.", "output_layer.")) for key in keys)),
         ("a BERT or T5 model", bool(keys & {"lm_head", "binary_head"})),
         ("a classifier or a biencoder", bool(keys - {_MODEL, HEAD_COPY}) and _MODEL in keys),
         ("no language model of Megatron-LM", not isinstance(model.get(_MODEL), dict)),

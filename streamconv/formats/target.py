@@ -16,13 +16,14 @@ from streamconv.formats.base import Fact
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout
 
-__all__ = ["Container", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
+__all__ = ["Container", "CoreChoices", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
 
 
 class Slot(NamedTuple):
     """A tensor's place in a file that is to be laid out: its section, global layer (or -1) and key in the section.
 
-    ``part`` is one part of a fused parameter by itself; a ``transposed`` matrix is stored ``(in, out)``.
+    ``part`` is one part of a fused parameter by itself; a ``transposed`` matrix is stored ``(in, out)``; one that is
+    ``stacked`` has an axis of size 1 before its own, for its layer.
     """
 
     section: Section
@@ -30,6 +31,20 @@ class Slot(NamedTuple):
     key: str
     part: str | None = None
     transposed: bool = False
+    stacked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CoreChoices:
+    """What the user wants of a Megatron-Core checkpoint; None means the default.
+
+    ``container`` is ``torch_dist`` or ``torch``, ``spec`` whose names the norms have, ``te`` or ``local``, ``release``
+    the Megatron-LM that is to load it.
+    """
+
+    container: str | None = None
+    spec: str | None = None
+    release: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,7 @@ class TargetModel:
     fork: str | None
     max_shard_nbytes: int
     tensor_of: Callable[[Slot, RowOrders], LazyTensor]
+    core: CoreChoices = field(default_factory=CoreChoices)
 
 
 class FileLayout(Protocol):
@@ -113,7 +129,7 @@ class TargetFiles:
     facts: tuple[Fact, ...]
     warnings: tuple[str, ...] = ()
     orders: RowOrders = field(default_factory=RowOrders)
-    small: Mapping[str, str] = field(default_factory=dict)
+    small: Mapping[str, str | bytes] = field(default_factory=dict)
     owned: tuple[str, ...] = ()
 
 
@@ -122,7 +138,9 @@ class TargetFormat:
     """A framework's checkpoints as a target; the first of ``dialects`` is the default.
 
     ``is_sharded`` says whether tensor and pipeline parallelism are kept or changed; a target that is not has one rank.
-    ``refusal`` says why a model cannot be written so, None if it can.
+    ``refusal`` says why a model cannot be written so, None if it can. ``takes`` are those flags, of the ones that only
+    some targets know, that mean something here. ``is_core`` says that it is Megatron-Core: its arguments can say more,
+    and a rank may hold a slice of a group's rows.
     """
 
     name: str
@@ -130,3 +148,5 @@ class TargetFormat:
     lay_out: Callable[[TargetModel], TargetFiles]
     refusal: Callable[[ModelFamily], str | None]
     is_sharded: bool = True
+    takes: frozenset[str] = frozenset()
+    is_core: bool = False

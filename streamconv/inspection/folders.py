@@ -10,7 +10,7 @@ from streamconv.files.pickle_machine import Global
 from streamconv.formats import find_source
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.deepspeed import resolve_tag
-from streamconv.formats.megatron_legacy import TRACKER
+from streamconv.formats.megatron_folder import TRACKER
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.deepspeed_names import DeepSpeedNames, RecordedSizes, missing_files, parse_names
 from streamconv.inspection.file_set import describe_file_set

@@ -1,10 +1,10 @@
-"""Where Megatron-LM's legacy checkpoint has its files: the tracker, the iteration's folder, a folder for each rank.
+"""Where Megatron-LM's checkpoints have their files: the tracker, the iteration's folder, a folder for each rank.
 
 ``megatron/checkpointing.py:get_checkpoint_name`` of Megatron-LM: ``iter_0000003/mp_rank_01/model_optim_rng.pt``, with
 the stage behind the rank (``mp_rank_01_002``) if PP > 1 (v2.0), and the expert-parallel rank behind that (core_v0.4).
 From 2022-03 (37ca7859a1) to 2023-05 (49e4bd6857) runs with the distributed optimizer wrote ``model_rng.pt``, and
 ``optim.pt`` into a folder with the data-parallel rank behind its name; since then ``distrib_optim.pt`` is beside the
-model.
+model. Megatron-Core's ``torch_dist`` has ``.metadata`` in the iteration's folder, and no folder for a rank.
 """
 
 from __future__ import annotations
@@ -16,15 +16,31 @@ from itertools import product
 from pathlib import Path
 
 from streamconv.errors import AmbiguousError, DamagedError, SourceError, UnsupportedError
+from streamconv.files.distcp_metadata import NAME as METADATA
 from streamconv.formats.base import Fact
-from streamconv.formats.megatron_legacy import TRACKER
 from streamconv.formats.recorded import first_line, tagged_folder
+from streamconv.parallel import ParallelLayout
 
-__all__ = ["RankFolders", "check_grid", "claims", "find_ranks", "resolve_folder"]
+__all__ = [
+    "ARCHIVE",
+    "RELEASE",
+    "TRACKER",
+    "RankFolders",
+    "check_grid",
+    "find_ranks",
+    "holds_ranks",
+    "iteration_folders",
+    "iteration_name",
+    "rank_path",
+    "resolve_folder",
+]
 
+RELEASE = "release"
+TRACKER = "latest_checkpointed_iteration.txt"
+ARCHIVE = "model_optim_rng"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
 _ITERATION = re.compile(r"iter_\d+|release")
-_MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
+_MODEL_FILES = (f"{ARCHIVE}.pt", "model_rng.pt")
 _OPTIMIZER_FILES = ("optim.pt", "distrib_optim.pt")
 _COPY = "copy the missing files from the training run's storage"
 
@@ -49,19 +65,39 @@ class RankFolders:
         return 1 + max(stage for _, stage in self.files)
 
 
+def iteration_folders(path: Path) -> list[Path]:
+    """The folders of iterations below a root: the one that the tracker names first, then by name."""
+    found = sorted(child for child in path.iterdir() if _ITERATION.fullmatch(child.name) and child.is_dir())
+    tracker = path / TRACKER
+    named = _folder_named(first_line(tracker)) if tracker.is_file() else None
+    return sorted(found, key=lambda folder: folder.name != named)
+
+
+def _folder_named(word: str) -> str | None:
+    """``iter_0000003`` for 3, as the tracker says it; None if it says no such thing."""
+    if word == RELEASE:
+        return word
+    return f"iter_{int(word):07d}" if re.fullmatch(r"[0-9]{1,12}", word) else None
+
+
 def claims(path: Path) -> str | None:
-    """What makes a folder a legacy Megatron-LM checkpoint or the root of some, None if nothing does."""
+    """What makes a folder one of rank folders or the root of some, None if nothing does."""
     if not path.is_dir():
         return None
-    if ranks := _rank_folders(path):
-        return f"the folder {ranks[0].name}"
+    if name := holds_ranks(path):
+        return f"the folder {name}"
     folders = sorted(child for child in path.iterdir() if child.is_dir())
     for folder in folders:
-        if _ITERATION.fullmatch(folder.name) and (ranks := _rank_folders(folder)):
-            return f"the folder {folder.name}/{ranks[0].name}"
+        if _ITERATION.fullmatch(folder.name) and (name := holds_ranks(folder)):
+            return f"the folder {folder.name}/{name}"
     # Megatron-DeepSpeed writes a tracker too, beside `latest`.
     deepspeed = (path / "latest").is_file() or any(folder.name.startswith("global_step") for folder in folders)
     return f"the file {TRACKER}" if (path / TRACKER).is_file() and not deepspeed else None
+
+
+def holds_ranks(path: Path) -> str | None:
+    """The first of a folder's rank folders (``mp_rank_00``), None if it has none."""
+    return next((folder.name for folder in _rank_folders(path)), None)
 
 
 def _rank_folders(path: Path) -> list[Path]:
@@ -81,7 +117,7 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
     tracker = path / TRACKER
     if tag is not None:
         return tagged_folder(path, tag, path), Fact(f"checkpoint {tag}", "--tag")
-    if _rank_folders(path):
+    if _rank_folders(path) or (path / METADATA).is_file():
         return path, None
     if not tracker.is_file():
         found = [child.name for child in sorted(path.iterdir()) if _ITERATION.fullmatch(child.name)]
@@ -91,14 +127,29 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
             remedy=f"name one with --tag: {', '.join(found)}",
         )
     word = first_line(tracker)
-    if word != "release" and not re.fullmatch(r"[0-9]{1,12}", word):
+    name = _folder_named(word)
+    if name is None:
         raise DamagedError(
             f"the tracker holds {word[:40]!r}, neither a number nor `release`",
             where=tracker,
             remedy="name the folder of the checkpoint with --tag",
         )
-    name = word if word == "release" else f"iter_{int(word):07d}"
     return tagged_folder(path, name, tracker), Fact(f"checkpoint {name}", TRACKER)
+
+
+def rank_path(iteration: int | None, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
+    """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1.
+
+    What was not trained by Megatron has no iteration, and stands in ``release``
+    [``megatron/training/checkpointing.py:get_checkpoint_name``].
+    """
+    suffix = f"_{stage:03d}" if layout.pp > 1 else ""
+    return f"{iteration_name(iteration)}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
+
+
+def iteration_name(iteration: int | None) -> str:
+    """The name of an iteration's folder: ``iter_0000003``, or ``release`` for what has none."""
+    return RELEASE if iteration is None else f"iter_{iteration:07d}"
 
 
 def find_ranks(folder: Path) -> RankFolders:

@@ -1,0 +1,173 @@
+"""The training arguments that Megatron-LM builds a model from: one set of rules for every family, legacy and core.
+
+Names and meanings: ``megatron/training/arguments.py`` and ``load_args_from_checkpoint`` of
+``megatron/training/checkpointing.py`` (core_v0.16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from streamconv.errors import UnsupportedError
+from streamconv.families.arguments import LLAMA3_SCALING, neutral_args
+from streamconv.families.base import Section
+from streamconv.families.mechanisms import activation_of
+from streamconv.families.rows import RowOrders
+from streamconv.files.safe_pickle import Global
+from streamconv.formats.megatron_core_releases import (
+    ROPE_SCALING,
+    ROPE_SCALING_FACTOR,
+    ROTARY_BASE,
+    SLIDING_WINDOW,
+    Need,
+)
+from streamconv.formats.target import Slot, TargetModel
+
+__all__ = ["core_model_args", "model_flags", "rotary_needs", "unknown_args"]
+
+_DEFAULT_NORM_EPSILON = 1e-5
+_DEFAULT_BASE = 10000
+
+
+def core_model_args(model: TargetModel) -> dict[str, Any]:
+    """What Megatron-Core's GPT model is built from, by Megatron-LM's names; what nothing says is left out.
+
+    Raises:
+        UnsupportedError: no argument can say how positions are scaled.
+    """
+    family, sizes, said = model.family, model.sizes, neutral_args(model.args)
+    keys = family.keys(Section.LAYER)
+    positions = sizes.positions or said.get("max_position_embeddings")
+    is_rotary = family.positions == "rotary"
+    found = {
+        "num_layers": sizes.num_layers,
+        "hidden_size": sizes.hidden,
+        "ffn_hidden_size": sizes.ffn,
+        "num_attention_heads": sizes.heads,
+        "kv_channels": sizes.head_dim,
+        "group_query_attention": sizes.groups != sizes.heads,
+        "num_query_groups": sizes.groups,
+        "max_position_embeddings": positions,
+        "seq_length": said.get("seq_length") or positions,
+        "position_embedding_type": "rope" if is_rotary else "learned_absolute",
+        "add_position_embedding": not is_rotary,
+        "use_rotary_position_embeddings": is_rotary,
+        "normalization": "RMSNorm" if family.norm == "rmsnorm" else "LayerNorm",
+        "norm_epsilon": said.get("layernorm_epsilon"),
+        "apply_layernorm_1p": False,
+        "apply_residual_connection_post_layernorm": False,
+        "swiglu": family.gated,
+        "add_bias_linear": "self_attention.dense.bias" in keys,
+        "add_qkv_bias": "self_attention.query_key_value.bias" in keys and "self_attention.dense.bias" not in keys,
+        "qk_layernorm": "self_attention.q_layernorm.weight" in keys,
+        "untie_embeddings_and_output_weights": model.has_head,
+        "num_experts": None,
+        "attention_dropout": said.get("attention_dropout"),
+        "hidden_dropout": said.get("hidden_dropout"),
+        "apply_query_key_layer_scaling": bool(said.get("apply_query_key_layer_scaling")),
+        "vocab_size": model.vocab_size,
+        "padded_vocab_size": sizes.vocab,
+        "make_vocab_size_divisible_by": said.get("make_vocab_size_divisible_by", 128),
+        **_activation(model, said),
+        **(_rotary(said) if is_rotary else {}),
+        **_dtype(model),
+    }
+    may_be_none = {"num_experts"}
+    return {name: value for name, value in found.items() if value is not None or name in may_be_none}
+
+
+def _activation(model: TargetModel, said: dict[str, Any]) -> dict[str, Any]:
+    """GELU's tanh approximation is what the fused kernel computes, ``F.gelu`` is erf; there is no other argument.
+
+    [``megatron/core/fusions/fused_bias_gelu.py``, ``megatron/training/arguments.py:core_transformer_config_from_args``]
+    """
+    function = None if model.family.gated else activation_of(said)
+    if function is None:
+        return {}
+    return {"bias_gelu_fusion": function == "gelu_new", "squared_relu": function == "relu2", "openai_gelu": False}
+
+
+def _rotary(said: dict[str, Any]) -> dict[str, Any]:
+    """The base, the part that is turned, the scaling and the window.
+
+    [``megatron/core/models/common/embeddings/rotary_pos_embedding.py``; the window counts the positions before one's
+    own, ``megatron/core/transformer/utils.py:get_sliding_window_causal_mask``]
+    """
+    found: dict[str, Any] = {
+        "rotary_base": said.get("rope_theta"),
+        "rotary_percent": said.get("rotary_percent", 1.0),
+        "rotary_interleaved": False,
+    }
+    scaling, window = said.get("rope_scaling"), said.get("sliding_window")
+    if scaling:
+        found |= _scaling(scaling)
+    positions = said.get("max_position_embeddings")
+    if window is not None and not (isinstance(positions, int) and window >= positions):
+        found["window_size"] = (window - 1, 0)
+    return found
+
+
+def _scaling(scaling: dict[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in scaling.items() if name not in ("rope_type", "factor")}
+    kind, factor = scaling.get("rope_type"), scaling.get("factor")
+    if kind == "llama3" and values == LLAMA3_SCALING:
+        return {"use_rope_scaling": True, "rope_scaling_factor": factor}
+    if kind == "linear" and not values and factor is not None and factor == int(factor):
+        return {"rotary_seq_len_interpolation_factor": int(factor)}
+    words = ", ".join(f"{name} {value!r}" for name, value in scaling.items())
+    raise UnsupportedError(
+        f"Megatron-LM has no argument for this scaling of rotary positions: {words}",
+        remedy="convert --to huggingface; or, to go without, say it otherwise with --config FILE",
+    )
+
+
+def _dtype(model: TargetModel) -> dict[str, Any]:
+    words = model.tensor_of(Slot(Section.EMBEDDING, -1, "word_embeddings.weight"), RowOrders())
+    name = words.dtype.name
+    return {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
+
+
+def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
+    """What rotary positions and windows need of a release."""
+    base = args.get("rotary_base")
+    if base not in (None, _DEFAULT_BASE):
+        yield Need(f"rotary_base {base}", ROTARY_BASE)
+    if args.get("use_rope_scaling"):
+        factor = args.get("rope_scaling_factor")
+        is_default = factor == 8
+        yield Need(f"Llama 3's scaling by {factor}", ROPE_SCALING if is_default else ROPE_SCALING_FACTOR)
+    if args.get("window_size"):
+        yield Need(f"a sliding window {args['window_size']}", SLIDING_WINDOW)
+
+
+def unknown_args(args: dict[str, Any]) -> list[str]:
+    """The arguments that logits depend on, and that nothing says."""
+    wanted = ["num_attention_heads", "norm_epsilon"]
+    wanted += ["rotary_base"] if args["position_embedding_type"] == "rope" else []
+    wanted += [] if args["swiglu"] else ["bias_gelu_fusion"]
+    return [name for name in wanted if args.get(name) is None]
+
+
+def model_flags(args: dict[str, Any]) -> Iterator[str]:
+    """The flags that ``--use-checkpoint-args`` does not stand for in every release [``load_args_from_checkpoint``, which
+    takes rotary_base since core_v0.10].
+    """
+    epsilon = args.get("norm_epsilon")
+    if epsilon not in (None, _DEFAULT_NORM_EPSILON):
+        yield f"--norm-epsilon {epsilon}"
+    if args.get("rotary_base") not in (None, _DEFAULT_BASE):
+        yield f"--rotary-base {args['rotary_base']}"
+    if args.get("qk_layernorm"):
+        yield "--qk-layernorm"
+    if args.get("use_rope_scaling"):
+        yield f"--use-rope-scaling --rope-scaling-factor {args['rope_scaling_factor']}"
+    if factor := args.get("rotary_seq_len_interpolation_factor"):
+        yield f"--rotary-seq-len-interpolation-factor {factor}"
+    if window := args.get("window_size"):
+        yield f"--window-size {window[0]},{window[1]}"
+    if args.get("bias_gelu_fusion") is False and not args["swiglu"]:
+        yield "--no-bias-gelu-fusion"
+    for flag, name in (("--bf16", "bf16"), ("--fp16", "fp16")):
+        if args.get(name):
+            yield flag

@@ -1,0 +1,267 @@
+"""Megatron-Core's checkpoints as a target: the ``torch`` container here, ``torch_dist`` in its own module.
+
+``torch`` is a file for each rank, as Megatron-LM's legacy layout has them, whose ``model`` is the flat state dict of
+``megatron/core/models/gpt/gpt_model.py:GPTModel``; with virtual stages ``model0``, ``model1`` and on
+[``megatron/training/checkpointing.py:generate_state_dict``]. A tied head has a copy on the last of several stages
+[``megatron/core/models/common/language_module/language_module.py:setup_embeddings_and_output_layer``]. QKV rows are
+``[groups, heads / groups + 2, head_dim]``, gate before up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from streamconv.errors import UsageError
+from streamconv.families.base import ModelFamily, Section
+from streamconv.files.torch_layout import plan_torch_file
+from streamconv.formats.base import Fact
+from streamconv.formats.megatron_args import core_model_args, model_flags, rotary_needs, unknown_args
+from streamconv.formats.megatron_core_dist import dist_files
+from streamconv.formats.megatron_core_names import SPECS, core_name
+from streamconv.formats.megatron_core_releases import (
+    FIRST,
+    GROUPS_BELOW_TP,
+    STAGE_LAYOUT,
+    UNEVEN_ENDS,
+    VIRTUAL_UNEVEN_ENDS,
+    Need,
+    parse_release,
+    refuse_older,
+)
+from streamconv.formats.megatron_folder import ARCHIVE, RELEASE, TRACKER, rank_path
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.formats.target_args import carried_args
+from streamconv.parallel import ParallelLayout
+
+__all__ = ["CONTAINERS", "TARGET", "lay_out", "refusal"]
+
+CONTAINERS = ("torch_dist", "torch")
+CHECKPOINT_VERSION = 3.0
+_OWNED = ("iter_*", RELEASE)
+
+
+def refusal(family: ModelFamily) -> str | None:
+    """Why Megatron-Core's GPT model cannot run a family [``megatron/core/transformer/transformer_layer.py``]."""
+    if family.positions == "alibi":
+        return "Megatron-Core has no ALiBi and no embedding norm"
+    if family.name == "gpt_neox":
+        return "Megatron-Core has no parallel residual"
+    return None
+
+
+def lay_out(model: TargetModel) -> TargetFiles:
+    """Every file in the container that is asked for, the tracker, and what should be known of the result.
+
+    Raises:
+        UsageError: a choice is none, or means nothing with the container.
+        UnsupportedError: no argument can say how the model works, or the named release cannot run it.
+    """
+    container = _container(model)
+    release = parse_release(model.core.release)
+    args, dropped = _args(model, container)
+    needs = [*rotary_needs(args), *_needs(model, container)]
+    refuse_older(release, needs)
+    entries: dict[str, Any] = {"checkpoint_version": CHECKPOINT_VERSION, "iteration": model.iteration or 0}
+    if model.vocab_size is not None:
+        # Megatron-LM records the true size in args alone, as the user gave it; readers of bigscience's find it here.
+        entries["checkpoint_info"] = {
+            "padded_vocab_size": model.sizes.vocab,
+            "original_vocab_size": model.vocab_size,
+        }
+    facts = list(_facts(model, container, args, needs, dropped))
+    if model.keep_args and model.sizes.heads is not None:
+        namespace = argparse.Namespace()
+        vars(namespace).update(args)
+        entries["args"] = namespace
+    small: dict[str, str | bytes] = {}
+    if container == "torch":
+        files = _rank_files(model, entries)
+    else:
+        files, small = dist_files(model, entries, release)
+    tracker = RELEASE if model.iteration is None else str(model.iteration)
+    warnings = tuple(_cautions(model, args))
+    return TargetFiles(files, {TRACKER: tracker}, tuple(facts), warnings, small=small, owned=_OWNED)
+
+
+def _container(model: TargetModel) -> str:
+    container = model.core.container or CONTAINERS[0]
+    if container not in CONTAINERS:
+        raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
+    if model.core.spec not in (None, *SPECS):
+        raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
+    if container == "torch_dist":
+        if model.core.spec is not None:
+            raise UsageError(
+                "--spec has no meaning with --container torch_dist: it always has Transformer Engine's names",
+                remedy="leave it out, or say --container torch",
+            )
+        if model.layout.vpp > 1:
+            raise UsageError(
+                "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
+                remedy="leave it out, or say --container torch",
+            )
+    return container
+
+
+def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
+    """The arguments, those that the source has beside the model's own, and the names that are left out."""
+    kept, dropped = carried_args(model)
+    layout = model.layout
+    # What other frameworks call otherwise is said by its own name.
+    for name in ("rope_scaling", "sliding_window", "window_size", "ds_sequence_parallel_fpdt"):
+        kept.pop(name, None)
+    kept |= core_model_args(model)
+    kept |= {
+        "use_mcore_models": True,
+        "use_legacy_models": False,
+        "ckpt_format": container,
+        "transformer_impl": "local" if model.core.spec == "local" else "transformer_engine",
+        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": _layers_per_chunk(layout),
+        "expert_model_parallel_size": 1,
+        **_stage_args(layout),
+    }
+    return kept, [name for name in dropped if name not in kept]
+
+
+def _layers_per_chunk(layout: ParallelLayout) -> int | None:
+    """Layers of each virtual stage, None without virtual stages or where they differ."""
+    return layout.stages[0] // layout.vpp if layout.vpp > 1 and len(set(layout.stages)) == 1 else None
+
+
+def _stage_args(layout: ParallelLayout) -> dict[str, Any]:
+    """How Megatron-LM is told of stages of unequal length: the first and the last, or all of them."""
+    stages = layout.stages
+    found: dict[str, Any] = dict.fromkeys(
+        ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout")
+    )
+    if len(set(stages)) == 1:
+        return found
+    middle = stages[1:-1]
+    if min(stages) > 0 and len(set(middle)) <= 1:
+        first, last = stages[0], stages[-1]
+        rest = set(middle)
+        # One end that is as long as the middle needs no flag of its own.
+        found["decoder_first_pipeline_num_layers"] = None if rest == {first} else first
+        found["decoder_last_pipeline_num_layers"] = None if rest == {last} else last
+        return found
+    chunks = [len(layout.layers_of(stage, chunk)) for chunk in range(layout.vpp) for stage in range(layout.pp)]
+    words = ["t" * size for size in chunks]
+    words[0], words[-1] = f"E{words[0]}", f"{words[-1]}L"
+    found["pipeline_model_parallel_layout"] = "|".join(words)
+    return found
+
+
+def _needs(model: TargetModel, container: str) -> Iterator[Need]:
+    groups = model.sizes.groups
+    if container == "torch":
+        if groups is not None and groups < model.layout.tp:
+            yield Need(f"{groups} key and value heads at TP {model.layout.tp}", GROUPS_BELOW_TP)
+        said = _stage_args(model.layout)
+        if said["pipeline_model_parallel_layout"]:
+            yield Need("stages of these lengths (--pipeline-model-parallel-layout)", STAGE_LAYOUT)
+        elif any(said.values()):
+            since = UNEVEN_ENDS if model.layout.vpp == 1 else VIRTUAL_UNEVEN_ENDS
+            yield Need("a first or last stage of another length", since)
+
+
+def _facts(
+    model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str]
+) -> Iterator[Fact]:
+    spec = "Transformer Engine's" if container == "torch_dist" or model.core.spec != "local" else "the local spec's"
+    first = max(needs, key=lambda need: need.since, default=None)
+    since = f"core_v0.{first.since} for {first.what}" if first else f"core_v0.{FIRST}"
+    yield Fact(f"container {container}, names of {spec} norms", f"NVIDIA/Megatron-LM since {since}")
+    yield Fact("parameters only", "optimizer, scheduler and random number state stay behind")
+    if model.sizes.heads is None:
+        # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
+        yield Fact("no args", "the number of heads is not known")
+    elif model.keep_args and dropped:
+        yield Fact(f"left out of args: {', '.join(dropped)}", "not plain data")
+    flags = ["--use-checkpoint-args", "--no-load-optim", "--no-load-rng", f"--ckpt-format {container}"]
+    if container == "torch":
+        flags += [f"--tensor-model-parallel-size {model.layout.tp} --pipeline-model-parallel-size {model.layout.pp}"]
+        flags += ["--transformer-impl local"] if model.core.spec == "local" else []
+        flags += list(_stage_flags(model.layout))
+    yield Fact(f"flags for Megatron-LM: {' '.join([*flags, *model_flags(args)])}", "what args alone do not set")
+
+
+def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
+    said = _stage_args(layout)
+    for name, value in said.items():
+        if value is not None:
+            yield f"--{name.replace('_', '-')} {value}"
+    if (layers := _layers_per_chunk(layout)) is not None:
+        yield f"--num-layers-per-virtual-pipeline-stage {layers}"
+    elif layout.vpp > 1 and said["pipeline_model_parallel_layout"] is None:
+        yield f"--num-virtual-stages-per-pipeline-rank {layout.vpp}"
+
+
+def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:
+    if model.iteration == 0:
+        yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
+    if unknown := unknown_args(args):
+        yield (
+            f"nothing says {', '.join(unknown)}, and the model's answers depend on it: Megatron-LM will take its "
+            "defaults; say them with --config"
+        )
+
+
+def _rank_files(model: TargetModel, entries: dict[str, Any]) -> tuple[TargetFile, ...]:
+    layout = model.layout
+    trees = [_stage_tree(model, stage, entries) for stage in range(layout.pp)]
+    container = partial(plan_torch_file, ARCHIVE)
+    entry = "model" if layout.vpp == 1 else ""
+    return tuple(
+        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], entry)
+        for rank in range(layout.tp)
+        for stage in range(layout.pp)
+    )
+
+
+def _stage_tree(model: TargetModel, stage: int, entries: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank."""
+    chunks = [_chunk(model, stage, chunk) for chunk in range(model.layout.vpp)]
+    if len(chunks) == 1:
+        return {**entries, "model": chunks[0]}
+    return {**entries, **{f"model{number}": chunk for number, chunk in enumerate(chunks)}}
+
+
+def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot]:
+    family, layout, spec = model.family, model.layout, model.core.spec or "te"
+    is_first = (stage, chunk) == (0, 0)
+    is_last = (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
+    found: OrderedDict[str, Slot] = OrderedDict()
+
+    def add(section: Section) -> None:
+        for parameter in family.parameters:
+            if parameter.section is section:
+                found[core_name(parameter, None, spec)] = Slot(section, -1, parameter.key)
+
+    if is_first:
+        add(Section.EMBEDDING)
+    for local, layer in enumerate(layout.layers_of(stage, chunk)):
+        for parameter in family.parameters:
+            if parameter.section is Section.LAYER:
+                found[core_name(parameter, local, spec)] = Slot(Section.LAYER, layer, parameter.key)
+    if is_last:
+        add(Section.FINAL_NORM)
+        if model.has_head:
+            add(Section.HEAD)
+        elif layout.pp > 1:
+            found["output_layer.weight"] = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
+    return found
+
+
+TARGET = TargetFormat(
+    "megatron-core",
+    ("core",),
+    lay_out,
+    refusal,
+    takes=frozenset(("--container", "--spec", "--megatron-version", "--vpp")),
+    is_core=True,
+)

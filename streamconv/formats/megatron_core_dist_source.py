@@ -1,0 +1,152 @@
+"""Megatron-Core's ``torch_dist`` container as a source: whole tensors, whatever ranks wrote their chunks.
+
+Layers are stacked in one tensor, the layer its first axis, or each has a name of its own
+[``megatron/core/transformer/transformer_block.py:sharded_state_dict``]. A gated ``linear_fc1`` is one tensor, all
+of the gate before all of the up, or two (``weight_w``, ``weight_v``) where each shard has a name of its own
+[``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``]. The other state is ``common.pt``, or since
+40b1fd37c1 (2026-07) the object ``common_state``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamconv.errors import DamagedError
+from streamconv.families.arguments import neutral_args
+from streamconv.families.base import Section
+from streamconv.files.distcp import DistributedCheckpoint, open_distributed
+from streamconv.files.safe_pickle import Record
+from streamconv.files.torch_file import open_torch
+from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.megatron_core_dist import COMMON_FILE, COMMON_STATE_OBJECT
+from streamconv.formats.megatron_core_names import CoreName, place_of
+from streamconv.formats.megatron_core_refusals import refuse_args, refuse_names
+from streamconv.formats.megatron_folder import resolve_folder
+from streamconv.formats.recorded import find_iteration, true_vocabulary
+from streamconv.lazy import LazyTensor, concat
+
+__all__ = ["open_dist"]
+
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
+_HALVES = {"mlp.linear_fc1.weight_w": 0, "mlp.linear_fc1.weight_v": 1}
+
+
+def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a ``torch_dist`` checkpoint, metadata only.
+
+    Raises:
+        SourceError: it is not there, or a file that it names is not.
+        UnsupportedError: it is of a kind that is refused by name.
+        DamagedError: something is broken, or contradicts something else.
+    """
+    folder, chosen = resolve_folder(path, options.tag)
+    stored = open_distributed(folder)
+    state = _common_state(folder, stored)
+    found = state.get("args")
+    args = found.attributes if isinstance(found, Record) else None
+    refuse_args(args or {}, folder)
+    optimizer = {name for name in stored.tensors if _OPTIMIZER.fullmatch(name)}
+    tensors, stacked = _places(folder, {n: t for n, t in stored.tensors.items() if n not in optimizer})
+    num_layers = 1 + max((layer for section, layer, _ in tensors if section is Section.LAYER), default=-1)
+    if args is not None and args.get("num_layers", num_layers) != num_layers:
+        raise DamagedError(f"args say {args['num_layers']} layers, {num_layers} are there", where=folder)
+    model = ShardedModel(
+        path=folder,
+        format="Megatron-Core, torch_dist",
+        tp=1,
+        num_layers=num_layers,
+        tensors=tensors,
+        stages=(num_layers,),
+        pp=1,
+        args=None if args is None else neutral_args({**args, "padded_vocab_size": None}),
+        iteration=find_iteration(folder, state, options.iteration),
+        vocab_size=true_vocabulary(state),
+        qkv=None,
+        named={folder / ".metadata": stored.globals},
+    )
+    model.facts += [] if chosen is None else [chosen]
+    model.facts += [
+        Fact("whole tensors: TP 1 x PP 1", f"torch_dist; {len(stored.files)} files of chunks that ranks wrote"),
+        Fact("layers stacked in one tensor" if stacked else "layers with names of their own", "the names in .metadata"),
+    ]
+    if args is None:
+        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    if optimizer:
+        nbytes = sum(stored.tensors[name].nbytes for name in optimizer)
+        model.dropped.append(Dropped(f"{len(optimizer)} tensors of the optimizer", nbytes, "parameters only"))
+    objects = {name: place.nbytes for name, place in stored.objects.items() if name != COMMON_STATE_OBJECT}
+    if objects:
+        reason = "extra state (of FP8) and random number state: parameters only"
+        model.dropped.append(Dropped(f"{len(objects)} objects", sum(objects.values()), reason))
+    return model
+
+
+def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, Any]:
+    """The state beside the tensors."""
+    state: Any = {}
+    if (folder / COMMON_FILE).is_file():
+        state = open_torch(folder / COMMON_FILE).state
+    elif COMMON_STATE_OBJECT in stored.objects:
+        state = stored.value(COMMON_STATE_OBJECT)
+        # Objects are saved as lists of one [dist_checkpointing/serialization.py:load_common_state_dict].
+        state = state[0] if isinstance(state, list) and len(state) == 1 else state
+    if not isinstance(state, dict):
+        raise DamagedError("its common state is no dictionary", where=folder)
+    return state
+
+
+def _places(folder: Path, stored: Mapping[str, LazyTensor]) -> tuple[dict[Place, tuple[LazyTensor, ...]], bool]:
+    """Each parameter by its place, stacked layers taken apart; and whether any were stacked.
+
+    Raises:
+        UnsupportedError: a tensor is no parameter of a GPT model.
+        DamagedError: a parameter is there twice, or has another number of layers than the others.
+    """
+    strays: list[str] = []
+    found: dict[Place, LazyTensor] = {}
+    heights: dict[int, str] = {}
+    for name, tensor in _whole_halves(stored).items():
+        known = place_of(name)
+        if known is None:
+            strays.append(name)
+            continue
+        for place, part in _parts(known, tensor):
+            if place in found:
+                raise DamagedError(f"{name} is there under two names", where=folder)
+            found[place] = part
+        if known.place[0] is Section.LAYER and known.layer is None:
+            heights.setdefault(tensor.shape[0] if tensor.shape else 0, name)
+    refuse_names(strays, folder)
+    if len(heights) > 1:
+        words = ", ".join(f"{name} has {layers}" for layers, name in sorted(heights.items()))
+        raise DamagedError(f"stacks of different heights: {words}", where=folder)
+    return {place: (tensor,) for place, tensor in found.items()}, bool(heights)
+
+
+def _parts(known: CoreName, tensor: LazyTensor) -> list[tuple[Place, LazyTensor]]:
+    section, _, key = known.place
+    if section is not Section.LAYER or known.layer is not None or len(tensor.shape) < 2:
+        return [(known.place, tensor)]
+    layers = range(tensor.shape[0])
+    return [((section, layer, key), tensor.slice(0, layer, layer + 1).flatten(0).coalesced()) for layer in layers]
+
+
+def _whole_halves(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The halves of a gated linear unit that have names of their own, joined: gate, then up."""
+    found: dict[str, LazyTensor] = {}
+    halves: dict[str, dict[int, LazyTensor]] = {}
+    for name, tensor in stored.items():
+        half = next((number for ending, number in _HALVES.items() if name.endswith(ending)), None)
+        if half is None:
+            found[name] = tensor
+        else:
+            halves.setdefault(name[:-2], {})[half] = tensor
+    for name, pair in halves.items():
+        if len(pair) == len(_HALVES) and pair[0].shape == pair[1].shape and name not in found:
+            found[name] = concat([pair[0], pair[1]], len(pair[0].shape) - 2)
+        else:
+            found |= {f"{name}_{'wv'[number]}": tensor for number, tensor in pair.items()}
+    return found

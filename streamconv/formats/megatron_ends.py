@@ -1,0 +1,69 @@
+"""The two ends of a model that Megatron-LM's ranks wrote: its embedding, its head, and the copies of a tied head."""
+
+from __future__ import annotations
+
+from streamconv.errors import DamagedError, UnsupportedError
+from streamconv.families.base import Section
+from streamconv.formats.base import Dropped, ShardedModel
+from streamconv.formats.megatron_ranks import Ranks
+
+__all__ = ["check_ends", "copies_aside"]
+
+
+def check_ends(ranks: Ranks) -> None:
+    """The embedding is in the first chunk of the first stage, the final norm and the head, or its copy, in the last.
+
+    Raises:
+        DamagedError: one of them is missing, or is where it does not belong.
+    """
+    chunks = list(ranks.chunks(0))
+    for number, (stage, chunk, part) in enumerate(chunks):
+        path = ranks.path(0, stage)
+        where = f"stage {stage} of {ranks.found.pp}" + (f", chunk {chunk}," if ranks.vpp > 1 else "")
+        sections = {section for section, _, _ in part.tensors}
+        is_last = number == len(chunks) - 1
+        for section, is_home, home in (
+            (Section.EMBEDDING, number == 0, "the first"),
+            (Section.FINAL_NORM, is_last, "the last"),
+        ):
+            if (section in sections) != is_home:
+                has = "has a" if section in sections else "has no"
+                what = section.value.replace("_", " ")
+                raise DamagedError(f"{where} {has} {what}: it belongs on {home}", where=path)
+        copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
+        if not is_last and (Section.HEAD in sections or copied):
+            raise DamagedError(f"{where} has a head: it belongs on the last", where=path)
+
+
+def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
+    """Keep the tied head's copies aside; one that is the embedding's own bytes (PP 1) is none.
+
+    Args:
+        ranks: what was opened.
+        model: what was made of it.
+        label: what the copy is called in the files.
+
+    Raises:
+        DamagedError: a copy has another shape than its original, or other keys than on the first rank.
+        UnsupportedError: it is a copy of nothing.
+    """
+    last = ranks.found.pp - 1
+    keys = set(ranks.parts[0, last][-1].copy)
+    for rank in range(ranks.found.tp):
+        part, path = ranks.parts[rank, last][-1], ranks.path(rank, last)
+        if set(part.copy) != keys:
+            raise DamagedError(f"{label} has other keys than on rank 0", where=path)
+        for key, copy in part.copy.items():
+            original = ranks.parts[rank, 0][0].tensors.get((Section.EMBEDDING, -1, f"word_embeddings.{key}"))
+            if original is None:
+                raise UnsupportedError(f"{label}.{key} is a copy of nothing in the embedding", where=path)
+            if (copy.shape, copy.dtype) != (original.shape, original.dtype):
+                raise DamagedError(
+                    f"{label}.{key} is {copy.shape} {copy.dtype}, the embedding {original.shape} {original.dtype}",
+                    where=path,
+                )
+            if copy.pieces != original.pieces:
+                model.copies.append((f"{label}.{key} of rank {rank}", copy, original))
+    if model.copies:
+        nbytes = sum(copy.nbytes for _, copy, _ in model.copies)
+        model.dropped.append(Dropped(f"{label} of {ranks.found.tp} ranks", nbytes, "a copy of the word embedding"))

@@ -1,0 +1,73 @@
+"""The layout of a target: as asked, and where nothing is asked as the source has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamconv.errors import AmbiguousError, UsageError
+from streamconv.formats.base import ShardedModel
+from streamconv.formats.target import TargetFormat
+from streamconv.parallel import ParallelLayout, even_stages
+
+__all__ = ["WantedLayout", "target_layout"]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedLayout:
+    """What is asked of the target's layout. None means: as the source has it. ``pp_layers`` are those of each stage."""
+
+    tp: int | None = None
+    pp: int | None = None
+    pp_layers: tuple[int, ...] | None = None
+    vpp: int | None = None
+
+
+def target_layout(
+    model: ShardedModel, target: TargetFormat, wanted: WantedLayout, container: str | None
+) -> ParallelLayout:
+    """The layout of a sharded target.
+
+    Args:
+        model: the source.
+        target: the target's format.
+        wanted: what is asked for.
+        container: of Megatron-Core, ``torch_dist`` or ``torch``; None is the default.
+
+    Raises:
+        UsageError: what is asked for contradicts itself or the model.
+        AmbiguousError: the source's stages are to stay, and are not known.
+    """
+    tp = wanted.tp if wanted.tp is not None else model.tp
+    stages = _target_stages(model, wanted)
+    vpp = wanted.vpp
+    if vpp is None:
+        # Virtual stages stay with the stages, where the target has them.
+        has_them = "--vpp" in target.takes and (not target.is_core or container == "torch")
+        vpp = model.vpp if has_them and stages == model.stages else 1
+    return ParallelLayout(tp, stages, vpp)
+
+
+def _target_stages(model: ShardedModel, wanted: WantedLayout) -> tuple[int, ...]:
+    """The layers of each stage: as asked, or as the source has them."""
+    if wanted.pp_layers is not None:
+        if wanted.pp not in (None, len(wanted.pp_layers)):
+            raise UsageError(
+                f"--pp {wanted.pp} and {len(wanted.pp_layers)} stages in --pp-layers", remedy="say one of them"
+            )
+        if sum(wanted.pp_layers) != model.num_layers or min(wanted.pp_layers) < 1:
+            raise UsageError(
+                f"--pp-layers {','.join(map(str, wanted.pp_layers))} adds up to {sum(wanted.pp_layers)} layers",
+                remedy=f"the model has {model.num_layers}, and each stage needs at least one",
+            )
+        return wanted.pp_layers
+    if wanted.pp is not None and wanted.pp != model.pp:
+        if not 1 <= wanted.pp <= model.num_layers:
+            raise UsageError(f"--pp {wanted.pp}: the model has {model.num_layers} layers", remedy="choose fewer stages")
+        return even_stages(model.num_layers, wanted.pp)
+    if model.stages is None:
+        raise AmbiguousError(
+            f"the source's PP is {model.pp or 'unknown'}, and nothing says which stage owned which layer",
+            where=model.path,
+            remedy=f"say --pp-layers N,N,.. adding up to {model.num_layers}, or another --pp",
+        )
+    return model.stages
