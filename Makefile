@@ -2,6 +2,7 @@
 # make test   lint, types and all tests, as CI runs them
 # make check  the quick tests alone
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
+# make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
 # The tests of the HTML report want a Chromium in PATH, and are skipped without one.
 # Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
-.PHONY: demo test test-deepspeed lint check bench clean
+.PHONY: demo test test-deepspeed test-megatron lint check bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +50,13 @@ $(VENV)/deepspeed: $(VENV)/ready
 test-deepspeed: $(VENV)/deepspeed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) \
 		tests/test_deepspeed_engine.py tests/cli/test_original_inspectors.py
+
+$(VENV)/megatron: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt megatron-core
+	touch $@
+
+test-megatron: $(VENV)/megatron
+	$(BIN)/python -m pytest -n $(WORKERS) tests/megatron_core
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
