@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from streamconv.budget import RunChoices
-from streamconv.configuration import read_config
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
+from streamconv.files.json_file import read_config
 from streamconv.formats.base import SourceOptions
 from streamconv.memory import parse_size
 from streamconv.planner import DEFAULT_SHARD_NBYTES, REPLICATED_POLICIES, ConvertOptions, make_plan

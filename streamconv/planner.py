@@ -9,7 +9,7 @@ from typing import Any
 
 from streamconv.assembly import REPLICATED_POLICIES, assemble
 from streamconv.capabilities import find_target, reason_for
-from streamconv.configuration import args_of, family_of
+from streamconv.configuration import args_of, family_of, overruled
 from streamconv.coverage import prove
 from streamconv.dtypes import DType
 from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
@@ -34,6 +34,8 @@ from streamconv.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
 __all__ = ["REPLICATED_POLICIES", "ConvertOptions", "make_plan"]
 
 DEFAULT_SHARD_NBYTES = 5 * 10**9
+# Entries of a config.json that say nothing of the model's function, or that its tensors show.
+_NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     why = reason_for(target, options.to, family)
     _refuse_options(target, options)
     if target.is_sharded and model.config is not None:
-        _translate(model, model.config, family, said)
+        _translate(model, overruled(model.config, said), family, said)
     layout = _target_layout(model, options) if target.is_sharded else ParallelLayout(1, (model.num_layers,))
     need_heads(model, sizes, layout.tp, moved=not target.is_sharded)
     if model.iteration is None and model.config is None and target.is_sharded:
@@ -177,6 +179,8 @@ def _refuse_options(target: TargetFormat, options: ConvertOptions) -> None:
 def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any]) -> None:
     """A ``config.json`` as training arguments; what the user says that is none of its entries is one already.
 
+    ``config`` is the source's with ``said`` in it. Where ``said`` is a ``config.json`` itself, all of it are entries.
+
     Raises:
         UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
     """
@@ -187,8 +191,8 @@ def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFami
             where=model.path,
             remedy="convert --to huggingface; or, to go without, say the entries otherwise with --config FILE",
         )
-    entries = {name for setting in family.huggingface.settings for name in setting.entries}
-    own = {name: value for name, value in said.items() if name not in entries and name not in config}
+    entries = {*_NO_ARGUMENTS, *(name for setting in family.huggingface.settings for name in setting.spellings)}
+    own = {name: value for name, value in said.items() if name not in entries and "model_type" not in said}
     model.args = {**translation.args, **own}
     model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
     model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.configuration import args_of, family_of, read_config
+from streamconv.configuration import args_of, family_of, overruled
 from streamconv.errors import DamagedError, SourceError
 from streamconv.families.base import ModelFamily
 from streamconv.families.rows import GluOrder
 from streamconv.files.any_file import open_any
+from streamconv.files.json_file import read_config
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.huggingface_names import TIED_HEAD, HfNames, HfTensors
@@ -70,7 +71,8 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
             where=path,
             remedy="copy config.json from where the model was published or saved",
         )
-    config = {**read_config(path / CONFIG), **options.config}
+    own = read_config(path / CONFIG)
+    config = overruled(own, options.config)
     family = family_of(config)
     args = args_of(family, config).args
     weights = _open_weights(path)
@@ -95,7 +97,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
         vocab_size=_vocabulary(path, config, found.tensors[names.words]),
         qkv=family.huggingface.qkv,
         glu=GluOrder.GATE_UP if family.gated else None,
-        config=config,
+        config=own,
         family=family.name,
         named={file.path: file.globals for file in weights.files},
         copies_must_equal=True,
