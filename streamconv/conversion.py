@@ -79,7 +79,15 @@ def run_plan(
         names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
         entries = {name.split("/", 1)[0] for name in names}
         clear_leftovers(destination)
-        retired = check_destination(work.source, destination, sorted(entries), overwrite=overwrite, owned=work.owned)
+        retired = check_destination(
+            work.source,
+            destination,
+            sorted(entries),
+            overwrite=overwrite,
+            owned=work.owned,
+            beside=work.beside,
+            sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
+        )
     drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
     if destination is None:
         outputs = [DiscardedOutput()] * len(work.files)
@@ -109,6 +117,12 @@ def run_plan(
         records_in_part=verdict.in_part,
         records_without_crc=verdict.without_crc,
     )
+
+
+def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
+    """The files that go along, but for those that are replaced by themselves."""
+    places = {name: (destination.resolve() / name, path) for name, path in work.copied.items()}
+    return [path for place, path in places.values() if path.resolve() != place]
 
 
 def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:

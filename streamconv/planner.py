@@ -28,7 +28,7 @@ from streamconv.formats.base import (
 from streamconv.parallel import ParallelLayout, even_stages
 from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise
-from streamconv.tokenizers import tokenizer_files
+from streamconv.tokenizers import TOKENIZER_NAMES, tokenizer_files
 from streamconv.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
 
 __all__ = ["REPLICATED_POLICIES", "ConvertOptions", "make_plan"]
@@ -109,6 +109,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         small=laid_out.small,
         copied=_copied(options, laid_out),
         owned=laid_out.owned,
+        beside=() if target.is_sharded else TOKENIZER_NAMES,
     )
 
 

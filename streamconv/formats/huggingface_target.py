@@ -21,7 +21,16 @@ from streamconv.formats.huggingface_names import HfNames
 
 __all__ = ["TARGET", "lay_out"]
 
-_OWNED = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", CONFIG, "generation_config.json")
+# An adapter would be loaded on top of the result.
+_OWNED = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*",
+    CONFIG,
+    "generation_config.json",
+    "adapter_config.json",
+    "adapter_model*",
+)
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
