@@ -169,7 +169,7 @@ def _options(choices: Choices) -> ConvertOptions:
     if padding not in (None, *PADDING_POLICIES):
         names = ", ".join(PADDING_POLICIES)
         raise UsageError(f"--vocab-padding {padding}: no such choice", remedy=f"choose one of {names}")
-    shard, tokenizer, config = choices.get("max_shard_size"), choices.get("tokenizer"), choices.get("config")
+    shard, tokenizer = choices.get("max_shard_size"), choices.get("tokenizer")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
         tp=choices.get("tp"),
@@ -191,6 +191,18 @@ def _options(choices: Choices) -> ConvertOptions:
             glu_order=choices.get("glu_order"),
             num_heads=choices.get("num_heads"),
             iteration=choices.get("iteration"),
-            config=read_config(Path(config)) if isinstance(config, str | Path) else config,
+            config=_entries(choices.get("config")),
         ),
+    )
+
+
+def _entries(config: object) -> Mapping[str, Any] | None:
+    """The entries of a configuration that is a path, or a mapping already."""
+    if isinstance(config, str | Path):
+        return read_config(Path(config))
+    if config is None or (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        return config
+    raise UsageError(
+        f"config is {repr(config)[:40]}, not entries by their names",
+        remedy="give a mapping of names to values, or the path of a JSON file",
     )

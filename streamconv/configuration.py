@@ -129,16 +129,14 @@ def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvE
     return said
 
 
-def overruled(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def overruled(family: ModelFamily, config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     """A source's ``config.json`` with what the user says in its place, however either of them spells it.
 
     Raises:
-        UnsupportedError: the family that they name is none that is known.
         UsageError: what the user says makes no sense.
         DamagedError: an entry of ``config.json`` that is said in part makes no sense.
     """
     merged = {**config, **said}
-    family = family_of(merged)
     _read(family, said, UsageError)
     try:
         for setting in family.huggingface.settings:
@@ -182,7 +180,7 @@ def config_of(
     if config is None:
         written, notes, warnings = _from_args(family, sizes, neutral_args(args), supplied, shown)
     else:
-        written, notes, warnings = _from_config(family, sizes, overruled(config, supplied), supplied), [], []
+        written, notes, warnings = _from_config(family, sizes, overruled(family, config, supplied), supplied), [], []
     left = sorted(name for name in _LEFT_BEHIND if written.pop(name, None))
     if left:
         notes.append((f"left out of config.json: {', '.join(left)}", "names of the source's place, or of code"))

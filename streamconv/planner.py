@@ -76,7 +76,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     why = reason_for(target, options.to, family)
     _refuse_options(target, options)
     if target.is_sharded and model.config is not None:
-        _translate(model, overruled(model.config, said), family, said)
+        _translate(model, overruled(family, model.config, said), family, said)
     layout = _target_layout(model, options) if target.is_sharded else ParallelLayout(1, (model.num_layers,))
     need_heads(model, sizes, layout.tp, moved=not target.is_sharded)
     if model.iteration is None and model.config is None and target.is_sharded:

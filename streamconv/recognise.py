@@ -149,7 +149,8 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
 
     words = stored(Section.EMBEDDING, -1, "word_embeddings.weight")
     hidden = words.shape[1]
-    positions = model.tensors.get((Section.EMBEDDING, -1, "position_embeddings.weight"))
+    place = (Section.EMBEDDING, -1, "position_embeddings.weight")
+    positions = stored(*place) if place in model.tensors else None
     heads = positive_int(model.args, "num_attention_heads", model.path)
     if num_heads is not None:
         if heads not in (None, num_heads):
@@ -165,7 +166,7 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
         hidden=hidden,
         ffn=ffn // 2 if family.gated else ffn,
         vocab=words.shape[0] * model.tp,
-        positions=positions[0].shape[0] if positions else None,
+        positions=positions.shape[0] if positions else None,
         heads=heads,
         groups=_groups(model, family, heads, head_dim, rows) if heads and head_dim else None,
         head_dim=head_dim if heads else None,

@@ -20,7 +20,7 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: what it is, for messages.
+        what: what it should be, for messages.
         limit: the most bytes that it may have.
 
     Raises:
@@ -32,13 +32,13 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
         nbytes = os.fstat(file.fileno()).st_size
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise DamagedError(f"{what} of {nbytes} bytes; the limit is {limit}", where=path)
+        raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path)
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"no JSON: {str(error)[:80]}", where=path) from error
     if not isinstance(found, dict):
-        raise DamagedError(f"a JSON {type(found).__name__}, not an object with entries", where=path)
+        raise DamagedError(f"no {what}: a JSON {type(found).__name__}, not an object", where=path)
     return found
 
 
@@ -52,4 +52,4 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises what the system says of a name that is too long
         raise UsageError("no such file: it should hold entries of a configuration", where=path)
-    return read_entries(path, "a configuration", _MAX_CONFIG_NBYTES)
+    return read_entries(path, "configuration", _MAX_CONFIG_NBYTES)

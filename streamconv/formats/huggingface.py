@@ -6,7 +6,6 @@ Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from streamconv.errors import DamagedError, SourceError
 from streamconv.families.base import ModelFamily
 from streamconv.families.rows import GluOrder
 from streamconv.files.any_file import open_any
-from streamconv.files.json_file import read_config
+from streamconv.files.json_file import read_config, read_entries
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.huggingface_names import TIED_HEAD, HfNames, HfTensors
@@ -72,8 +71,8 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
             remedy="copy config.json from where the model was published or saved",
         )
     own = read_config(path / CONFIG)
-    config = overruled(own, options.config)
-    family = family_of(config)
+    family = family_of({**own, **options.config})
+    config = overruled(family, own, options.config)
     args = args_of(family, config).args
     weights = _open_weights(path)
     names = HfNames(family)
@@ -162,14 +161,9 @@ def _open_weights(folder: Path) -> _Weights:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX_NBYTES:
-        raise DamagedError(f"an index of {path.stat().st_size} bytes; the limit is {_MAX_INDEX_NBYTES}", where=path)
-    try:
-        found = json.loads(path.read_bytes())
-        weight_map = found["weight_map"]
-        entries = dict(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"no index of shards: {str(error)[:80]}", where=path) from error
+    entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
+    if not isinstance(entries, dict):
+        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)
     for name in entries.values():
         if not isinstance(name, str) or not is_child_name(name):
             raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)

@@ -11,6 +11,9 @@ from streamconv.errors import DamagedError, SourceError
 
 __all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary"]
 
+# NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
+_LONGEST_NAME = 255
+
 
 def first_line(path: Path) -> str:
     """What a commit record says, whatever bytes it holds."""
@@ -20,7 +23,8 @@ def first_line(path: Path) -> str:
 
 def is_child_name(name: str) -> bool:
     """Whether a name can only be that of a direct child: it may come out of a file."""
-    return bool(name) and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
+    nbytes = len(name.encode("utf-8", "surrogatepass"))
+    return 0 < nbytes <= _LONGEST_NAME and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
 
 
 def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
@@ -36,7 +40,7 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
         SourceError: there is no such folder.
     """
     if not is_child_name(name):
-        raise DamagedError(f"the tag {name!r} is not the name of a folder", where=said_by)
+        raise DamagedError(f"the tag {name[:80]!r} is not the name of a folder", where=said_by)
     if not (path / name).is_dir():
         tags = sorted(child.name for child in path.iterdir() if child.is_dir())
         raise SourceError(
