@@ -12,7 +12,7 @@ from streamconv.errors import UsageError
 from streamconv.files.json_file import read_config
 from streamconv.formats.base import SourceOptions
 from streamconv.memory import parse_size
-from streamconv.planner import DEFAULT_SHARD_NBYTES, REPLICATED_POLICIES, ConvertOptions, make_plan
+from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
 from streamconv.vocabulary import PADDING_POLICIES
 
@@ -180,7 +180,7 @@ def _options(choices: Choices) -> ConvertOptions:
         replicated=replicated,
         vocab_size=choices.get("vocab_size"),
         vocab_padding=padding,
-        max_shard_nbytes=DEFAULT_SHARD_NBYTES if shard is None else parse_size(shard, "--max-shard-size"),
+        max_shard_nbytes=None if shard is None else parse_size(shard, "--max-shard-size"),
         tokenizer=None if tokenizer is None else Path(tokenizer),
         for_release=choices.get("for_release", False),
         keep_args=choices.get("keep_args", True),

@@ -13,6 +13,7 @@ from streamconv.errors import AmbiguousError, DamagedError, StreamconvError, Uns
 from streamconv.families import known_families
 from streamconv.families.arguments import neutral_args
 from streamconv.families.base import ModelFamily, ModelSizes
+from streamconv.generation import generation_of
 
 __all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "family_of", "neutral_args", "overruled"]
 
@@ -187,11 +188,8 @@ def config_of(
     table = family.huggingface
     own = {"model_type": table.model_type, "architectures": [table.architecture]}
     written |= {**own, **shown, "dtype": dtype_name, "torch_dtype": dtype_name}
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    generation = {name: written[name] for name in tokens if written.get(name) is not None}
-    return ConfigFiles(
-        dict(sorted(written.items())), {"_from_model_config": True, **generation}, tuple(notes), tuple(warnings)
-    )
+    generation = generation_of(config, written, supplied)
+    return ConfigFiles(dict(sorted(written.items())), generation, tuple(notes), tuple(warnings))
 
 
 def _from_config(

@@ -25,6 +25,7 @@ from streamconv.formats.base import (
     TargetModel,
     positive_int,
 )
+from streamconv.idle import refuse_idle
 from streamconv.parallel import ParallelLayout, even_stages
 from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise
@@ -33,7 +34,7 @@ from streamconv.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
 
 __all__ = ["REPLICATED_POLICIES", "ConvertOptions", "make_plan"]
 
-DEFAULT_SHARD_NBYTES = 5 * 10**9
+_SHARD_NBYTES = 5 * 10**9
 # Entries of a config.json that say nothing of the model's function, or that its tensors show.
 _NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -58,7 +59,7 @@ class ConvertOptions:
     vocab_padding: str | None = None
     for_release: bool = False
     keep_args: bool = True
-    max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    max_shard_nbytes: int | None = None
     tokenizer: Path | None = None
     source: SourceOptions = field(default_factory=SourceOptions)
 
@@ -74,7 +75,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     named = _supply(model, said, has_args=target.is_sharded)
     family, sizes = recognise(model, options.source.num_heads, named)
     why = reason_for(target, options.to, family)
-    _refuse_options(target, options)
+    refuse_idle(model, target, options)
     if target.is_sharded and model.config is not None:
         _translate(model, overruled(family, model.config, said), family, said)
     layout = _target_layout(model, options) if target.is_sharded else ParallelLayout(1, (model.num_layers,))
@@ -138,7 +139,7 @@ def _wanted(
         config=model.config,
         supplied=options.source.config,
         fork=model.fork,
-        max_shard_nbytes=options.max_shard_nbytes,
+        max_shard_nbytes=options.max_shard_nbytes or _SHARD_NBYTES,
         tensor_of=filler.tensor,
     )
 
@@ -166,15 +167,6 @@ def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> 
         model.vocab_size = vocabulary
         model.facts.append(Fact(f"{vocabulary} true rows of the vocabulary", "--config: vocab_size"))
     return family.name
-
-
-def _refuse_options(target: TargetFormat, options: ConvertOptions) -> None:
-    """A flag that would do nothing is refused."""
-    sharded = (("--tp", options.tp), ("--pp", options.pp), ("--pp-layers", options.pp_layers))
-    whole = (("--vocab-padding", options.vocab_padding), ("--tokenizer", options.tokenizer))
-    for flag, value in whole if target.is_sharded else sharded:
-        if value is not None and value != 1:
-            raise UsageError(f"{flag} has no meaning with --to {target.name}", remedy="leave it out")
 
 
 def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any]) -> None:

@@ -21,11 +21,13 @@ from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.huggingface_names import TIED_HEAD, HfNames, HfTensors
 from streamconv.formats.recorded import is_child_name
+from streamconv.generation import StoredConfig
 from streamconv.lazy import LazyTensor
 
-__all__ = ["CONFIG", "INDEX_SUFFIX", "SOURCE", "WEIGHTS", "claims", "open_model"]
+__all__ = ["CONFIG", "GENERATION", "INDEX_SUFFIX", "SOURCE", "WEIGHTS", "claims", "open_model"]
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 INDEX_SUFFIX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """A model in one file, the first that is there counts; in shards, the index is called so with :data:`INDEX_SUFFIX`."""
@@ -70,7 +72,8 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
             where=path,
             remedy="copy config.json from where the model was published or saved",
         )
-    own = read_config(path / CONFIG)
+    own = StoredConfig(read_config(path / CONFIG))
+    own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
     family = family_of({**own, **options.config})
     config = overruled(family, own, options.config)
     args = args_of(family, config).args

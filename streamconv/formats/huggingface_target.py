@@ -16,7 +16,7 @@ from streamconv.families.base import ModelFamily
 from streamconv.families.rows import RowOrders
 from streamconv.files.safetensors_layout import plan_safetensors_file
 from streamconv.formats.base import Fact, Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
-from streamconv.formats.huggingface import CONFIG, INDEX_SUFFIX, WEIGHTS
+from streamconv.formats.huggingface import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface_names import HfNames
 
 __all__ = ["TARGET", "lay_out"]
@@ -27,7 +27,7 @@ _OWNED = (
     "model.safetensors.index.json",
     "pytorch_model*",
     CONFIG,
-    "generation_config.json",
+    GENERATION,
     "adapter_config.json",
     "adapter_model*",
 )
@@ -56,7 +56,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
         dtype_name=max(set(dtypes), key=dtypes.count).name,
         has_head=model.has_head,
     )
-    small = {"generation_config.json": _json(written.generation_config)}
+    small = {GENERATION: _json(written.generation_config)}
     if len(shards) > 1:
         total = sum(tensor.nbytes for _, _, tensor in sized)
         small[WEIGHTS[0] + INDEX_SUFFIX] = _json({"metadata": {"total_size": total}, "weight_map": weight_map})
