@@ -9,6 +9,7 @@ from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError, Us
 from streamconv.families import known_families
 from streamconv.families.base import ModelFamily, ModelSizes, Section
 from streamconv.families.rows import QkvLayout
+from streamconv.formats import find_source, titles_from
 from streamconv.formats.base import Fact, ShardedModel, positive_int
 from streamconv.lazy import LazyTensor, Storage
 
@@ -71,12 +72,12 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
         where=model.path,
-        remedy=f"families so far: {_titles()}",
+        remedy=f"families so far in such folders: {_titles(model)}",
     )
 
 
-def _titles() -> str:
-    return ", ".join(family.title for family in known_families())
+def _titles(model: ShardedModel) -> str:
+    return titles_from(find_source(model.path).name)
 
 
 # megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
@@ -94,7 +95,7 @@ def _refuse_mechanisms(family: ModelFamily, model: ShardedModel) -> None:
         raise UnsupportedError(
             f"{reason}: not translated for the family {family.title}, which the keys name",
             where=model.path,
-            remedy=f"families so far: {_titles()}",
+            remedy=f"families so far in such folders: {_titles(model)}",
         )
 
 

@@ -16,10 +16,11 @@ from streamconv.families.rows import QkvLayout
 from streamconv.files.safe_pickle import Record, leaves_of
 from streamconv.files.stored_file import StoredFile
 from streamconv.files.torch_file import open_torch
+from streamconv.formats import titles_from
 from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceFormat, SourceOptions, positive_int
 from streamconv.formats.deepspeed_evidence import join_separate_heads, settle_glu
 from streamconv.formats.deepspeed_layers import join_ranks
-from streamconv.formats.deepspeed_refusals import family_titles, refuse_other_folders
+from streamconv.formats.deepspeed_refusals import refuse_other_folders
 from streamconv.formats.megatron_legacy import refusal
 from streamconv.formats.megatron_legacy_folder import RankFolders, check_grid, claims, find_ranks, resolve_folder
 from streamconv.formats.megatron_legacy_names import HEAD_COPY, StageTensors, cautions, stage_tensors, translated_args
@@ -155,7 +156,7 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
             raise UnsupportedError(
                 f"{name}, as args say: not translated yet",
                 where=folder,
-                remedy=f"families so far: {family_titles()}",
+                remedy=f"families so far in such folders: {titles_from('megatron-legacy')}",
             )
 
 

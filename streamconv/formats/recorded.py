@@ -9,10 +9,15 @@ from typing import Any
 
 from streamconv.errors import DamagedError, SourceError
 
-__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary"]
+__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary", "whole"]
 
 # NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
 _LONGEST_NAME = 255
+
+
+def whole(value: Any) -> int | None:
+    """A whole number that is recorded; None for anything else. A truth value is one to Python, and is none here."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def first_line(path: Path) -> str:
@@ -59,8 +64,8 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
     """
     if said is not None:
         return said
-    recorded = state.get("iteration")
-    if isinstance(recorded, int) and not isinstance(recorded, bool):
+    recorded = whole(state.get("iteration"))
+    if recorded is not None:
         if not 0 <= recorded < 10**9:
             raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
         return recorded
@@ -74,6 +79,7 @@ def true_vocabulary(state: Mapping[str, Any]) -> int | None:
     """
     for key in ("checkpoint_info", "universal_checkpoint_info"):
         info = state.get(key)
-        if isinstance(info, dict) and isinstance(info.get("original_vocab_size"), int):
-            return int(info["original_vocab_size"])
+        size = whole(info.get("original_vocab_size")) if isinstance(info, dict) else None
+        if size is not None:
+            return size
     return None
