@@ -14,6 +14,7 @@ from streamconv.coverage import prove
 from streamconv.dtypes import DType
 from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
 from streamconv.families.base import ModelFamily, ModelSizes, Section
+from streamconv.families.settings import Implied, Size
 from streamconv.filling import Filler
 from streamconv.formats import find_source
 from streamconv.formats.base import (
@@ -176,6 +177,7 @@ def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFami
 
     Raises:
         UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
+        UsageError: what the user says is a size that the model has not.
     """
     translation = args_of(family, config)
     if translation.refusals:
@@ -186,6 +188,11 @@ def _translate(model: ShardedModel, config: Mapping[str, Any], family: ModelFami
         )
     entries = {*_NO_ARGUMENTS, *(name for setting in family.huggingface.settings for name in setting.spellings)}
     own = {name: value for name, value in said.items() if name not in entries and "model_type" not in said}
+    sizes = {setting.arg for setting in family.huggingface.settings if isinstance(setting, Size | Implied)}
+    for name in own.keys() & sizes:
+        if own[name] != translation.args[name]:
+            words = f"{name} is {own[name]!r} in --config, and {translation.args[name]!r} as config.json says"
+            raise UsageError(words, remedy="leave it out of --config")
     model.args = {**translation.args, **own}
     model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
     model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []

@@ -164,6 +164,8 @@ def _open_weights(folder: Path) -> _Weights:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise DamagedError("the index of shards is not a file", where=path, remedy="fetch it again")
     entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(entries, dict):
         raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)

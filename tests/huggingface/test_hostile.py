@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from streamconv import plan
 from streamconv.cli.main import main
-from streamconv.errors import DamagedError, SourceError, StorageError, StreamconvError, UnsupportedError, UsageError
+from streamconv.errors import DamagedError, StorageError, StreamconvError, UnsupportedError, UsageError
 from tests.huggingface import models
 
 
@@ -92,7 +92,7 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
             plan(folder, to="huggingface")
     path.unlink()
     path.mkdir()
-    with pytest.raises(SourceError, match="not a file"):
+    with pytest.raises(DamagedError, match="is not a file"):
         plan(folder, to="huggingface")
 
 

@@ -53,6 +53,13 @@ def test_an_argument_that_pads_the_vocabulary_counts(name: str, value: int, rows
     assert any(name in fact.what and fact.evidence == "--config" for fact in work.facts)
 
 
+def test_an_argument_that_the_model_contradicts(tmp_path: Path) -> None:
+    models.make("llama", tmp_path / "hf")
+    with pytest.raises(UsageError, match=r"num_layers is 7 in --config, and 4 as config\.json says"):
+        plan(tmp_path / "hf", to="megatron", config={"num_layers": 7})
+    assert plan(tmp_path / "hf", to="megatron", config={"num_layers": 4})
+
+
 def test_entries_of_a_config_json_are_no_arguments(tmp_path: Path) -> None:
     models.make("gpt", tmp_path / "hf")
     said = {**config_in(tmp_path / "hf"), "use_cache": False, "own_entry": 5}
