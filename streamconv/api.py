@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from streamconv.budget import RunChoices
-from streamconv.configuration import read_config
 from streamconv.dtypes import DType, parse_dtype
 from streamconv.errors import UsageError
+from streamconv.files.json_file import read_config
 from streamconv.formats.base import SourceOptions
 from streamconv.formats.target import CoreChoices
 from streamconv.layouts import WantedLayout
 from streamconv.memory import parse_size
-from streamconv.planner import DEFAULT_SHARD_NBYTES, REPLICATED_POLICIES, ConvertOptions, make_plan
+from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
 from streamconv.plans import Plan
 from streamconv.vocabulary import PADDING_POLICIES
 
@@ -179,7 +179,7 @@ def _options(choices: Choices) -> ConvertOptions:
     if padding not in (None, *PADDING_POLICIES):
         names = ", ".join(PADDING_POLICIES)
         raise UsageError(f"--vocab-padding {padding}: no such choice", remedy=f"choose one of {names}")
-    shard, tokenizer, config = choices.get("max_shard_size"), choices.get("tokenizer"), choices.get("config")
+    shard, tokenizer = choices.get("max_shard_size"), choices.get("tokenizer")
     return ConvertOptions(
         to=choices.get("to", "megatron"),
         layout=WantedLayout(choices.get("tp"), choices.get("pp"), choices.get("pp_layers"), choices.get("vpp")),
@@ -189,7 +189,7 @@ def _options(choices: Choices) -> ConvertOptions:
         replicated=replicated,
         vocab_size=choices.get("vocab_size"),
         vocab_padding=padding,
-        max_shard_nbytes=DEFAULT_SHARD_NBYTES if shard is None else parse_size(shard, "--max-shard-size"),
+        max_shard_nbytes=None if shard is None else parse_size(shard, "--max-shard-size"),
         tokenizer=None if tokenizer is None else Path(tokenizer),
         for_release=choices.get("for_release", False),
         keep_args=choices.get("keep_args", True),
@@ -200,6 +200,18 @@ def _options(choices: Choices) -> ConvertOptions:
             glu_order=choices.get("glu_order"),
             num_heads=choices.get("num_heads"),
             iteration=choices.get("iteration"),
-            config=read_config(Path(config)) if isinstance(config, str | Path) else config,
+            config=_entries(choices.get("config")),
         ),
+    )
+
+
+def _entries(config: object) -> Mapping[str, Any] | None:
+    """The entries of a configuration that is a path, or a mapping already."""
+    if isinstance(config, str | Path):
+        return read_config(Path(config))
+    if config is None or (isinstance(config, Mapping) and all(isinstance(name, str) for name in config)):
+        return config
+    raise UsageError(
+        f"config is {repr(config)[:40]}, not entries by their names",
+        remedy="give a mapping of names to values, or the path of a JSON file",
     )

@@ -118,7 +118,7 @@ def compare(
         right = b.tensors.get(name)
         if right is None:
             continue
-        left, right = _same_rows(name, left, right, result)
+        left, right = _same_rows(name, left, right, result, padding=not cast)
         if left.shape != right.shape:
             result.shapes.append(ShapeDifference(name, str(list(left.shape)), str(list(right.shape))))
             continue
@@ -157,21 +157,27 @@ def _beside(name: str, copy: Copy, other: Side, mine: str) -> tuple[str, tuple[L
     return name, (copy.tensor, counterpart)
 
 
-def _same_rows(name: str, left: LazyTensor, right: LazyTensor, result: Comparison) -> tuple[LazyTensor, LazyTensor]:
-    """Without padding, where the two sides pad the vocabulary to different sizes."""
+def _same_rows(
+    name: str, left: LazyTensor, right: LazyTensor, result: Comparison, *, padding: bool
+) -> tuple[LazyTensor, LazyTensor]:
+    """The true rows of the vocabulary where a side says how many there are, else those that both sides have.
+
+    ``padding`` says that padding of the same size on both sides is compared too.
+    """
     if name not in result.a.vocabulary and name not in result.b.vocabulary:
         return left, right
-    if not left.shape or not right.shape or left.shape[0] == right.shape[0]:
+    if not left.shape or not right.shape or (padding and left.shape[0] == right.shape[0]):
         return left, right
     least = min(left.shape[0], right.shape[0])
     known = [size for size in (result.a.vocab_size, result.b.vocab_size) if size is not None]
     rows = min(known, default=least)
-    if rows > least:
-        return left, right  # true rows are missing on one side: shapes differ
+    if rows > least or rows == left.shape[0] == right.shape[0]:
+        return left, right  # nothing is padding, or true rows are missing on one side: shapes differ
     words = f"{rows} true rows" if known else f"the {rows} rows that both have (the true size is unknown)"
-    result.notes.append(
-        f"{name}: {left.shape[0]} rows against {right.shape[0]}, padded differently; compared {words}"
-    )  # fmt: skip
+    sizes = f"{left.shape[0]} rows against {right.shape[0]}, padded differently"
+    if left.shape[0] == right.shape[0]:
+        sizes = f"{least} rows on both sides, {least - rows} of them padding"
+    result.notes.append(f"{name}: {sizes}; compared {words}")
     return left.slice(0, 0, rows), right.slice(0, 0, rows)
 
 

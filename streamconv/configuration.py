@@ -5,20 +5,17 @@ What logits depend on is known, or asked for by its name; it is never what a def
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from streamconv.errors import AmbiguousError, DamagedError, StreamconvError, UnsupportedError, UsageError
 from streamconv.families import known_families
 from streamconv.families.arguments import neutral_args
 from streamconv.families.base import ModelFamily, ModelSizes
+from streamconv.generation import generation_of
 
-__all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "family_of", "neutral_args", "read_config"]
-
-MAX_CONFIG_NBYTES = 16 << 20
+__all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "family_of", "neutral_args", "overruled"]
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size")
 _MODALITIES = ("vision_config", "audio_config", "text_config")
@@ -44,26 +41,6 @@ class ConfigFiles:
     generation_config: dict[str, Any]
     notes: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with entries of a configuration.
-
-    Raises:
-        UsageError: there is no such file.
-        DamagedError: it is too large, or no JSON object.
-    """
-    if not path.is_file():
-        raise UsageError("no such file: it should hold entries of a configuration", where=path)
-    if (nbytes := path.stat().st_size) > MAX_CONFIG_NBYTES:
-        raise DamagedError(f"a configuration of {nbytes} bytes; the limit is {MAX_CONFIG_NBYTES}", where=path)
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"no JSON: {str(error)[:80]}", where=path) from error
-    if not isinstance(found, dict):
-        raise DamagedError(f"a JSON {type(found).__name__}, not an object with entries", where=path)
-    return found
 
 
 def family_of(config: Mapping[str, Any]) -> ModelFamily:
@@ -156,6 +133,26 @@ def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvE
     return said
 
 
+def overruled(family: ModelFamily, config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's ``config.json`` with what the user says in its place, however either of them spells it.
+
+    Raises:
+        UsageError: what the user says makes no sense.
+        DamagedError: an entry of ``config.json`` that is said in part makes no sense.
+    """
+    merged = {**config, **said}
+    _read(family, said, UsageError)
+    try:
+        for setting in family.huggingface.settings:
+            names = set(setting.spellings)
+            if names & said.keys():
+                merged = {name: value for name, value in merged.items() if name not in names}
+                merged |= setting.overrule(config, said)
+    except ValueError as error:
+        raise DamagedError(f"config.json: {error}") from error
+    return merged
+
+
 def config_of(
     family: ModelFamily,
     sizes: ModelSizes,
@@ -187,18 +184,15 @@ def config_of(
     if config is None:
         written, notes, warnings = _from_args(family, sizes, neutral_args(args), supplied, shown)
     else:
-        written, notes, warnings = _from_config(family, sizes, {**config, **supplied}, supplied), [], []
+        written, notes, warnings = _from_config(family, sizes, overruled(family, config, supplied), supplied), [], []
     left = sorted(name for name in _LEFT_BEHIND if written.pop(name, None))
     if left:
         notes.append((f"left out of config.json: {', '.join(left)}", "names of the source's place, or of code"))
     table = family.huggingface
     own = {"model_type": table.model_type, "architectures": [table.architecture]}
     written |= {**own, **shown, "dtype": dtype_name, "torch_dtype": dtype_name}
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    generation = {name: written[name] for name in tokens if written.get(name) is not None}
-    return ConfigFiles(
-        dict(sorted(written.items())), {"_from_model_config": True, **generation}, tuple(notes), tuple(warnings)
-    )
+    generation = generation_of(config, written, supplied)
+    return ConfigFiles(dict(sorted(written.items())), generation, tuple(notes), tuple(warnings))
 
 
 def _from_config(

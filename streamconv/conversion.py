@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from streamconv.budget import Fit, RunChoices, check_budget
 from streamconv.engines import threads
 from streamconv.engines.threads import Crew
+from streamconv.files.descriptors import allow_open_files
 from streamconv.files.output_io import DiscardedOutput, OutputFileWriter, refused_by_system
+from streamconv.files.source_io import OPEN_FILES
 from streamconv.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
 from streamconv.ledger import Ledger, TileDone
 from streamconv.memory import MemoryBudget, peak_rss_nbytes
@@ -78,8 +80,17 @@ def run_plan(
     if destination is not None:
         names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
         entries = {name.split("/", 1)[0] for name in names}
+        allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
-        retired = check_destination(work.source, destination, sorted(entries), overwrite=overwrite, owned=work.owned)
+        retired = check_destination(
+            work.source,
+            destination,
+            sorted(entries),
+            overwrite=overwrite,
+            owned=work.owned,
+            beside=work.beside,
+            sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
+        )
     drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
     if destination is None:
         outputs = [DiscardedOutput()] * len(work.files)
@@ -109,6 +120,18 @@ def run_plan(
         records_in_part=verdict.in_part,
         records_without_crc=verdict.without_crc,
     )
+
+
+def _open_files(work: Plan, fit: Fit) -> int:
+    """How many descriptors are open while the files are filled; past the page cache a file has two."""
+    read = fit.settings.threads * min(OPEN_FILES, len(work.source_paths))
+    return (len(work.files) + read) * (2 if fit.io == "direct" else 1)
+
+
+def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
+    """The files that go along, but for those that are replaced by themselves."""
+    places = {name: (destination.resolve() / name, path) for name, path in work.copied.items()}
+    return [path for place, path in places.values() if path.resolve() != place]
 
 
 def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:

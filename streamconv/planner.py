@@ -9,25 +9,29 @@ from typing import Any
 
 from streamconv.assembly import REPLICATED_POLICIES, assemble
 from streamconv.capabilities import find_target, reason_for
-from streamconv.configuration import args_of, family_of, neutral_args
+from streamconv.configuration import args_of, family_of, neutral_args, overruled
 from streamconv.coverage import prove
 from streamconv.dtypes import DType
 from streamconv.errors import AmbiguousError, UnsupportedError, UsageError
 from streamconv.families.base import ModelFamily, ModelSizes, Section
+from streamconv.families.settings import Implied, Size
 from streamconv.filling import Filler
 from streamconv.formats import find_source
 from streamconv.formats.base import Fact, ShardedModel, SourceOptions, positive_int
 from streamconv.formats.target import CoreChoices, TargetFiles, TargetFormat, TargetModel
+from streamconv.idle import refuse_idle
 from streamconv.layouts import WantedLayout, target_layout
 from streamconv.parallel import ParallelLayout
 from streamconv.plans import Plan, Replica
 from streamconv.recognise import need_heads, recognise
-from streamconv.tokenizers import tokenizer_files
+from streamconv.tokenizers import TOKENIZER_NAMES, tokenizer_files
 from streamconv.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
 
 __all__ = ["REPLICATED_POLICIES", "ConvertOptions", "make_plan"]
 
-DEFAULT_SHARD_NBYTES = 5 * 10**9
+_SHARD_NBYTES = 5 * 10**9
+# Entries of a config.json that say nothing of the model's function, or that its tensors show.
+_NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class ConvertOptions:
     vocab_padding: str | None = None
     for_release: bool = False
     keep_args: bool = True
-    max_shard_nbytes: int = DEFAULT_SHARD_NBYTES
+    max_shard_nbytes: int | None = None
     core: CoreChoices = field(default_factory=CoreChoices)
     tokenizer: Path | None = None
     source: SourceOptions = field(default_factory=SourceOptions)
@@ -66,9 +70,9 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     family, sizes = recognise(model, options.source.num_heads, named)
     target = find_target(options.to, family)
     why = reason_for(target, options.to, family)
-    _refuse_options(target, options)
+    refuse_idle(model, target, options)
     if target.is_sharded and model.config is not None:
-        _translate(model, model.config, family, said, core=target.is_core)
+        _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
     _refuse_core_only(model, target)
     layout = (
         target_layout(model, target, options.layout, options.core.container)
@@ -106,6 +110,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         small=laid_out.small,
         copied=_copied(options, laid_out),
         owned=laid_out.owned,
+        beside=() if target.is_sharded else TOKENIZER_NAMES,
     )
 
 
@@ -134,7 +139,7 @@ def _wanted(
         config=model.config,
         supplied=options.source.config,
         fork=model.fork,
-        max_shard_nbytes=options.max_shard_nbytes,
+        max_shard_nbytes=options.max_shard_nbytes or _SHARD_NBYTES,
         core=options.core,
         tensor_of=filler.tensor,
     )
@@ -165,29 +170,16 @@ def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> 
     return family.name
 
 
-def _refuse_options(target: TargetFormat, options: ConvertOptions) -> None:
-    """A flag that would do nothing is refused."""
-    sharded = (("--tp", options.layout.tp), ("--pp", options.layout.pp), ("--pp-layers", options.layout.pp_layers))
-    whole = (("--vocab-padding", options.vocab_padding), ("--tokenizer", options.tokenizer))
-    some = (
-        ("--vpp", options.layout.vpp),
-        ("--container", options.core.container),
-        ("--spec", options.core.spec),
-        ("--megatron-version", options.core.release),
-    )
-    strange = [(flag, value) for flag, value in some if flag not in target.takes]
-    for flag, value in (*(whole if target.is_sharded else sharded), *strange):
-        if value is not None and value != 1:
-            raise UsageError(f"{flag} has no meaning with --to {target.name}", remedy="leave it out")
-
-
 def _translate(
     model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any], *, core: bool
 ) -> None:
     """A ``config.json`` as training arguments; what the user says that is none of its entries is one already.
 
+    ``config`` is the source's with ``said`` in it. Where ``said`` is a ``config.json`` itself, all of it are entries.
+
     Raises:
         UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
+        UsageError: what the user says is a size that the model has not.
     """
     translation = args_of(family, config, core=core)
     if translation.refusals:
@@ -197,8 +189,13 @@ def _translate(
             where=model.path,
             remedy="convert --to huggingface; or, to go without, say the entries otherwise with --config FILE",
         )
-    entries = {name for setting in family.huggingface.settings for name in setting.entries}
-    own = {name: value for name, value in said.items() if name not in entries and name not in config}
+    entries = {*_NO_ARGUMENTS, *(name for setting in family.huggingface.settings for name in setting.spellings)}
+    own = {name: value for name, value in said.items() if name not in entries and "model_type" not in said}
+    sizes = {setting.arg for setting in family.huggingface.settings if isinstance(setting, Size | Implied)}
+    for name in own.keys() & sizes:
+        if own[name] != translation.args[name]:
+            words = f"{name} is {own[name]!r} in --config, and {translation.args[name]!r} as config.json says"
+            raise UsageError(words, remedy="leave it out of --config")
     model.args = {**translation.args, **own}
     model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
     model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []

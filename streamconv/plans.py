@@ -70,7 +70,8 @@ class Plan:
     ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
     trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it. ``texts`` are the
     commit record, ``small`` other texts of the result and ``copied`` files that go along byte for byte, by their names
-    in it. ``owned`` are patterns of names in the destination that belong to a checkpoint of this kind.
+    in it. ``owned`` are patterns of names in the destination that make a checkpoint of this kind, ``beside`` of those
+    that belong to one.
     """
 
     source: Path
@@ -94,6 +95,7 @@ class Plan:
     small: Mapping[str, str | bytes] = field(default_factory=dict)
     copied: Mapping[str, Path] = field(default_factory=dict)
     owned: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @cached_property
     def jobs(self) -> Sequence[Job]:

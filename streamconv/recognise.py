@@ -9,6 +9,7 @@ from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError, Us
 from streamconv.families import known_families
 from streamconv.families.base import ModelFamily, ModelSizes, Section
 from streamconv.families.rows import QkvLayout
+from streamconv.formats import find_source, titles_from
 from streamconv.formats.base import Fact, ShardedModel, positive_int
 from streamconv.lazy import LazyTensor, Storage
 
@@ -71,12 +72,12 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
         where=model.path,
-        remedy=f"families so far: {_titles()}",
+        remedy=f"families so far in such folders: {_titles(model)}",
     )
 
 
-def _titles() -> str:
-    return ", ".join(family.title for family in known_families())
+def _titles(model: ShardedModel) -> str:
+    return titles_from(find_source(model.path).name)
 
 
 # megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
@@ -94,7 +95,7 @@ def _refuse_mechanisms(family: ModelFamily, model: ShardedModel) -> None:
         raise UnsupportedError(
             f"{reason}: not translated for the family {family.title}, which the keys name",
             where=model.path,
-            remedy=f"families so far: {_titles()}",
+            remedy=f"families so far in such folders: {_titles(model)}",
         )
 
 
@@ -149,7 +150,8 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
 
     words = stored(Section.EMBEDDING, -1, "word_embeddings.weight")
     hidden = words.shape[1]
-    positions = model.tensors.get((Section.EMBEDDING, -1, "position_embeddings.weight"))
+    place = (Section.EMBEDDING, -1, "position_embeddings.weight")
+    positions = stored(*place) if place in model.tensors else None
     heads = positive_int(model.args, "num_attention_heads", model.path)
     if num_heads is not None:
         if heads not in (None, num_heads):
@@ -171,7 +173,7 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
         hidden=hidden,
         ffn=ffn // 2 if family.gated else ffn,
         vocab=words.shape[0] * model.tp,
-        positions=positions[0].shape[0] if positions else None,
+        positions=positions.shape[0] if positions else None,
         heads=heads,
         groups=_groups(model, family, heads, head_dim, rows) if heads and head_dim else None,
         head_dim=head_dim if heads else None,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from streamconv.errors import UsageError
 
-__all__ = ["tokenizer_files"]
+__all__ = ["TOKENIZER_NAMES", "tokenizer_files"]
 
 # The files that transformers' tokenizers save and load [transformers tokenization_utils_base.py:
 # VOCAB_FILES_NAMES, and those of its models]. Python files, which a model may ship, are never copied.
-_PATTERNS = (
+TOKENIZER_NAMES = (
     "tokenizer*.json",
     "tokenizer.model*",
     "special_tokens_map.json",
@@ -25,6 +25,7 @@ _PATTERNS = (
     "*.tiktoken",
     "chat_template.*",
 )
+"""Patterns (:mod:`fnmatch`) of their names."""
 
 
 def tokenizer_files(folder: Path, taken: Collection[str] = ()) -> dict[str, Path]:
@@ -45,7 +46,7 @@ def tokenizer_files(folder: Path, taken: Collection[str] = ()) -> dict[str, Path
         if child.is_file()
         and child.suffix != ".py"
         and child.name not in taken
-        and any(fnmatchcase(child.name, pattern) for pattern in _PATTERNS)
+        and any(fnmatchcase(child.name, pattern) for pattern in TOKENIZER_NAMES)
     }
     if not found:
         raise UsageError(

@@ -18,13 +18,14 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from streamconv.configuration import ConfigFiles, args_of, config_of, family_of, read_config
+from streamconv.configuration import ConfigFiles, args_of, config_of, family_of
 from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.families import known_families
 from streamconv.families.arguments import neutral_args
 from streamconv.families.base import ModelFamily, ModelSizes
 from streamconv.families.mechanisms import activation_of
 from streamconv.files.any_file import open_any
+from streamconv.files.json_file import read_config
 from tests.places import FRAMEWORKS
 
 FAMILIES = {family.name: family for family in known_families()}

@@ -12,8 +12,8 @@ FLOORS = (
     {"errors", "dtypes", "boxes"},
     {"lazy", "parallel", "memory", "checksums"},
     {"files", "families"},
-    {"formats", "capabilities", "configuration", "vocabulary", "recognise"},
-    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling", "planner", "tokenizers"},
+    {"formats", "capabilities", "configuration", "vocabulary", "recognise", "generation"},
+    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling", "planner", "tokenizers", "idle"},
     {"engines", "destination", "distance", "journal", "publish", "reading", "replicas"}
     | {"sweep", "statistics", "measuring"},
     {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}

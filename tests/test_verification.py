@@ -20,7 +20,7 @@ from streamconv.errors import DamagedError
 from streamconv.families.rows import QkvLayout
 from streamconv.formats.base import SourceOptions
 from streamconv.rendering.differences import verification_dict
-from streamconv.verification import Verification, verify
+from streamconv.verification import Verification, diff, verify
 from tests import oracle
 from tests.damage import cut, flip, mend, records
 from tests.places import LABELLED, REAL, Source
@@ -277,6 +277,24 @@ def test_true_rows_of_the_vocabulary_lost_or_changed(result: Path) -> None:
     found = spoil(result, lambda s: s["model"]["language_model"]["embedding"]["word_embeddings"]["weight"][99].neg_())
     assert (found.exit_code, names(found)) == (7, name)
     assert (spoil(result, keep(99)).exit_code, names(verify(result / "tp1pp1", GPT.folder, **RAM))) == (7, name)
+
+
+def test_padding_that_differs_is_no_difference(result: Path) -> None:
+    def fill(words: torch.Tensor) -> None:
+        assert len(words) == 56  # of 112, 100 of them true
+        words[44:] = 7.0
+
+    root = result / "tp2pp2"
+    edit(rank(root, 1, 0), lambda s: fill(s["model"]["language_model"]["embedding"]["word_embeddings"]["weight"]))
+    edit(rank(root, 1, 1), lambda s: fill(s["model"]["word_embeddings_for_head"]["weight"]))
+    found = verify(root, GPT.folder, **RAM)
+    assert found.exit_code == 0, names(found)
+    assert found.comparison is not None
+    assert found.comparison.notes == [
+        "word_embeddings.weight: 112 rows on both sides, 12 of them padding; compared 100 true rows"
+    ]
+    # Whoever asks for every difference is told of this one.
+    assert diff(root, GPT.folder, **RAM).values
 
 
 # -- the source ----------------------------------------------------------------------------------------------------

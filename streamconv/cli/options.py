@@ -94,7 +94,8 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         dest="dialect",
         metavar="NAME",
         help="of deepspeed: the code that is to load the result, bigscience, deepspeedai or deepspeedai-2024-11 "
-        "(before 676a482c), which sets file numbers and row orders (default: the source's, or one that runs the model)",
+        "(before 676a482c), which sets file numbers and row orders (default: the source's, or one that runs the model)"
+        "; of gpt-neox: gpt-neox (default) or gpt-neox-2024-08, which sets the names of the MLP",
     )
     target.add_argument(
         "--config",

@@ -40,6 +40,11 @@ class Rope(Setting):
         return ("rope_theta", "rope_scaling", *((self.part,) if self.part else ()))
 
     @property
+    def spellings(self) -> tuple[str, ...]:
+        parts = (self.part, _PARTIAL) if self.part else ()
+        return tuple(dict.fromkeys((self.base, "rope_theta", "rope_scaling", "rope_parameters", *parts)))
+
+    @property
     def asks(self) -> tuple[str, ...]:
         return tuple(name for name in self.entries if name != "rope_scaling")
 
@@ -55,6 +60,18 @@ class Rope(Setting):
         if old and new and _scaling(old) != _scaling(new):
             raise ValueError(f"rope_scaling is {old}, rope_parameters is {new}: they mean the same")
         return found
+
+    def overrule(self, config: Config, said: Config) -> dict[str, Any]:
+        """One table may say all three, so what is said is taken out of it and the rest stays."""
+        known = self.read(config)
+        for entry, names in (
+            ("rope_theta", (self.base, "rope_theta")),
+            ("rope_scaling", ("rope_scaling", "rope_parameters")),
+            (self.part or "", (self.part, _PARTIAL)),
+        ):
+            if any(name in said for name in names):
+                known.pop(entry, None)
+        return {**known, **self.read(said)}
 
     def defaults(self, config: Config, known: Config) -> dict[str, Any]:
         part = {self.part: self.default_part} if self.part else {}

@@ -64,9 +64,18 @@ class Setting:
         """The entries that must be known."""
         return ()
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every name in a ``config.json`` that means one of the entries."""
+        return self.entries
+
     def read(self, config: Config) -> dict[str, Any]:
         """The entries that a ``config.json`` says, no defaults."""
         return {}
+
+    def overrule(self, config: Config, said: Config) -> dict[str, Any]:
+        """The entries as ``said`` has them, and as ``config`` has those that ``said`` leaves out."""
+        return {name: said[name] for name in self.spellings if name in said}
 
     def defaults(self, config: Config, known: Config) -> dict[str, Any]:
         """What transformers assumes for entries that ``config`` leaves out, given those ``known`` so far."""
@@ -121,11 +130,15 @@ class Entry(Setting):
         return (self.entry,)
 
     @property
+    def spellings(self) -> tuple[str, ...]:
+        return (self.entry, *self.also)
+
+    @property
     def asks(self) -> tuple[str, ...]:
         return self.entries if self.matters else ()
 
     def read(self, config: Config) -> dict[str, Any]:
-        said = [(name, config[name]) for name in (self.entry, *self.also) if config.get(name) is not None]
+        said = [(name, config[name]) for name in self.spellings if config.get(name) is not None]
         for name, value in said:
             if self.check(name, value) != said[0][1]:
                 raise ValueError(f"{said[0][0]} is {said[0][1]}, {name} is {value}: they mean the same")
@@ -223,6 +236,10 @@ class Tied(Setting):
     """Whether the head is the word embedding, and what transformers assumes; a folder's tensors show it."""
 
     default: bool
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return ("tie_word_embeddings",)
 
     def read(self, config: Config) -> dict[str, Any]:
         said = config.get("tie_word_embeddings")

@@ -15,31 +15,47 @@ Rule = Callable[[Mapping[str, Any]], Any]
 """An entry as a function of others."""
 
 
+_LARGEST = 1 << 63
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is a number that a float can be: a JSON file may have digits without end."""
+    try:
+        return isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, a word in quotes and a number without."""
+    return repr(value)[:40]
+
+
 def count(name: str, value: Any) -> int:
     """A whole number above 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _LARGEST:
+        raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
     return value
 
 
 def number(name: str, value: Any) -> float | int:
     """A finite number that is not negative."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value) or value < 0:
+        raise ValueError(f"{name} is {_shown(value)}, not a number")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """True or false."""
     if value is not True and value is not False:
-        raise ValueError(f"{name} is {str(value)[:40]!r}, neither true nor false")
+        raise ValueError(f"{name} is {_shown(value)}, neither true nor false")
     return bool(value)
 
 
 def text(name: str, value: Any) -> str:
     """A word."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {str(value)[:40]!r}, not a word")  # noqa: TRY004 - one class for all values
+        raise ValueError(f"{name} is {_shown(value)}, not a word")  # noqa: TRY004 - one class for all values
     return value
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from streamconv.dtypes import DTYPES, DType
+from streamconv.errors import UnsupportedError
 from streamconv.files.safe_pickle import Global
 
 __all__ = ["Call", "StoredTensor", "contiguous_strides", "dumps", "int_bytes", "is_plain", "text_bytes"]
@@ -96,6 +97,7 @@ def dumps(tree: Any) -> bytes:
 
     Raises:
         TypeError: the tree holds anything else.
+        UnsupportedError: a tensor is of a type that torch has no storage class for.
     """
     writer = _Writer()
     writer.save(tree)
@@ -230,7 +232,10 @@ class _Writer:
 
     def save_tensor(self, value: StoredTensor) -> None:
         if value.dtype.storage is None:
-            raise TypeError(f"torch stores no {value.dtype} tensors this way")
+            raise UnsupportedError(
+                f"{value.dtype}: torch's files are not written with tensors of this type",
+                remedy="cast them, as --dtype bf16",
+            )
         self.save_name(_REBUILD)
         self.emit(b"((")
         self.save_text("storage")

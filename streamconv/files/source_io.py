@@ -20,10 +20,11 @@ from typing import Protocol
 from streamconv.errors import DamagedError, StorageError, UsageError
 from streamconv.files.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
 
-__all__ = ["IO_MODES", "SourceFiles", "check_io_mode"]
+__all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
 
 IO_MODES = ("direct", "pread", "mmap")
-_OPEN_FILES = 32
+OPEN_FILES = 32
+"""How many files each thread has open at most."""
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
 _DROP_LAG = 64 << 20
 # Dropping after each short read would cost more than the read.
@@ -178,7 +179,7 @@ class SourceFiles:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
-        if len(self._open) >= _OPEN_FILES:
+        if len(self._open) >= OPEN_FILES:
             self._open.popitem(last=False)[1].close()
         self._open[path] = self._opener(path)
         return self._open[path]

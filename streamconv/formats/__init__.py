@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 from streamconv.errors import AmbiguousError
+from streamconv.families import known_families
 from streamconv.formats.base import SourceFormat
 from streamconv.formats.recorded import is_child_name
 from streamconv.formats.target import TargetFormat
 
-__all__ = ["find_source", "known_sources", "known_targets"]
+__all__ = ["find_source", "known_sources", "known_targets", "titles_from"]
 
 _KNOWS_THE_OTHERS = "deepspeed"
 
@@ -31,6 +32,13 @@ def known_sources() -> tuple[SourceFormat, ...]:
 def known_targets() -> tuple[TargetFormat, ...]:
     """Every ``TARGET`` found in the modules of this package."""
     return tuple(module.TARGET for module in _modules() if hasattr(module, "TARGET"))
+
+
+def titles_from(*sources: str) -> str:
+    """The families that checkpoints of these formats can be of, for a message."""
+    chosen = [source for source in known_sources() if source.name in sources]
+    families = [family for family in known_families() if any(source.refusal(family) is None for source in chosen)]
+    return ", ".join(family.title for family in families)
 
 
 def find_source(path: Path, tag: str | None = None) -> SourceFormat:

@@ -13,6 +13,7 @@ from streamconv.files.safe_pickle import Record, leaves_of
 from streamconv.files.stored_file import StoredFile
 from streamconv.files.torch_file import open_torch
 from streamconv.formats.base import Dropped
+from streamconv.formats.recorded import whole
 from streamconv.lazy import LazyTensor
 
 __all__ = ["RankFiles", "left_behind", "open_ranks", "recorded_shapes", "recorded_sizes", "refuse_second_module"]
@@ -48,8 +49,7 @@ class RankFiles:
     def recorded(self, key: str) -> int | None:
         """TP or PP as DeepSpeed since 2026-08 records it, ``checkpoint_parallel_dimensions``."""
         sizes = self.state.get("checkpoint_parallel_dimensions")
-        value = sizes.get(key) if isinstance(sizes, dict) else None
-        return value if isinstance(value, int) else None
+        return whole(sizes.get(key)) if isinstance(sizes, dict) else None
 
 
 def open_ranks(folder: Path, names: list[str]) -> RankFiles:
@@ -85,7 +85,7 @@ def _story(state: Mapping[str, Any]) -> list[int | None]:
     args = state.get("args")
     attributes = args.attributes if isinstance(args, Record) else {}
     values = [state.get("iteration"), *(attributes.get(name) for name in _SAME_ARGS)]
-    return [value if isinstance(value, int) else None for value in values]
+    return [whole(value) for value in values]
 
 
 def _check_same_run(ranks: RankFiles) -> None:
@@ -99,7 +99,7 @@ def _check_same_run(ranks: RankFiles) -> None:
                     remedy="the files are of different runs or steps: keep those of one",
                 )
         version = file.state.get("checkpoint_version", 3.0)
-        if not isinstance(version, int | float) or version < 2:
+        if not isinstance(version, int | float) or not version >= 2:
             raise UnsupportedError(
                 f"checkpoint_version {version}: its query_key_value rows are in an order of before 2021",
                 where=file.path,
@@ -119,7 +119,7 @@ def recorded_sizes(ranks: RankFiles, recorded: str, argument: str) -> dict[str, 
         "checkpoint_parallel_dimensions": ranks.recorded(f"{recorded}_degree"),
         f"args.{argument}": (ranks.args or {}).get(argument),
     }
-    return {source: value for source, value in found.items() if isinstance(value, int)}
+    return {source: size for source, value in found.items() if (size := whole(value)) is not None}
 
 
 def refuse_second_module(ranks: RankFiles) -> None:

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import UnsupportedError
-from streamconv.families import known_families
+from streamconv.formats import titles_from
 
-__all__ = ["family_titles", "refuse_keys", "refuse_other_folders", "refuse_plain_deepspeed"]
-
-
-def family_titles() -> str:
-    """All families that are translated, for a message."""
-    return ", ".join(family.title for family in known_families())
+__all__ = ["refuse_keys", "refuse_other_folders", "refuse_plain_deepspeed"]
 
 
 def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
@@ -35,8 +30,9 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
             raise UnsupportedError(
                 f"{name}: not a source that streamconv converts",
                 where=folder,
-                remedy="sources so far: Megatron-DeepSpeed, GPT-NeoX, legacy Megatron-LM and Hugging Face folders of "
-                + family_titles(),
+                remedy="sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of "
+                f"{titles_from('deepspeed', 'megatron-legacy')}; GPT-NeoX folders of {titles_from('gpt-neox')}; "
+                f"Hugging Face folders of {titles_from('huggingface')}",
             )
 
 
@@ -78,5 +74,5 @@ def refuse_keys(keys: Collection[str], path: Path) -> None:
             raise UnsupportedError(
                 f"{name}: not translated",
                 where=path,
-                remedy=f"families so far: {family_titles()}",
+                remedy=f"families so far in such folders: {titles_from('deepspeed', 'megatron-legacy')}",
             )

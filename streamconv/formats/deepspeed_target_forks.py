@@ -15,6 +15,7 @@ from streamconv.families.rows import GluOrder, QkvLayout, RowOrders
 from streamconv.files.pickle_writer import Call
 from streamconv.files.safe_pickle import Global
 from streamconv.formats.deepspeed_evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.recorded import whole
 from streamconv.formats.target import TargetModel
 
 __all__ = ["FORKS", "Fork", "counted"]
@@ -56,8 +57,7 @@ class Fork:
 
 def counted(model: TargetModel, name: str) -> int:
     """How far the training of the source came, by an argument that counts it; 0 for a fresh start."""
-    value = 0 if model.for_release else (model.args or {}).get(name)
-    return value if isinstance(value, int) else 0
+    return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
 
 
 def _lacks(family: ModelFamily) -> str | None:

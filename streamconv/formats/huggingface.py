@@ -6,26 +6,28 @@ Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.configuration import args_of, family_of, read_config
+from streamconv.configuration import args_of, family_of, overruled
 from streamconv.errors import DamagedError, SourceError
 from streamconv.families.base import ModelFamily
 from streamconv.families.rows import GluOrder
 from streamconv.files.any_file import open_any
+from streamconv.files.json_file import read_config, read_entries
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.huggingface_names import TIED_HEAD, HfNames, HfTensors
 from streamconv.formats.recorded import is_child_name
+from streamconv.generation import StoredConfig
 from streamconv.lazy import LazyTensor
 
-__all__ = ["CONFIG", "INDEX_SUFFIX", "SOURCE", "WEIGHTS", "claims", "open_model"]
+__all__ = ["CONFIG", "GENERATION", "INDEX_SUFFIX", "SOURCE", "WEIGHTS", "claims", "open_model"]
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 INDEX_SUFFIX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """A model in one file, the first that is there counts; in shards, the index is called so with :data:`INDEX_SUFFIX`."""
@@ -70,8 +72,10 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
             where=path,
             remedy="copy config.json from where the model was published or saved",
         )
-    config = {**read_config(path / CONFIG), **options.config}
-    family = family_of(config)
+    own = StoredConfig(read_config(path / CONFIG))
+    own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
+    family = family_of({**own, **options.config})
+    config = overruled(family, own, options.config)
     args = args_of(family, config).args
     weights = _open_weights(path)
     names = HfNames(family)
@@ -95,7 +99,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
         vocab_size=_vocabulary(path, config, found.tensors[names.words]),
         qkv=family.huggingface.qkv,
         glu=GluOrder.GATE_UP if family.gated else None,
-        config=config,
+        config=own,
         family=family.name,
         named={file.path: file.globals for file in weights.files},
         copies_must_equal=True,
@@ -160,14 +164,11 @@ def _open_weights(folder: Path) -> _Weights:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX_NBYTES:
-        raise DamagedError(f"an index of {path.stat().st_size} bytes; the limit is {_MAX_INDEX_NBYTES}", where=path)
-    try:
-        found = json.loads(path.read_bytes())
-        weight_map = found["weight_map"]
-        entries = dict(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"no index of shards: {str(error)[:80]}", where=path) from error
+    if not path.is_file():
+        raise DamagedError("the index of shards is not a file", where=path, remedy="fetch it again")
+    entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
+    if not isinstance(entries, dict):
+        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)
     for name in entries.values():
         if not isinstance(name, str) or not is_child_name(name):
             raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)

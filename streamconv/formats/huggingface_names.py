@@ -39,13 +39,13 @@ class HfNames:
         self.family, self.table = family, family.huggingface
         self._by_name = {row.name: row for row in self.table.tensors}
         # Every name with a layer's number has it between dots, once.
-        self._number = re.compile(r"(?<=\.)\d+(?=\.)")
+        self._number = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
         self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
         heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
         self._head = heads[0] if heads else TIED_HEAD
 
     def read(self, stored: Mapping[str, LazyTensor], args: Mapping[str, Any], where: Path) -> HfTensors:
-        """Every stored tensor at its place.
+        """Every stored tensor at its place, each at one.
 
         Args:
             stored: tensors by name; a base model's lack its prefix.
@@ -57,6 +57,12 @@ class HfNames:
             UnsupportedError: a tensor is not one of the family's, or quantised.
         """
         is_tied = not args["untie_embeddings_and_output_weights"]
+        if not is_tied and self._head not in self._by_name:
+            raise UnsupportedError(
+                f"tie_word_embeddings is false: a {self.family.title} model with a head apart from the word embedding",
+                where=where,
+                remedy='if its head is the embedding, say {"tie_word_embeddings": true} in --config FILE',
+            )
         rows: dict[tuple[str, int], LazyTensor] = {}
         buffers: dict[str, LazyTensor] = {}
         head: LazyTensor | None = None
@@ -79,7 +85,8 @@ class HfNames:
                 buffers[name] = tensor
             else:
                 raise UnsupportedError(
-                    f"{name}: no tensor of {self.family.title} as transformers stores it ({self.table.architecture})",
+                    f"{name[:200]}: no tensor of {self.family.title} as transformers stores it "
+                    f"({self.table.architecture})",
                     where=where,
                 )
         layers = {layer for _, layer in rows if layer >= 0}
@@ -88,6 +95,8 @@ class HfNames:
         self._check_parts(rows, args, where)
         tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
         words = tensors[self.words]
+        if len(words.shape) != 2:
+            raise DamagedError(f"the word embedding has shape {words.shape}, not two axes", where=where)
         if head is not None and head.pieces == words.pieces:
             head = None
         if head is not None and (head.shape, head.dtype) != (words.shape, words.dtype):
@@ -101,8 +110,9 @@ class HfNames:
     def _row(self, name: str) -> tuple[HfTensor, int] | None:
         """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""
         for full in (name, self.table.prefix + name):
-            if full in self._by_name:
-                return self._by_name[full], -1
+            whole = self._by_name.get(full)
+            if whole is not None and whole.section is not Section.LAYER:
+                return whole, -1
             match = self._number.search(full)
             if match:
                 row = self._by_name.get(f"{full[: match.start()]}{{layer}}{full[match.end() :]}")
@@ -131,13 +141,14 @@ class HfNames:
     def _places(
         self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
     ) -> Iterator[tuple[Place, LazyTensor]]:
+        left = dict(rows)
         for parameter in self.family.parameters:
             if parameter.section is Section.HEAD and is_tied:
                 continue
             for layer in range(num_layers) if parameter.section is Section.LAYER else (-1,):
                 parts = []
                 for row in self.table.of(parameter.section, parameter.key):
-                    tensor = rows.get((row.name, layer))
+                    tensor = left.pop((row.name, layer), None)
                     if tensor is None:
                         raise DamagedError(
                             f"{row.name.format(layer=layer)} is missing", where=where, remedy="fetch the model again"
@@ -145,8 +156,10 @@ class HfNames:
                     parts.append((row, tensor))
                 if len(parts) > 1:
                     parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
-                whole = [tensor.permute(1, 0) if row.transposed else tensor for row, tensor in parts]
+                whole = [_upright(row, layer, tensor, where) for row, tensor in parts]
                 yield (parameter.section, layer, parameter.key), whole[0] if len(whole) == 1 else concat(whole, 0)
+        for name, layer in left:
+            raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
 
     def slots(self, num_layers: int, *, has_head: bool) -> Iterator[tuple[str, Slot]]:
         """(name, slot) of every tensor that is stored, in the order of the model."""
@@ -159,6 +172,15 @@ class HfNames:
                 yield row.name.format(layer=number), _slot(row, number)
         for row in (*norm, *(head if has_head else ())):
             yield row.name, _slot(row, -1)
+
+
+def _upright(row: HfTensor, layer: int, tensor: LazyTensor, where: Path) -> LazyTensor:
+    """A stored tensor as Megatron has it."""
+    if not row.transposed:
+        return tensor
+    if len(tensor.shape) != 2:
+        raise DamagedError(f"{row.name.format(layer=layer)} has shape {tensor.shape}, not two axes", where=where)
+    return tensor.permute(1, 0)
 
 
 def _slot(row: HfTensor, layer: int) -> Slot:

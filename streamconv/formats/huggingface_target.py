@@ -16,13 +16,22 @@ from streamconv.families.base import ModelFamily
 from streamconv.families.rows import RowOrders
 from streamconv.files.safetensors_layout import plan_safetensors_file
 from streamconv.formats.base import Fact
-from streamconv.formats.huggingface import CONFIG, INDEX_SUFFIX, WEIGHTS
+from streamconv.formats.huggingface import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface_names import HfNames
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 
 __all__ = ["TARGET", "lay_out"]
 
-_OWNED = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", CONFIG, "generation_config.json")
+# An adapter would be loaded on top of the result.
+_OWNED = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*",
+    CONFIG,
+    GENERATION,
+    "adapter_config.json",
+    "adapter_model*",
+)
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
@@ -48,7 +57,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
         dtype_name=max(set(dtypes), key=dtypes.count).name,
         has_head=model.has_head,
     )
-    small = {"generation_config.json": _json(written.generation_config)}
+    small = {GENERATION: _json(written.generation_config)}
     if len(shards) > 1:
         total = sum(tensor.nbytes for _, _, tensor in sized)
         small[WEIGHTS[0] + INDEX_SUFFIX] = _json({"metadata": {"total_size": total}, "weight_map": weight_map})

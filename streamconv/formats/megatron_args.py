@@ -16,18 +16,19 @@ from streamconv.families.mechanisms import activation_of
 from streamconv.families.rows import RowOrders
 from streamconv.files.safe_pickle import Global
 from streamconv.formats.megatron_core_releases import (
+    LINEAR_ROPE_SCALING,
     ROPE_SCALING,
     ROPE_SCALING_FACTOR,
-    ROTARY_BASE,
     SLIDING_WINDOW,
     Need,
 )
 from streamconv.formats.target import Slot, TargetModel
 
-__all__ = ["core_model_args", "model_flags", "rotary_needs", "unknown_args"]
+__all__ = ["core_model_args", "model_flags", "rotary_needs", "scaling_caution", "unknown_args"]
 
 _DEFAULT_NORM_EPSILON = 1e-5
 _DEFAULT_BASE = 10000
+_DEFAULT_SCALING = 8
 
 
 def core_model_args(model: TargetModel) -> dict[str, Any]:
@@ -130,15 +131,25 @@ def _dtype(model: TargetModel) -> dict[str, Any]:
 
 def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
     """What rotary positions and windows need of a release."""
-    base = args.get("rotary_base")
-    if base not in (None, _DEFAULT_BASE):
-        yield Need(f"rotary_base {base}", ROTARY_BASE)
     if args.get("use_rope_scaling"):
         factor = args.get("rope_scaling_factor")
-        is_default = factor == 8
-        yield Need(f"Llama 3's scaling by {factor}", ROPE_SCALING if is_default else ROPE_SCALING_FACTOR)
+        since = ROPE_SCALING if factor == _DEFAULT_SCALING else ROPE_SCALING_FACTOR
+        yield Need(f"Llama 3's scaling by {factor}", since)
+    if factor := args.get("rotary_seq_len_interpolation_factor"):
+        yield Need(f"linear scaling by {factor}", LINEAR_ROPE_SCALING)
     if args.get("window_size"):
         yield Need(f"a sliding window {args['window_size']}", SLIDING_WINDOW)
+
+
+def scaling_caution(args: dict[str, Any]) -> str | None:
+    """What ``pretrain_gpt.py`` of core_v0.11 to core_v0.19 does with the factor of Llama 3's scaling: nothing."""
+    factor = args.get("rope_scaling_factor")
+    if not args.get("use_rope_scaling") or factor == _DEFAULT_SCALING:
+        return None
+    return (
+        f"Llama 3's scaling by {factor}: Megatron-LM's pretrain_gpt.py does not hand --rope-scaling-factor to the model, "
+        f"which then scales by {_DEFAULT_SCALING}: give GPTModel rope_scaling_factor={factor}"
+    )
 
 
 def unknown_args(args: dict[str, Any]) -> list[str]:
@@ -150,7 +161,7 @@ def unknown_args(args: dict[str, Any]) -> list[str]:
 
 
 def model_flags(args: dict[str, Any]) -> Iterator[str]:
-    """The flags that ``--use-checkpoint-args`` does not stand for in every release [``load_args_from_checkpoint``, which
+    """The flags that ``--use-checkpoint-args`` does not replace in every release [``load_args_from_checkpoint``, which
     takes rotary_base since core_v0.10].
     """
     epsilon = args.get("norm_epsilon")

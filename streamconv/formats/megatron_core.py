@@ -21,10 +21,11 @@ from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
 from streamconv.formats.megatron_args import core_model_args, model_flags, rotary_needs, unknown_args
 from streamconv.formats.megatron_core_dist import dist_files
-from streamconv.formats.megatron_core_names import SPECS, core_name
+from streamconv.formats.megatron_core_names import LINEARS, SPECS, core_name
 from streamconv.formats.megatron_core_releases import (
     FIRST,
     GROUPS_BELOW_TP,
+    LOCAL_RMSNORM,
     STAGE_LAYOUT,
     UNEVEN_ENDS,
     VIRTUAL_UNEVEN_ENDS,
@@ -93,17 +94,11 @@ def _container(model: TargetModel) -> str:
         raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
     if model.core.spec not in (None, *SPECS):
         raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
-    if container == "torch_dist":
-        if model.core.spec is not None:
-            raise UsageError(
-                "--spec has no meaning with --container torch_dist: it always has Transformer Engine's names",
-                remedy="leave it out, or say --container torch",
-            )
-        if model.layout.vpp > 1:
-            raise UsageError(
-                "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
-                remedy="leave it out, or say --container torch",
-            )
+    if container == "torch_dist" and model.layout.vpp > 1:
+        raise UsageError(
+            "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
+            remedy="leave it out, or say --container torch",
+        )
     return container
 
 
@@ -167,27 +162,31 @@ def _needs(model: TargetModel, container: str) -> Iterator[Need]:
         elif any(said.values()):
             since = UNEVEN_ENDS if model.layout.vpp == 1 else VIRTUAL_UNEVEN_ENDS
             yield Need("a first or last stage of another length", since)
+    if model.core.spec == "local" and model.family.norm == "rmsnorm":
+        yield Need("RMSNorm in the local spec", LOCAL_RMSNORM)
 
 
 def _facts(
     model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str]
 ) -> Iterator[Fact]:
-    spec = "Transformer Engine's" if container == "torch_dist" or model.core.spec != "local" else "the local spec's"
+    spec = "the local spec" if model.core.spec == "local" else "Transformer Engine"
     first = max(needs, key=lambda need: need.since, default=None)
     since = f"core_v0.{first.since} for {first.what}" if first else f"core_v0.{FIRST}"
-    yield Fact(f"container {container}, names of {spec} norms", f"NVIDIA/Megatron-LM since {since}")
+    yield Fact(f"container {container}, for the layers of {spec}", f"NVIDIA/Megatron-LM since {since}")
     yield Fact("parameters only", "optimizer, scheduler and random number state stay behind")
     if model.sizes.heads is None:
         # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
         yield Fact("no args", "the number of heads is not known")
     elif model.keep_args and dropped:
         yield Fact(f"left out of args: {', '.join(dropped)}", "not plain data")
+    local = ["--transformer-impl local"] if model.core.spec == "local" else []
+    if local and model.family.norm == "rmsnorm":
+        local.append("--no-persist-layer-norm")
     flags = ["--use-checkpoint-args", "--no-load-optim", "--no-load-rng", f"--ckpt-format {container}"]
     if container == "torch":
         flags += [f"--tensor-model-parallel-size {model.layout.tp} --pipeline-model-parallel-size {model.layout.pp}"]
-        flags += ["--transformer-impl local"] if model.core.spec == "local" else []
         flags += list(_stage_flags(model.layout))
-    yield Fact(f"flags for Megatron-LM: {' '.join([*flags, *model_flags(args)])}", "what args alone do not set")
+    yield Fact(f"flags for Megatron-LM: {' '.join([*flags, *local, *model_flags(args)])}", "what args alone do not set")
 
 
 def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
@@ -204,6 +203,8 @@ def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
 def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:
     if model.iteration == 0:
         yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
+    if caution := scaling_caution(args):
+        yield caution
     if unknown := unknown_args(args):
         yield (
             f"nothing says {', '.join(unknown)}, and the model's answers depend on it: Megatron-LM will take its "
@@ -231,11 +232,11 @@ def _stage_tree(model: TargetModel, stage: int, entries: dict[str, Any]) -> dict
     return {**entries, **{f"model{number}": chunk for number, chunk in enumerate(chunks)}}
 
 
-def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot]:
+def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot | None]:
     family, layout, spec = model.family, model.layout, model.core.spec or "te"
     is_first = (stage, chunk) == (0, 0)
     is_last = (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
-    found: OrderedDict[str, Slot] = OrderedDict()
+    found: OrderedDict[str, Slot | None] = OrderedDict()
 
     def add(section: Section) -> None:
         for parameter in family.parameters:
@@ -248,6 +249,9 @@ def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot]
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
                 found[core_name(parameter, local, spec)] = Slot(Section.LAYER, layer, parameter.key)
+        if spec == "te":
+            # Its linear layers load strictly only with their extra state (of FP8); None leaves it as it is.
+            found |= dict.fromkeys(f"decoder.layers.{local}.{linear}._extra_state" for linear in LINEARS)
     if is_last:
         add(Section.FINAL_NORM)
         if model.has_head:

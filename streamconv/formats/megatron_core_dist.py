@@ -6,7 +6,9 @@ What ``megatron/core/dist_checkpointing/serialization.py:save`` leaves in an ite
 [``megatron/core/transformer/transformer_block.py:sharded_state_dict``], under Transformer Engine's names. A gated
 ``linear_fc1`` is stored whole, all of the gate before all of the up [``megatron/core/transformer/mlp.py:
 apply_swiglu_sharded_factory``]. Each rank writes the chunks that it holds, of copies the first tensor-parallel rank
-its own; a reader cuts them as it likes. Each linear layer has an object for its extra state (of FP8), which is None.
+its own; a reader cuts them as it likes. A module with extra state (of FP8) has an object for it, which is None: the
+linear layers, and with Transformer Engine the attention and the norms too; a reader needs those of its own modules, and
+leaves the others.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ _CONFIG = {
     "common_backend_version": 1,
 }
 _ORDERS = RowOrders()
+_HEAD_NORMS = ("self_attention.q_layernorm", "self_attention.k_layernorm")
 
 Tree = dict[ItemKey, Any]
 
@@ -106,11 +109,7 @@ class _Chunks:
         is_last = stage == layout.pp - 1
         found: Tree = {}
         if self.rank == 0:
-            nothing = torch_bytes([None])
-            for linear in LINEARS:
-                for layer in layers:
-                    key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{layout.num_layers}"
-                    found[key, None] = nothing
+            found |= dict.fromkeys(self._extra_states(layers, is_last=is_last), torch_bytes([None]))
         homes = {
             Section.EMBEDDING: stage == 0,
             Section.FINAL_NORM: is_last,
@@ -123,6 +122,19 @@ class _Chunks:
             elif homes[parameter.section]:
                 found |= self.chunks(parameter, None)
         return found
+
+    def _extra_states(self, layers: range, *, is_last: bool) -> Iterator[ItemKey]:
+        modules = LINEARS
+        is_te = self.model.core.spec != "local"
+        if is_te:
+            keys = self.model.family.keys(Section.LAYER)
+            norms = tuple(norm for norm in _HEAD_NORMS if f"{norm}.weight" in keys)
+            modules = (*modules, "self_attention.core_attention", *norms)
+        for module in modules:
+            for layer in layers:
+                yield f"decoder.layers.{module}._extra_state/shard_{layer}_{self.model.layout.num_layers}", None
+        if is_te and is_last:
+            yield "decoder.final_layernorm._extra_state/shard_0_1", None
 
     def chunks(self, parameter: Parameter, layer: int | None) -> Tree:
         """What this rank writes of a parameter: its shard, each half of a gated one, of copies only the first."""

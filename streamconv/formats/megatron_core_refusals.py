@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import UnsupportedError
-from streamconv.formats.deepspeed_refusals import family_titles
+from streamconv.formats import titles_from
 
 __all__ = ["refuse_args", "refuse_names"]
 
@@ -46,7 +46,7 @@ def refuse_args(args: Mapping[str, Any], where: Path) -> None:
     for name, matches in kinds:
         if matches:
             raise UnsupportedError(
-                f"{name}, as args say: not translated", where=where, remedy=f"families: {family_titles()}"
+                f"{name}, as args say: not translated", where=where, remedy=f"families: {titles_from('megatron-core')}"
             )
 
 
@@ -67,7 +67,9 @@ def refuse_names(names: Sequence[str], where: Path) -> None:
     )
     for what, parts in kinds:
         if any(part in name for name in names for part in parts):
-            raise UnsupportedError(f"{what}: not translated", where=where, remedy=f"families: {family_titles()}")
+            raise UnsupportedError(
+                f"{what}: not translated", where=where, remedy=f"families: {titles_from('megatron-core')}"
+            )
     raise UnsupportedError(
         f"{len(names)} tensors of unknown role, the first is {sorted(names)[0][:80]}",
         where=where,

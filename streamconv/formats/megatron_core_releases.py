@@ -1,7 +1,7 @@
 """Since which release Megatron-LM can run what a checkpoint needs, and what it loads by default.
 
 Read from ``megatron/training/arguments.py``, ``megatron/core/transformer/attention.py`` and
-``megatron/core/dist_checkpointing/`` at the tags core_v0.6.0 (2024-04) to core_v0.19.0 (2026-08) of Megatron-LM.
+``megatron/core/dist_checkpointing/`` at the tags core_v0.8.0 to core_v0.19.0 of Megatron-LM.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ __all__ = [
     "COMMON_STATE",
     "FIRST",
     "GROUPS_BELOW_TP",
+    "LINEAR_ROPE_SCALING",
+    "LOCAL_RMSNORM",
     "NEWEST",
     "ROPE_SCALING",
     "ROPE_SCALING_FACTOR",
-    "ROTARY_BASE",
     "SLIDING_WINDOW",
     "STAGE_LAYOUT",
     "UNEVEN_ENDS",
@@ -29,8 +30,10 @@ __all__ = [
     "refuse_older",
 ]
 
-FIRST, NEWEST = 6, 19
-"""The releases that are known: core_v0.6, the first that builds Megatron-Core's model by default, to core_v0.19."""
+FIRST, NEWEST = 8, 19
+"""The releases that are known: core_v0.8 (2024-08), the first that builds Megatron-Core's model by default, to
+core_v0.19 (2026-08).
+"""
 
 _RELEASE = re.compile(r"(?:core_)?(?:v|r)?0\.(\d{1,3})(?:\.\d+)?")
 
@@ -39,10 +42,11 @@ GROUPS_BELOW_TP = 16
 SLIDING_WINDOW = 15
 ROPE_SCALING = 10
 ROPE_SCALING_FACTOR = 11
-ROTARY_BASE = 8
 UNEVEN_ENDS = 9
 VIRTUAL_UNEVEN_ENDS = 11
 STAGE_LAYOUT = 13
+LOCAL_RMSNORM = 12
+LINEAR_ROPE_SCALING = 19
 COMMON_STATE = 19
 
 

@@ -16,8 +16,9 @@ from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.base import Section
 from streamconv.files.safe_pickle import leaves_of
 from streamconv.files.stored_file import StoredFile
+from streamconv.formats import titles_from
 from streamconv.formats.base import Place
-from streamconv.formats.deepspeed_refusals import family_titles, refuse_keys
+from streamconv.formats.deepspeed_refusals import refuse_keys
 from streamconv.formats.megatron_legacy import DIALECTS
 from streamconv.formats.megatron_ranks import StageTensors
 from streamconv.lazy import LazyTensor
@@ -110,7 +111,7 @@ def _model_of(file: StoredFile, entry: str) -> Mapping[str, Any]:
             raise UnsupportedError(
                 f"{name} (its `model` has {first}): not translated yet",
                 where=file.path,
-                remedy=f"models so far: those of Megatron-LM's legacy classes ({family_titles()})",
+                remedy=f"models so far: those of Megatron-LM's legacy classes ({titles_from('megatron-legacy')})",
             )
     return model
 

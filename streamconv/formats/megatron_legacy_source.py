@@ -13,9 +13,9 @@ from typing import Any
 from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.base import Section
 from streamconv.families.rows import QkvLayout
+from streamconv.formats import titles_from
 from streamconv.formats.base import Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.deepspeed_evidence import join_separate_heads, settle_glu
-from streamconv.formats.deepspeed_refusals import family_titles
 from streamconv.formats.megatron_core_folder import dist_folder, is_core
 from streamconv.formats.megatron_ends import check_ends, copies_aside
 from streamconv.formats.megatron_folder import claims as claims_ranks
@@ -101,7 +101,7 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
             raise UnsupportedError(
                 f"{name}, as args say: not translated yet",
                 where=folder,
-                remedy=f"families so far: {family_titles()}",
+                remedy=f"families so far in such folders: {titles_from('megatron-legacy')}",
             )
 
 

@@ -23,7 +23,7 @@ from streamconv.formats.deepspeed_stages import find_stages
 from streamconv.formats.neox_args import NeoxRun, read_run
 from streamconv.formats.neox_layers import FIRST_BLOCK, NeoxLayers, open_neox_layers
 from streamconv.formats.neox_target import refusal
-from streamconv.formats.recorded import find_iteration, first_line, is_child_name
+from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
@@ -158,8 +158,8 @@ def _settle_sizes(model: ShardedModel, ranks: RankFiles, layers: NeoxLayers) -> 
     if len(ranks.files) % layers.tp:
         raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=model.path)
     counted = len(ranks.files) // layers.tp or None
-    tps = {source: tp for source, (tp, _) in said.items() if isinstance(tp, int)}
-    pps = {source: pp for source, (_, pp) in said.items() if isinstance(pp, int)}
+    tps = {source: number for source, (tp, _) in said.items() if (number := whole(tp)) is not None}
+    pps = {source: number for source, (_, pp) in said.items() if (number := whole(pp)) is not None}
     tp = agree(model.path, "TP", tps, layers.tp, "layer files")
     pp = agree(model.path, "PP", pps, counted, "mp_rank files")
     model.pp = pp.value

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, UnsupportedError
+from streamconv.families.values import Check, count, flag, number, text
 from streamconv.formats.deepspeed_ranks import RankFiles
 from streamconv.formats.neox_config import read_configs
 
@@ -67,6 +68,24 @@ _ONLY: tuple[tuple[str, Any, tuple[Any, ...], str], ...] = (
 )
 
 
+def _part(name: str, value: Any) -> float | int:
+    """A part of a whole."""
+    if not 0 < number(name, value) <= 1:
+        raise ValueError(f"{name} is {value!r}, not a part of 1")
+    return number(name, value)
+
+
+_CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys((*RECORDED, *_IF_SAID, "num_kv_heads"), count),
+    **dict.fromkeys(("rotary_emb_base", "layernorm_epsilon", "init_method_std"), number),
+    **dict.fromkeys(("hidden_dropout", "attention_dropout"), number),
+    **dict.fromkeys(("gpt_j_residual", "bias_gelu_fusion", "onnx_safe", "no_weight_tying"), flag),
+    **dict.fromkeys(("tokenizer_type", "pipe_partition_method"), text),
+    "rotary_pct": _part,
+}
+"""What each entry must be, where it says anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class NeoxRun:
     """A run: its arguments by Megatron-DeepSpeed's names, None if nothing says any, and where they stand.
@@ -87,7 +106,10 @@ def read_run(folder: Path, ranks: RankFiles) -> NeoxRun:
         DamagedError: files contradict each other, or are of different runs.
     """
     recorded = _recorded(ranks)
-    config, names = read_configs(folder)
+    config, names = read_configs(folder, {*_CHECKS, *(name for name, *_ in _ONLY)})
+    for values, source in ((recorded, "the rank files"), (config, ", ".join(names))):
+        _check(values, folder, source)
+    config = {name: value for name, value in config.items() if value is not None}
     args = {ours: recorded[name] for name, ours in RECORDED.items() if recorded.get(name) is not None}
     if not names:
         return NeoxRun(args or None, "the rank files", None)
@@ -106,6 +128,15 @@ def read_run(folder: Path, ranks: RankFiles) -> NeoxRun:
     args |= {**_FIXED, "untie_embeddings_and_output_weights": config.get("no_weight_tying", False)}
     method = config.get("pipe_partition_method", "type:transformer|mlp")
     return NeoxRun(args, ", ".join(names), str(method))
+
+
+def _check(values: Mapping[str, Any], folder: Path, source: str) -> None:
+    try:
+        for name, check in _CHECKS.items():
+            if values.get(name) is not None:
+                check(name, values[name])
+    except ValueError as error:
+        raise DamagedError(f"{error}, in {source}", where=folder) from error
 
 
 def _recorded(ranks: RankFiles) -> Mapping[str, Any]:

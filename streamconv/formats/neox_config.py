@@ -7,6 +7,7 @@ keys spelled with hyphens or underscores; no key is in two files [``megatron/neo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ _MAX_NBYTES = 64 << 10
 _LARGEST = 1 << 63
 
 
-def read_configs(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The plain values of all configuration files beside a checkpoint, and the names of the files; both may be empty.
 
+    Args:
+        folder: the checkpoint's.
+        plain: keys that can only have plain values.
+
     Raises:
-        DamagedError: a file is too large or no such file, or two files disagree.
+        DamagedError: a file is too large or no such file, one of those keys has parts, or two files disagree.
     """
     values: dict[str, Any] = {}
     names: list[str] = []
@@ -33,28 +38,30 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         if path.suffix not in _SUFFIXES or not path.is_file():
             continue
         names.append(f"{FOLDER}/{path.name}")
-        for key, value in _read(path).items():
-            if values.setdefault(key, value) != value:
+        for key, value in _read(path, plain).items():
+            other = values.setdefault(key, value)
+            # A number that is none is not even equal to itself.
+            if other != value and repr(other) != repr(value):
                 raise DamagedError(
                     f"{key} is {value!r} here, and {values[key]!r} in another file beside it", where=path
                 )
     return values, tuple(names)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, plain: Collection[str]) -> dict[str, Any]:
     if path.stat().st_size > _MAX_NBYTES:
         raise DamagedError(f"a configuration of {path.stat().st_size} bytes; the limit is {_MAX_NBYTES}", where=path)
     try:
-        return plain_values(path.read_bytes().decode())
+        return plain_values(path.read_bytes().decode(), plain)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"no YAML: {str(error)[:80]}", where=path) from error
 
 
-def plain_values(text: str) -> dict[str, Any]:
+def plain_values(text: str, needed: Collection[str] = ()) -> dict[str, Any]:
     """The numbers, words and truth values at the top of a YAML mapping; what is nested in it is left out.
 
     Raises:
-        ValueError: it is no YAML, or no mapping.
+        ValueError: it is no YAML, or no mapping, or something is nested in a key that is ``needed``.
     """
     # Imported here: no other source needs it, and it takes a while.
     import yaml
@@ -77,9 +84,10 @@ def plain_values(text: str) -> dict[str, Any]:
     plain = {str(key).replace("-", "_"): value for key, value in (found or {}).items()}
     if large := [key for key, value in plain.items() if isinstance(value, int) and not -_LARGEST < value < _LARGEST]:
         raise ValueError(f"{large[0]} is a number of more than 64 bits")
-    return {
-        key: _number(value) for key, value in plain.items() if value is None or isinstance(value, str | int | float)
-    }
+    nested = {key: value for key, value in plain.items() if not (value is None or isinstance(value, str | int | float))}
+    if bad := [key for key in nested if key in needed]:
+        raise ValueError(f"{bad[0]} is a {type(nested[bad[0]]).__name__}, not a plain value")
+    return {key: _number(value) for key, value in plain.items() if key not in nested}
 
 
 def _number(value: Any) -> Any:

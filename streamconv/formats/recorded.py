@@ -9,7 +9,15 @@ from typing import Any
 
 from streamconv.errors import DamagedError, SourceError
 
-__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary"]
+__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary", "whole"]
+
+# NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
+_LONGEST_NAME = 255
+
+
+def whole(value: Any) -> int | None:
+    """A whole number that is recorded; None for anything else. A truth value is one to Python, and is none here."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def first_line(path: Path) -> str:
@@ -20,7 +28,8 @@ def first_line(path: Path) -> str:
 
 def is_child_name(name: str) -> bool:
     """Whether a name can only be that of a direct child: it may come out of a file."""
-    return bool(name) and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
+    nbytes = len(name.encode("utf-8", "surrogatepass"))
+    return 0 < nbytes <= _LONGEST_NAME and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
 
 
 def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
@@ -36,7 +45,7 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
         SourceError: there is no such folder.
     """
     if not is_child_name(name):
-        raise DamagedError(f"the tag {name!r} is not the name of a folder", where=said_by)
+        raise DamagedError(f"the tag {name[:80]!r} is not the name of a folder", where=said_by)
     if not (path / name).is_dir():
         tags = sorted(child.name for child in path.iterdir() if child.is_dir())
         raise SourceError(
@@ -55,8 +64,8 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
     """
     if said is not None:
         return said
-    recorded = state.get("iteration")
-    if isinstance(recorded, int) and not isinstance(recorded, bool):
+    recorded = whole(state.get("iteration"))
+    if recorded is not None:
         if not 0 <= recorded < 10**9:
             raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
         return recorded
@@ -70,6 +79,7 @@ def true_vocabulary(state: Mapping[str, Any]) -> int | None:
     """
     for key in ("checkpoint_info", "universal_checkpoint_info"):
         info = state.get(key)
-        if isinstance(info, dict) and isinstance(info.get("original_vocab_size"), int):
-            return int(info["original_vocab_size"])
+        size = whole(info.get("original_vocab_size")) if isinstance(info, dict) else None
+        if size is not None:
+            return size
     return None

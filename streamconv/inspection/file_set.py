@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import SourceError, StreamconvError, UnsupportedError
+from streamconv.families import known_families
 from streamconv.files.any_file import checkpoint_files
 from streamconv.files.stored_file import StoredFile
 from streamconv.inspection.names import count, guess_family
@@ -145,11 +146,7 @@ def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:
         sizes[row.layer] = sizes.get(row.layer, 0) + prod(row.shape)
     each = {size for layer, size in sizes.items() if layer is not None}
     report.model = ModelFacts(
-        family=str(config["model_type"])
-        if isinstance(config.get("model_type"), str)
-        else guess.family
-        if guess
-        else None,
+        family=_family(config) or (guess.family if guess else None),
         num_layers=count(config, "num_hidden_layers", "n_layer") or len(layers) or None,
         hidden=count(config, "hidden_size", "n_embd"),
         ffn=count(config, "intermediate_size", "n_inner"),
@@ -160,6 +157,13 @@ def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:
         parameters=sum(sizes.values()) if unique else None,
         parameters_per_layer=each.pop() if unique and len(each) == 1 else None,
     )
+
+
+def _family(config: Mapping[str, Any]) -> str | None:
+    """The family that a configuration names: its title if it is translated, else what it is called there."""
+    kind = config.get("model_type")
+    titles = {family.huggingface.model_type: family.title for family in known_families()}
+    return titles.get(kind, kind) if isinstance(kind, str) else None
 
 
 def _is_words(name: str) -> bool:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamconv.dtypes import DTYPES
+from streamconv.errors import UnsupportedError
 from streamconv.files.pickle_writer import StoredTensor, contiguous_strides, dumps, is_plain
 from streamconv.files.safe_pickle import Global
 
@@ -99,7 +100,7 @@ def test_anything_else_is_refused(value: object) -> None:
 
 
 def test_a_dtype_without_a_storage_class_is_refused() -> None:
-    with pytest.raises(TypeError, match="float8_e4m3fn"):
+    with pytest.raises(UnsupportedError, match="float8_e4m3fn"):
         dumps({"w": StoredTensor(0, DTYPES["float8_e4m3fn"], (2,))})
 
 

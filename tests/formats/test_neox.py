@@ -26,6 +26,7 @@ from streamconv.formats import find_source, neox, neox_target
 from streamconv.formats.base import ShardedModel, SourceOptions
 from streamconv.formats.huggingface_names import HfNames
 from streamconv.formats.neox_config import FOLDER, plain_values, read_configs
+from streamconv.formats.recorded import whole as whole_number
 from streamconv.formats.target import TargetModel
 from streamconv.parallel import ParallelLayout
 from streamconv.recognise import recognise
@@ -571,3 +572,72 @@ def test_a_value_that_no_configuration_has_is_named(text: str, tmp_path: Path) -
     (tmp_path / FOLDER / "a.yml").write_text(text)
     with pytest.raises(DamagedError, match="no YAML"):
         read_configs(tmp_path)
+
+
+ODD = {
+    "a part above 1": ('"rotary_pct": 2', "rotary_pct is 2"),
+    "a part of nothing": ('"rotary-pct": 0', "rotary_pct is 0"),
+    "a part that is no number": ('"rotary_pct": .nan', "rotary_pct is nan"),
+    "a list": ('"rotary_pct": [0.25]', "rotary_pct is a list"),
+    "a list of norms": ('"norm": ["layernorm"]', "norm is a list"),
+    "a mapping": ('"gpt_j_residual": {}', "gpt_j_residual is a dict"),
+    "a word for a number": ('"rotary_emb_base": "10000"', "rotary_emb_base is '10000'"),
+    "a word for a count": ('"intermediate_size": "64"', "intermediate_size is '64'"),
+    "a number for a flag": ('"bias_gelu_fusion": 1', "bias_gelu_fusion is 1"),
+    "a word for a flag": ('"no_weight_tying": "no way"', "no_weight_tying is 'no way'"),
+    "a flag for a number": ('"layernorm_epsilon": true', "layernorm_epsilon is True"),
+    "a flag for a count": ('"num_layers": true', "num_layers is True"),
+    "a number below 0": ('"layernorm_epsilon": -1', "layernorm_epsilon is -1"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_values_of_a_configuration_are_refused(name: str, tmp_path: Path) -> None:
+    entry, words = ODD[name]
+    root = write(tmp_path, made_model(Run()), Run())
+    text = "{" + entry + ', "pos_emb": "rotary"}'
+    (root / "global_step9" / "configs" / "run.yml").write_text(text)
+    with pytest.raises(DamagedError) as caught:
+        neox.open_model(root, SourceOptions())
+    assert words in str(caught.value)
+
+
+def test_null_is_the_default(tmp_path: Path) -> None:
+    root = write(tmp_path, made_model(Run()), Run())
+    text = '{"pos_emb": "rotary", "no_weight_tying": true, "num_kv_heads": null, "layernorm_epsilon": null}'
+    (root / "global_step9" / "configs" / "run.yml").write_text(text)
+    args = neox.open_model(root, SourceOptions()).args
+    assert args is not None
+    assert args["layernorm_epsilon"] == 1e-5
+
+
+def recorded(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the first rank's file records."""
+    path = root / "global_step9" / "mp_rank_00_model_states.pt"
+    state = torch.load(path, weights_only=False)
+    change(state)
+    torch.save(state, path)
+
+
+def test_truth_values_are_no_sizes(tmp_path: Path) -> None:
+    root = write(tmp_path, made_model(Run()), Run())
+    recorded(root, lambda state: state.update(checkpoint_parallel_dimensions={"tp_degree": True, "pp_degree": True}))
+    model = neox.open_model(root, SourceOptions())
+    assert not any("checkpoint_parallel_dimensions" in fact.evidence for fact in model.facts)
+    recorded(root, lambda state: state["args"].update(num_attention_heads=True))
+    with pytest.raises(DamagedError, match="num_attention_heads is True, not a number"):
+        neox.open_model(root, SourceOptions())
+
+
+def test_families_of_such_folders_are_named(tmp_path: Path) -> None:
+    root = write(tmp_path, made_model(Run()), Run())
+    model = neox.open_model(root, SourceOptions())
+    model.args = {**(model.args or {}), "normalization": "RMSNorm"}
+    with pytest.raises(UnsupportedError) as caught:
+        recognise(model, None)
+    assert caught.value.remedy == "families so far in such folders: GPT-NeoX"
+
+
+def test_a_count_that_is_a_truth_value_is_none() -> None:
+    assert whole_number(True) is None
+    assert whole_number(3) == 3

@@ -121,10 +121,14 @@ def test_an_older_model_in_the_destination_is_replaced_whole(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"to": "huggingface", "tp": 2}, "--tp has no meaning"),
-        ({"to": "huggingface", "pp": 2}, "--pp has no meaning"),
-        ({"to": "deepspeed", "vocab_padding": "keep"}, "--vocab-padding has no meaning"),
-        ({"to": "megatron", "tokenizer": "."}, "--tokenizer has no meaning"),
+        ({"to": "huggingface", "tp": 2}, "--tp .*has no meaning"),
+        ({"to": "huggingface", "pp": 2}, "--pp .*has no meaning"),
+        ({"to": "deepspeed", "vocab_padding": "keep"}, "--vocab-padding .*has no meaning"),
+        ({"to": "megatron", "tokenizer": "."}, "--tokenizer .*has no meaning"),
+        ({"to": "megatron", "max_shard_size": "1GB"}, "--max-shard-size .the largest file"),
+        ({"to": "huggingface", "for_release": True}, "--for-release .counters among the training arguments"),
+        ({"to": "huggingface", "keep_args": False}, "--no-args .the training arguments"),
+        ({"to": "huggingface", "iteration": 3}, "--iteration .the iteration that a training checkpoint"),
         ({"to": "huggingface", "vocab_padding": "half"}, "no such choice"),
         ({"to": "huggingface", "max_shard_size": "0"}, "--max-shard-size"),
     ],
@@ -132,6 +136,23 @@ def test_an_older_model_in_the_destination_is_replaced_whole(tmp_path: Path) -> 
 def test_a_flag_that_would_do_nothing_is_refused(choices: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan(GPT.folder, **choices)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"qkv_layout": "blocks"}, "--qkv-layout .the order of rows"),
+        ({"glu_order": "up-gate"}, "--glu-order .the order of halves"),
+        ({"tag": "global_step5"}, "--tag .which checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("to", ["huggingface", "deepspeed"])
+def test_what_a_model_of_transformers_leaves_not_open_is_refused(
+    to: str, choices: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    models.make("gpt", tmp_path / "hf")
+    with pytest.raises(UsageError, match=words):
+        plan(tmp_path / "hf", to=to, **choices)
 
 
 def test_the_true_vocabulary_is_asked_for(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_hugging_face_folder(tmp_path: Path) -> None:
     assert {row.name: row.shape for row in report.tensors} == {name: tuple(t.shape) for name, t in tree.items()}
     model = report.model
     assert model is not None
-    assert (model.family, model.num_layers, model.hidden, model.ffn) == ("llama", 2, 8, 12)
+    assert (model.family, model.num_layers, model.hidden, model.ffn) == ("Llama", 2, 8, 12)
     assert (model.heads, model.kv_groups, model.positions) == (4, 2, 64)
     assert (model.vocabulary.stored, model.vocabulary.true, model.vocabulary.padding) == (18, 18, 0)
     assert model.parameters == sum(tensor.numel() for tensor in tree.values())
@@ -264,3 +264,12 @@ def test_a_folder_of_any_files(tmp_path: Path) -> None:
     with pytest.raises(DamagedError):
         look(tmp_path / "x.pt")
     assert look(BLOOM / "global_step3" / "layer_04-model_00-model_states.pt").kind == "file"
+
+
+@pytest.mark.parametrize(("kind", "family"), [("gpt_neox", "GPT-NeoX"), ("gpt2", "GPT"), ("unheard_of", "unheard_of")])
+def test_a_family_has_one_name_in_every_listing(kind: str, family: str, tmp_path: Path) -> None:
+    safetensors.save_file({"model.norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    model = look(tmp_path).model
+    assert model is not None
+    assert model.family == family

@@ -144,8 +144,6 @@ def build(args: Args, sizes: Sizes) -> list[Any]:
             rotary_percent=args["rotary_percent"],
             rotary_base=args["rotary_base"],
             rope_scaling=args["use_rope_scaling"],
-            rope_scaling_factor=args["rope_scaling_factor"],
-            seq_len_interpolation_factor=args["rotary_seq_len_interpolation_factor"],
             vp_stage=vp_stage,
         ).eval()
         with torch.no_grad():
@@ -168,7 +166,10 @@ def forward(chunks: list[Any], tokens: torch.Tensor, sizes: Sizes, hidden: int) 
     logits = None
     # Dropout is off; the attention takes the GPU's random state for it all the same.
     no_fork = mock.patch.object(CudaRNGStatesTracker, "fork", return_value=contextlib.nullcontext())
-    with torch.no_grad(), no_fork:
+    # A window's mask is made on a GPU.
+    ones = torch.ones
+    on_cpu = mock.patch.object(torch, "ones", lambda *size, device=None, **how: ones(*size, **how))
+    with torch.no_grad(), no_fork, on_cpu:
         for number, chunk in enumerate(chunks):
             first = stage == 0 and number == 0
             last = stage == sizes.pp - 1 and number == sizes.vpp - 1
