@@ -147,7 +147,7 @@ def scaling_caution(args: dict[str, Any]) -> str | None:
     if not args.get("use_rope_scaling") or factor == _DEFAULT_SCALING:
         return None
     return (
-        f"Llama 3's scaling by {factor}: Megatron-LM's pretrain_gpt.py does not hand --rope-scaling-factor to the model, "
+        f"Llama 3's scaling by {factor}: pretrain_gpt.py of Megatron-LM does not hand it to the model, "
         f"which then scales by {_DEFAULT_SCALING}: give GPTModel rope_scaling_factor={factor}"
     )
 

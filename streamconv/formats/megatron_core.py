@@ -19,7 +19,7 @@ from streamconv.errors import UsageError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
-from streamconv.formats.megatron_args import core_model_args, model_flags, rotary_needs, unknown_args
+from streamconv.formats.megatron_args import core_model_args, model_flags, rotary_needs, scaling_caution, unknown_args
 from streamconv.formats.megatron_core_dist import dist_files
 from streamconv.formats.megatron_core_names import LINEARS, SPECS, core_name
 from streamconv.formats.megatron_core_releases import (

@@ -124,7 +124,7 @@ class _Chunks:
         return found
 
     def _extra_states(self, layers: range, *, is_last: bool) -> Iterator[ItemKey]:
-        modules = LINEARS
+        modules: tuple[str, ...] = LINEARS
         is_te = self.model.core.spec != "local"
         if is_te:
             keys = self.model.family.keys(Section.LAYER)
