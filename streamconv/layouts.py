@@ -43,7 +43,7 @@ def target_layout(
     if vpp is None:
         # Virtual stages stay with the stages, where the target has them.
         has_them = "--vpp" in target.takes and (not target.is_core or container == "torch")
-        vpp = model.vpp if has_them and stages == model.stages else 1
+        vpp = model.vpp if has_them and model.layout is not None and stages == model.stages else 1
     return ParallelLayout(tp, stages, vpp)
 
 

@@ -240,7 +240,7 @@ def _copies(model: ShardedModel) -> list[Replica]:
 def _choices(
     model: ShardedModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
 ) -> tuple[Fact, ...]:
-    kept = (model.tp, model.stages, model.vpp) == (layout.tp, layout.stages, layout.vpp)
+    kept = model.layout == layout
     shape = (Fact(f"layout {layout}", "as the source" if kept else "as asked"),) if target.is_sharded else ()
     return (
         Fact(f"target {target.name}", why),
@@ -257,9 +257,12 @@ def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
 
 
 def _words(model: ShardedModel) -> str:
-    if model.stages is not None:
-        return str(ParallelLayout(model.tp, model.stages, model.vpp))
-    return f"TP {model.tp} x PP {model.pp or 'unknown'} (stages unknown)"
+    if model.layout is not None:
+        return str(model.layout)
+    known = (
+        "unknown" if model.stages is None else f"of {','.join(map(str, model.stages))} layers, VPP {model.vpp}, uneven"
+    )
+    return f"TP {model.tp} x PP {model.pp or 'unknown'} (stages {known})"
 
 
 def _dialect(target: TargetFormat, options: ConvertOptions) -> str:

@@ -47,7 +47,6 @@ LABELLED = (
     Source(MADE / "dsmd_blocks_L2_tp2pp1_z1", 2, 1, (2,), 20, blocks=True),
 )
 REFUSED = {
-    "mcore_llama_dist_tp2pp2": "Megatron-Core torch_dist",
     "z1_bf16": "plain DeepSpeed ZeRO folder",
     "z1_bf16.fp32": "zero_to_fp32",
     "z1_bf16.universal": "universal checkpoint",

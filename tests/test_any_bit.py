@@ -52,7 +52,7 @@ def test_a_bit_of_any_file_is_found_and_located(source: Source, tmp_path: Path) 
 def test_what_a_conversion_left_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
     """A folder with the work of a conversion that ended early: said so, and verify refuses it."""
     out = tmp_path / "out"
-    streamconv.convert(REAL[1].folder, out, max_ram="2G")
+    streamconv.convert(REAL[1].folder, out, max_ram="2G", to="megatron-legacy")
     work = out / ".streamconv"
     (work / "new").mkdir(parents=True, exist_ok=True)
     (work / "journal").write_text("{}\n")

@@ -29,7 +29,7 @@ MOST_THREADS = 16 * (os.cpu_count() or 1)
 
 @pytest.fixture(scope="module")
 def work() -> Plan:
-    return plan(REAL[1].folder)
+    return plan(REAL[1].folder, to="megatron-legacy")
 
 
 def wide(work: Plan, path: Path, columns: int, dtype: torch.dtype = torch.float32) -> Plan:

@@ -345,7 +345,8 @@ def test_what_changes_nothing_is_not_refused(name: str, changes: dict[str, Any])
         ("gpt", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
         ("llama", {"rotary_percent": 0.5}, r"rotary_percent 0\.5"),
         ("llama", {"rotary_interleaved": True}, "rotary_interleaved"),
-        ("llama", {"window_size": (8, 0)}, "window_size"),
+        ("llama", {"window_size": (8, 0)}, "sliding_window of 9"),
+        ("llama", {"window_size": (8, 1)}, "window_size"),
         ("bloom", {"squared_relu": True, "bias_gelu_fusion": False, "openai_gelu": False}, "squared_relu"),
     ],
 )

@@ -18,7 +18,7 @@ RESHARD = [(tp, pp) for tp in (1, 2, 4) for pp in (1, 2, 3)]
 
 
 def check(source: Source, out: Path, has_tp: int, has_pp: int, **choices: Any) -> oracle.Model:
-    convert(source.folder, out, max_ram="2G", **choices)
+    convert(source.folder, out, max_ram="2G", **choices, to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(out, has_tp, has_pp), source.heads)
     expected = oracle.source_model(source.folder, source.heads, blocks=source.blocks)
     oracle.assert_same_model(result, expected, source.true_vocab)
@@ -56,7 +56,7 @@ def test_stages_are_as_asked(source: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_every_other_checkpoint_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=REFUSED[name]):
-        convert(FRAMEWORKS / name, tmp_path / "out")
+        convert(FRAMEWORKS / name, tmp_path / "out", to="megatron-legacy")
     assert not (tmp_path / "out").exists()
 
 
@@ -65,7 +65,7 @@ def test_every_other_checkpoint_is_refused_by_its_name(name: str, tmp_path: Path
 )
 def test_a_cast_rounds_as_torch_does(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     for number, source in enumerate((REAL[1], REAL[3])):
-        convert(source.folder, tmp_path / f"{number}", dtype=name, tp=1, pp=1, max_ram="2G")
+        convert(source.folder, tmp_path / f"{number}", dtype=name, tp=1, pp=1, max_ram="2G", to="megatron-legacy")
         files = oracle.result_files(tmp_path / f"{number}", 1, 1)
         expected = oracle.source_model(source.folder, blocks=source.blocks)
         cast = {key: tensor.to(dtype) for key, tensor in expected.items()}
@@ -91,7 +91,7 @@ def test_the_dialect_of_2023_renames_the_norms_and_copies_the_head_only_over_sta
 
 def test_args_are_a_plain_namespace_with_the_targets_sizes(tmp_path: Path) -> None:
     source = REAL[1]
-    convert(source.folder, tmp_path / "out", tp=4, pp=1, for_release=True, max_ram="2G")
+    convert(source.folder, tmp_path / "out", tp=4, pp=1, for_release=True, max_ram="2G", to="megatron-legacy")
     (folder,) = (source.folder / "global_step3").glob("mp_rank_00_model_states.pt")
     before = vars(oracle.load_stubbed(folder)["args"])
     after = vars(oracle.result_files(tmp_path / "out", 4, 1)[0, 0]["args"])
@@ -104,18 +104,18 @@ def test_args_are_a_plain_namespace_with_the_targets_sizes(tmp_path: Path) -> No
     }
     assert before["consumed_train_samples"] > 0
     assert after == {k: v for k, v in before.items() if k != "position_embedding_type"} | changed
-    assert any("position_embedding_type" in choice.what for choice in plan(source.folder).notes)
+    assert any("position_embedding_type" in choice.what for choice in plan(source.folder, to="megatron-legacy").notes)
 
 
 def test_without_args_the_result_has_none(tmp_path: Path) -> None:
-    convert(REAL[0].folder, tmp_path / "out", keep_args=False, max_ram="2G")
+    convert(REAL[0].folder, tmp_path / "out", keep_args=False, max_ram="2G", to="megatron-legacy")
     state = oracle.result_files(tmp_path / "out", 1, 2)[0, 0]
     assert sorted(state) == ["checkpoint_info", "checkpoint_version", "iteration", "model"]
 
 
 def test_the_same_conversion_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for number in (1, 2):
-        convert(REAL[4].folder, tmp_path / f"{number}", tp=1, pp=3, max_ram="2G")
+        convert(REAL[4].folder, tmp_path / f"{number}", tp=1, pp=3, max_ram="2G", to="megatron-legacy")
     files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
     assert len(files) == 4
     for path in files:

@@ -13,7 +13,8 @@ FLOORS = (
     {"lazy", "parallel", "memory", "checksums"},
     {"files", "families"},
     {"formats", "capabilities", "configuration", "vocabulary", "recognise", "generation"},
-    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling", "planner", "tokenizers", "idle"},
+    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling"}
+    | {"layouts", "planner", "tokenizers", "idle"},
     {"engines", "destination", "distance", "journal", "publish", "reading", "replicas"}
     | {"sweep", "statistics", "measuring"},
     {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}

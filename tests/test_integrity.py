@@ -48,7 +48,7 @@ def save(path: Path, *shapes: tuple[int, ...]) -> Path:
 
 @pytest.fixture
 def gpt(tmp_path: Path) -> Path:
-    convert(GPT.folder, tmp_path / "gpt", max_ram="2G")
+    convert(GPT.folder, tmp_path / "gpt", max_ram="2G", to="megatron-legacy")
     return tmp_path / "gpt"
 
 

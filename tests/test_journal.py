@@ -31,7 +31,7 @@ IDENTITY = {"journal": 1, "choices": {}, "sources": {}, "digest": "of these test
 
 @pytest.fixture(scope="module")
 def work() -> Plan:
-    return plan(SOURCE)
+    return plan(SOURCE, to="megatron-legacy")
 
 
 def tile(work: Plan, job: int, first: int = 0, last: int = 1) -> TileDone:
@@ -194,18 +194,18 @@ def test_the_same_run_is_the_same_in_every_process(work: Plan) -> None:
     ],
 )
 def test_a_run_with_other_choices_is_refused_and_says_which(choices: Any, says: str, work: Plan) -> None:
-    noted = json.loads(json.dumps(identity_of(plan(SOURCE, **choices))))
+    noted = json.loads(json.dumps(identity_of(plan(SOURCE, **choices, to="megatron-legacy"))))
     with pytest.raises(DestinationError, match=says) as caught:
         refuse_another(noted, identity_of(work), Path("the destination"))
     assert "the destination" in str(caught.value)
     assert "--restart" in str(caught.value)
-    refuse_another(noted, identity_of(plan(SOURCE, **choices)), Path("the destination"))
+    refuse_another(noted, identity_of(plan(SOURCE, **choices, to="megatron-legacy")), Path("the destination"))
 
 
 def test_another_source_and_another_digest_are_refused(work: Plan, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(SOURCE, tmp_path / "copy"))
     with pytest.raises(DestinationError, match=r"another source: .*/copy/global_step3, not"):
-        refuse_another(identity_of(plan(copy)), identity_of(work), tmp_path)
+        refuse_another(identity_of(plan(copy, to="megatron-legacy")), identity_of(work), tmp_path)
     with pytest.raises(DestinationError, match="with other options"):
         refuse_another(identity_of(work) | {"digest": "0"}, identity_of(work), tmp_path)
 
@@ -238,7 +238,7 @@ def change(path: Path, what: str) -> None:
 @pytest.mark.parametrize("what", ["time", "size"])
 def test_a_source_that_has_changed_since_is_refused_by_its_name(what: str, copy: tuple[Path, Path]) -> None:
     root, path = copy
-    noted, now = json.loads(json.dumps(identity_of(plan(root)))), plan(root)
+    noted, now = json.loads(json.dumps(identity_of(plan(root, to="megatron-legacy")))), plan(root, to="megatron-legacy")
     change(path, what)
     with pytest.raises(DestinationError, match=f"its source has changed since: .*{path.name}") as caught:
         refuse_another(noted, identity_of(now), root)
@@ -248,7 +248,7 @@ def test_a_source_that_has_changed_since_is_refused_by_its_name(what: str, copy:
 @pytest.mark.parametrize("what", ["time", "size", "gone"])
 def test_a_source_that_was_changed_while_it_was_read_is_damaged(what: str, copy: tuple[Path, Path]) -> None:
     root, path = copy
-    identity = identity_of(plan(root))
+    identity = identity_of(plan(root, to="megatron-legacy"))
     refuse_changed_source(identity)
     change(path, what)
     with pytest.raises(DamagedError, match="changed while it was converted") as caught:
@@ -377,12 +377,12 @@ def test_a_whole_line_that_is_no_json_is_refused(text: bytes, work: Plan, tmp_pa
 )
 def test_a_first_line_that_is_none_of_ours_is_refused_and_kept(first: Any, tmp_path: Path) -> None:
     if isinstance(first, dict) and first.get("choices") == "same":
-        first = first | {"choices": identity_of(plan(SOURCE))["choices"]}
+        first = first | {"choices": identity_of(plan(SOURCE, to="megatron-legacy"))["choices"]}
     (tmp_path / "out/.streamconv/new").mkdir(parents=True)
     path = tmp_path / "out/.streamconv/journal"
     path.write_bytes(line(first))
     with pytest.raises(DestinationError, match="--restart") as caught:
-        convert(SOURCE, tmp_path / "out", max_ram="1G")
+        convert(SOURCE, tmp_path / "out", max_ram="1G", to="megatron-legacy")
     assert str(tmp_path / "out") in str(caught.value)
     assert path.read_bytes() == line(first)
 

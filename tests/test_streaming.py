@@ -43,13 +43,13 @@ def flat(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, torch.
 
 
 def converted(source: Path, out: Path, has_tp: int, has_pp: int, **choices: Any) -> Named:
-    convert(source, out, max_ram="2G", **choices)
+    convert(source, out, max_ram="2G", **choices, to="megatron-legacy")
     files = oracle.result_files(out, has_tp, has_pp)
     return {(Rank(*place), name): tensor for place, state in files.items() for name, tensor in flat(state["model"])}
 
 
 def streamed(source: Path, **choices: Any) -> list[StreamedTensor]:
-    return list(stream(source, copy=True, max_ram="4G", **choices))
+    return list(stream(source, copy=True, max_ram="4G", **choices, to="megatron-legacy"))
 
 
 def bits(tensor: Any) -> bytes:
@@ -114,7 +114,7 @@ def test_tied_names_share_their_values_with_the_embedding(pp: int) -> None:
         assert torch.equal(head, found[Rank(rank, 0), "language_model.embedding.word_embeddings.weight"])
     tensors = {
         item.name: item.tensor.data_ptr()
-        for item in stream(BLOOM.folder, max_ram="4G", tp=1, pp=1)
+        for item in stream(BLOOM.folder, max_ram="4G", tp=1, pp=1, to="megatron-legacy")
         if "word_embeddings" in item.name and item.name.endswith(("embeddings.weight", "head.weight"))
     }
     assert len(tensors) == 2
@@ -126,7 +126,7 @@ def test_tied_names_share_their_values_with_the_embedding(pp: int) -> None:
 
 def test_a_copy_stays_valid_when_all_has_been_read(tmp_path: Path) -> None:
     expected = converted(GPT.folder, tmp_path / "out", 2, 2)
-    kept = list(stream(GPT.folder, copy=True, max_ram="4G"))
+    kept = list(stream(GPT.folder, copy=True, max_ram="4G", to="megatron-legacy"))
     assert_same(kept, expected)
     assert len({item.tensor.data_ptr() for item in kept}) == len(kept)
     kept[0].tensor.fill_(7)
@@ -139,7 +139,7 @@ def test_without_a_copy_a_tensor_is_right_when_it_comes_and_another_when_the_nex
 ) -> None:
     expected = converted(GPT.folder, tmp_path / "out", 2, 2)
     kept = []
-    for item in stream(GPT.folder, max_ram="4G"):
+    for item in stream(GPT.folder, max_ram="4G", to="megatron-legacy"):
         assert bits(item.tensor) == bits(expected[item.rank, item.name])
         kept.append(item)
     changed = [item for item in kept if bits(item.tensor) != bits(expected[item.rank, item.name])]
@@ -157,14 +157,17 @@ def test_numpy_arrays_have_the_same_bits_as_torch_tensors() -> None:
             assert numpy_item.tensor.shape == tuple(torch_item.tensor.shape)
             assert str(torch_item.tensor.dtype) == f"torch.{numpy_item.tensor.dtype}"
             assert bits(numpy_item.tensor) == bits(torch_item.tensor)
-        views = [item.tensor.copy() for item in stream(source.folder, framework="np", max_ram="4G", **choices)]
+        views = [
+            item.tensor.copy()
+            for item in stream(source.folder, framework="np", max_ram="4G", **choices, to="megatron-legacy")
+        ]
         assert list(map(bits, views)) == [bits(item.tensor) for item in arrays]
 
 
 def test_an_iteration_that_is_given_up_leaves_no_descriptor() -> None:
     before = sorted(Path("/proc/self/fd").iterdir())
     for count in (0, 1, 5):
-        iterator = stream(BLOOM.folder, max_ram="4G")
+        iterator = stream(BLOOM.folder, max_ram="4G", to="megatron-legacy")
         for _ in range(count):
             next(iterator)
         del iterator
@@ -197,26 +200,28 @@ def test_what_can_be_refused_is_refused_by_the_call_itself(choices: Any, error: 
 
 def test_a_source_that_cannot_be_planned_is_refused_by_the_call_itself(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
-        stream(tmp_path / "nowhere")
-    with pytest.raises(UnsupportedError, match="Megatron-Core"):
-        stream(FRAMEWORKS / "mcore_llama_dist_tp2pp2")
+        stream(tmp_path / "nowhere", to="megatron-legacy")
+    with pytest.raises(AmbiguousError, match="number of attention heads is unknown"):
+        stream(FRAMEWORKS / "mcore_llama_dist_tp2pp2", to="megatron-legacy")
+    with pytest.raises(UnsupportedError, match="a plain DeepSpeed ZeRO"):
+        stream(FRAMEWORKS / "z1_bf16", to="megatron-legacy")
     folder = Path(shutil.copytree(BLOOM.folder / "global_step3", tmp_path / "layers"))
     for path in folder.glob("mp_rank_*"):
         path.unlink()
     with pytest.raises(AmbiguousError):
-        stream(folder)
+        stream(folder, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_the_budget_that_is_said_is_one_that_works(copy: bool) -> None:
     with pytest.raises(MemoryBudgetError, match="workable floor") as caught:
-        stream(GPT.folder, copy=copy, max_ram="8M")
+        stream(GPT.folder, copy=copy, max_ram="8M", to="megatron-legacy")
     found = re.search(r"say --max-ram (\d+)M or more", str(caught.value))
     assert found
-    names = {item.name for item in stream(GPT.folder, copy=copy, max_ram=f"{int(found[1]) + 1}M")}
+    names = {item.name for item in stream(GPT.folder, copy=copy, max_ram=f"{int(found[1]) + 1}M", to="megatron-legacy")}
     assert names == {item.name for item in streamed(GPT.folder)}
     with pytest.raises(MemoryBudgetError, match="workable floor"):
-        stream(GPT.folder, copy=copy, max_ram=f"{int(found[1]) - 8}M")
+        stream(GPT.folder, copy=copy, max_ram=f"{int(found[1]) - 8}M", to="megatron-legacy")
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
@@ -240,7 +245,7 @@ def test_a_flipped_byte_is_found_before_the_last_shard_of_its_tensor(copy: bool,
     key = "self_attention.query_key_value.weight"
     root = damaged(tmp_path, "layer_04-model_01-model_states.pt", key)
     seen: list[tuple[int | None, int]] = []
-    iterator = stream(root, copy=copy, tp=tp, max_ram="4G")
+    iterator = stream(root, copy=copy, tp=tp, max_ram="4G", to="megatron-legacy")
     with pytest.raises(DamagedError, match="its CRC-32") as caught:
         seen.extend((item.layer, item.rank.tp) for item in iterator if item.name.endswith(key))
     assert "layer_04-model_01-model_states.pt" in str(caught.value)
@@ -251,7 +256,7 @@ def test_a_flipped_byte_is_found_before_the_last_shard_of_its_tensor(copy: bool,
 
 def test_a_file_that_is_cut_off_is_found(tmp_path: Path) -> None:
     root = Path(shutil.copytree(BLOOM.folder, tmp_path / "copy"))
-    iterator = stream(root, max_ram="4G")
+    iterator = stream(root, max_ram="4G", to="megatron-legacy")
     next(iterator)
     path = root / "global_step3" / "layer_06-model_01-model_states.pt"
     path.write_bytes(path.read_bytes()[:5000])
@@ -266,9 +271,9 @@ def test_replicas_that_differ_are_said_or_refused_by_the_call_itself(tmp_path: P
     state["input_layernorm.weight"][3] += 0.5
     torch.save(state, path)
     with pytest.raises(DifferenceError, match="replicated parameters differ"):
-        stream(root, replicated="fail", max_ram="4G")
+        stream(root, replicated="fail", max_ram="4G", to="megatron-legacy")
     with pytest.warns(UserWarning, match="input_layernorm.weight differs between ranks in 1 elements"):
-        iterator = stream(root, max_ram="4G")
+        iterator = stream(root, max_ram="4G", to="megatron-legacy")
     with pytest.warns(UserWarning, match="the mean counts"):
         mean = streamed(root, replicated="mean", tp=1, pp=1)
     first = [

@@ -70,15 +70,24 @@ def encoder(state: Any) -> dict[str, torch.Tensor]:
 def test_every_conversion_verifies(source: Source, dialect: str, tmp_path: Path) -> None:
     """To a layout in which rows, columns and stages are cut otherwise and the vocabulary is repadded."""
     tp, pp = {1: (4, 2), 2: (4, 1), 12: (3, 2)}[source.tp]
-    convert(source.folder, tmp_path / "out", tp=tp, pp=pp, dialect=dialect, **RAM)
+    convert(source.folder, tmp_path / "out", tp=tp, pp=pp, dialect=dialect, **RAM, to="megatron-legacy")
     same(tmp_path / "out", source.folder)
 
 
 @pytest.mark.parametrize("source", [*REAL[:5], *LABELLED[4:]], ids=lambda source: source.name)
 def test_legacy_folders_verify_against_each_other(source: Source, tmp_path: Path) -> None:
     """They do not record the true vocabulary; and of two orders of query_key_value rows, one is left."""
-    convert(source.folder, tmp_path / "own", **RAM)
-    convert(tmp_path / "own", tmp_path / "out", tp=1, pp=1, vocab_size=source.true_vocab, dialect="2023-09", **RAM)
+    convert(source.folder, tmp_path / "own", **RAM, to="megatron-legacy")
+    convert(
+        tmp_path / "own",
+        tmp_path / "out",
+        tp=1,
+        pp=1,
+        vocab_size=source.true_vocab,
+        dialect="2023-09",
+        **RAM,
+        to="megatron-legacy",
+    )
     same(tmp_path / "out", tmp_path / "own", vocab_size=source.true_vocab)
     same(tmp_path / "own", source.folder)
 
@@ -89,7 +98,7 @@ def test_legacy_folders_verify_against_each_other(source: Source, tmp_path: Path
 )
 def test_casts_verify_exactly(source: Source, tp: int, pp: int, dtype: str | None, tmp_path: Path) -> None:
     """Also without the training arguments, which alone have the number of heads."""
-    convert(source.folder, tmp_path / "out", tp=tp, pp=pp, dtype=dtype, keep_args=pp > 1, **RAM)
+    convert(source.folder, tmp_path / "out", tp=tp, pp=pp, dtype=dtype, keep_args=pp > 1, **RAM, to="megatron-legacy")
     same(tmp_path / "out", source.folder)
 
 
@@ -115,7 +124,7 @@ def drifted(folder: Path) -> Path:
 def test_means_of_copies_verify_as_such(dtype: str | None, tmp_path: Path) -> None:
     source = drifted(tmp_path / "source")
     for policy in ("first", "mean"):
-        convert(source, tmp_path / policy, tp=4, dtype=dtype, replicated=policy, **RAM)
+        convert(source, tmp_path / policy, tp=4, dtype=dtype, replicated=policy, **RAM, to="megatron-legacy")
         same(tmp_path / policy, source, replicated=policy)
     assert f"layers.1.{DENSE}.bias" in names(verify(tmp_path / "mean", source, **RAM))
     found = verify(source, BLOOM.folder, **RAM)
@@ -123,7 +132,7 @@ def test_means_of_copies_verify_as_such(dtype: str | None, tmp_path: Path) -> No
 
 
 def test_options_are_of_the_source_alone(tmp_path: Path) -> None:
-    convert(BLOCKS.folder, tmp_path / "out", qkv_layout="blocks", **RAM)
+    convert(BLOCKS.folder, tmp_path / "out", qkv_layout="blocks", **RAM, to="megatron-legacy")
     same(tmp_path / "out", BLOCKS.folder, options=SourceOptions(tag="global_step3", qkv_layout=QkvLayout.BLOCKS))
     found = verify(tmp_path / "out", BLOCKS.folder, SourceOptions(qkv_layout=QkvLayout.INTERLEAVED), **RAM)
     assert (found.exit_code, f"layers.3.{QKV}.weight.key" in names(found)) == (7, True)
@@ -135,8 +144,8 @@ def test_options_are_of_the_source_alone(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("converted")
-    convert(GPT.folder, folder / "tp2pp2", **RAM)
-    convert(GPT.folder, folder / "tp1pp1", tp=1, pp=1, **RAM)
+    convert(GPT.folder, folder / "tp2pp2", **RAM, to="megatron-legacy")
+    convert(GPT.folder, folder / "tp1pp1", tp=1, pp=1, **RAM, to="megatron-legacy")
     return folder
 
 
@@ -231,7 +240,7 @@ def test_a_norm_of_rank_1_that_has_drifted(value: float, largest: float, result:
 
 
 def test_values_cut_off_instead_of_rounded(result: Path, tmp_path: Path) -> None:
-    convert(BLOOM.folder, tmp_path / "out", tp=1, pp=1, dtype="bf16", **RAM)
+    convert(BLOOM.folder, tmp_path / "out", tp=1, pp=1, dtype="bf16", **RAM, to="megatron-legacy")
     exact = torch.load(BLOOM.folder / "global_step3/layer_03-model_00-model_states.pt")["mlp.dense_4h_to_h.bias"]
     cut_off = (exact.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
     edit(rank(tmp_path / "out"), lambda state: encoder(state)["layers.0.mlp.dense_4h_to_h.bias"].copy_(cut_off))

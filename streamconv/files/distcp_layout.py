@@ -113,7 +113,9 @@ def _check_key(key: ItemKey, leaf: StoredTensor | bytes) -> None:
 def _planned(planned: dict[tuple[DType, tuple[int, ...]], TorchLayout], name: str, tensor: StoredTensor) -> TorchLayout:
     """The zip of one tensor; tensors of one type and shape differ in their bytes alone, and share it."""
     if tensor.dtype.storage is None:
-        raise UnsupportedError(f"torch stores no {tensor.dtype} tensors in this way", where=name)
+        raise UnsupportedError(
+            f"torch stores no {tensor.dtype} tensors in this way", where=name, remedy="say --dtype bf16"
+        )
     kind = tensor.dtype, tensor.shape
     if kind not in planned:
         planned[kind] = plan_torch_file(_ARCHIVE, StoredTensor(0, tensor.dtype, tensor.shape))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streamconv.families.base import ModelFamily, Section
 from streamconv.families.rows import GluOrder, QkvLayout, RowOrders
 from streamconv.files.pickle_machine import Global
 from streamconv.lazy import LazyTensor
+from streamconv.parallel import ParallelLayout
 
 __all__ = [
     "Dropped",
@@ -112,12 +114,13 @@ class SourceOptions:
 class ShardedModel:
     """A model as it is stored: ``tensors[place][rank]`` is the shard of tensor-parallel rank ``rank``.
 
-    ``stages`` is the number of layers on each pipeline stage, None where nothing says so, and ``vpp`` the number of
-    virtual stages on each. ``args`` are the training arguments as plain attributes, by the names of Megatron-DeepSpeed,
-    None where the folder has none. ``config`` is the ``config.json`` of a Hugging Face folder. ``family`` is the family
-    that the folder names, ``fork`` the code that wrote it (:mod:`streamconv.formats.deepspeed_evidence`), None if
-    unknown. ``qkv`` and ``glu`` are the orders of fused rows, None where nothing is fused so; ``shares`` says that
-    ranks hold shares of the parameters that can be summed, ``cuts_groups`` that they may cut a group's rows.
+    ``stages`` is the number of layers on each pipeline stage, None where nothing says so, ``vpp`` the number of virtual
+    stages on each, and ``owned`` which layers those are, None if they follow each other. ``args`` are the training
+    arguments as plain attributes, by the names of Megatron-DeepSpeed, None where the folder has none. ``config`` is the
+    ``config.json`` of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that
+    wrote it (:mod:`streamconv.formats.deepspeed_evidence`), None if unknown. ``qkv`` and ``glu`` are orders of fused
+    rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
+    ``cuts_groups`` that they may cut a group's rows.
     ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
     equal; ``copies_must_equal`` refuses one that does not. ``named`` is what the pickle of each file that was opened
     names, and how often it called it.
@@ -138,6 +141,7 @@ class ShardedModel:
     shares: bool = False
     cuts_groups: bool = False
     vpp: int = 1
+    owned: tuple[tuple[int, ...], ...] | None = None
     config: Mapping[str, Any] | None = None
     family: str | None = None
     fork: str | None = None
@@ -159,6 +163,15 @@ class ShardedModel:
             if section is Section.LAYER:
                 found.setdefault(layer, set()).add(key)
         return found
+
+    @property
+    def layout(self) -> ParallelLayout | None:
+        """Its layout, None if it is not known, or virtual stages are not cut evenly."""
+        if self.stages is None or (self.vpp > 1 and any(layers % self.vpp for layers in self.stages)):
+            return None
+        layout = ParallelLayout(self.tp, self.stages, self.vpp)
+        chunks = [[*chain.from_iterable(layout.chunks_of(stage))] for stage in range(layout.pp)]
+        return layout if self.owned is None or chunks == [[*layers] for layers in self.owned] else None
 
     @property
     def orders(self) -> RowOrders:

@@ -140,9 +140,9 @@ def _stage_args(layout: ParallelLayout) -> dict[str, Any]:
     if min(stages) > 0 and len(set(middle)) <= 1:
         first, last = stages[0], stages[-1]
         rest = set(middle)
-        # One end that is as long as the middle needs no flag of its own.
+        # An end that is as long as the middle needs no flag of its own, nor does the second of two stages.
         found["decoder_first_pipeline_num_layers"] = None if rest == {first} else first
-        found["decoder_last_pipeline_num_layers"] = None if rest == {last} else last
+        found["decoder_last_pipeline_num_layers"] = None if rest <= {last} else last
         return found
     chunks = [len(layout.layers_of(stage, chunk)) for chunk in range(layout.vpp) for stage in range(layout.pp)]
     words = ["t" * size for size in chunks]

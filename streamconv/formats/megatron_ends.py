@@ -16,15 +16,15 @@ def check_ends(ranks: Ranks) -> None:
     Raises:
         DamagedError: one of them is missing, or is where it does not belong.
     """
-    chunks = list(ranks.chunks(0))
+    chunks, last = list(ranks.chunks(0)), ranks.found.pp - 1
     for number, (stage, chunk, part) in enumerate(chunks):
         path = ranks.path(0, stage)
         where = f"stage {stage} of {ranks.found.pp}" + (f", chunk {chunk}," if ranks.vpp > 1 else "")
         sections = {section for section, _, _ in part.tensors}
         is_last = number == len(chunks) - 1
         for section, is_home, home in (
-            (Section.EMBEDDING, number == 0, "the first"),
-            (Section.FINAL_NORM, is_last, "the last"),
+            (Section.EMBEDDING, number == 0, "stage 0"),
+            (Section.FINAL_NORM, is_last, f"stage {last}"),
         ):
             if (section in sections) != is_home:
                 has = "has a" if section in sections else "has no"
@@ -32,7 +32,7 @@ def check_ends(ranks: Ranks) -> None:
                 raise DamagedError(f"{where} {has} {what}: it belongs on {home}", where=path)
         copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
         if not is_last and (Section.HEAD in sections or copied):
-            raise DamagedError(f"{where} has a head: it belongs on the last", where=path)
+            raise DamagedError(f"{where} has a head: it belongs on stage {last}", where=path)
 
 
 def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:

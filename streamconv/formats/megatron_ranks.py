@@ -214,24 +214,26 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     """
     found, folder = ranks.found, ranks.folder
     tensors: dict[Place, tuple[LazyTensor, ...]] = {}
-    stages = [0] * found.pp
+    owned: list[list[int]] = [[] for _ in range(found.pp)]
     for stage, chunk, part in ranks.chunks(0):
         peers = [ranks.parts[rank, stage][chunk].tensors for rank in range(found.tp)]
         joined = join_ranks(peers, [found.files[rank, stage] for rank in range(found.tp)], folder)
-        before = sum(stages)
+        before = sum(map(len, owned))
         for (section, layer, key), shards in joined.items():
             place = section, layer + before if section is Section.LAYER else layer, key
             if place in tensors:
                 raise DamagedError(f"{key} is on two stages, the later one is {stage}", where=folder)
             tensors[place] = shards
-        stages[stage] += part.num_layers
+        owned[stage] += range(before, before + part.num_layers)
+    stages = tuple(map(len, owned))
     model = ShardedModel(
         path=folder,
         format=format_name,
         tp=found.tp,
         num_layers=sum(stages),
         tensors=tensors,
-        stages=tuple(stages),
+        stages=stages,
+        owned=tuple(map(tuple, owned)),
         pp=found.pp,
         vpp=ranks.vpp,
         args=args,

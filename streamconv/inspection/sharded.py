@@ -199,8 +199,8 @@ def _facts(found: Recognised, family: str | None) -> ModelFacts:
 
 
 def _parallel(model: ShardedModel, names: DeepSpeedNames | None, places: Places) -> ParallelFacts:
-    stages = None
-    if model.stages is not None:
+    stages = model.owned
+    if stages is None and model.stages is not None:
         ends = [sum(model.stages[: stage + 1]) for stage in range(len(model.stages))]
         stages = tuple(tuple(range(end - n, end)) for end, n in zip(ends, model.stages, strict=True))
     cells = []

@@ -41,23 +41,22 @@ def map_target(
         raise UsageError(f"--target-pp {pp}: the model has {num_layers} layers", remedy="choose 1 to that many stages")
     wanted = tp or ranks
     if source.stages is not None and pp in (None, len(source.stages)):
-        stages = tuple(len(layers) for layers in source.stages)
+        owned = source.stages
     elif pp is None:
         raise UsageError("the source's stages are unknown", remedy="say --target-pp")
     else:
-        stages = even_stages(num_layers, pp)
-    layout = ParallelLayout(wanted, stages)
+        layout = ParallelLayout(wanted, even_stages(num_layers, pp))
+        owned = tuple(tuple(layout.layers_of(stage)) for stage in range(layout.pp))
     cells = []
-    for stage in range(layout.pp):
-        layers: list[int | str] = [*layout.layers_of(stage)]
+    for stage, mine in enumerate(owned):
+        layers: list[int | str] = [*mine]
         if stage == 0:
             layers.insert(0, FIRST)
-        if stage == layout.pp - 1:
+        if stage == len(owned) - 1:
             layers.append(LAST)
         for rank in range(wanted):
             # Shards lie side by side: target rank r of T has the part r/T to (r+1)/T of what S ranks hold.
             first, last = rank * ranks // wanted, -(-(rank + 1) * ranks // wanted)
             needed = [name for layer in layers for r in range(first, last) for name in files.get((layer, r), ())]
             cells.append(Cell(stage, rank, tuple(dict.fromkeys(needed))))
-    owned = tuple(tuple(layout.layers_of(stage)) for stage in range(layout.pp))
-    return ParallelFacts(wanted, layout.pp, None, owned, tuple(cells))
+    return ParallelFacts(wanted, len(owned), None, owned, tuple(cells))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import StreamconvError
+from streamconv.families.arguments import neutral_args
 from streamconv.files.distcp import DistributedCheckpoint, open_distributed
 from streamconv.files.torch_file import open_torch
 from streamconv.inspection.names import count, guess_family, place_of
@@ -100,6 +101,8 @@ def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: Repor
             state = file.state
         elif _COMMON_OBJECT in checkpoint.objects:
             state = checkpoint.value(_COMMON_OBJECT)
+            # Objects are saved as lists of one [megatron/core/dist_checkpointing/serialization.py].
+            state = state[0] if isinstance(state, list) and len(state) == 1 else state
         else:
             return {}
     except StreamconvError as error:
@@ -131,7 +134,7 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Report) 
         hidden=count(args, "hidden_size") or (words.shape[1] if words and len(words.shape) == 2 else None),
         ffn=count(args, "ffn_hidden_size"),
         heads=count(args, "num_attention_heads"),
-        kv_groups=count(args, "num_query_groups"),
+        kv_groups=count(neutral_args(args), "num_key_value_heads", "num_attention_heads"),
         vocabulary=Vocabulary(words.shape[0] if words else None),
         positions=count(args, "max_position_embeddings"),
         parameters=sum(tensor.numel for tensor in parameters.values()),

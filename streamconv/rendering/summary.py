@@ -129,9 +129,14 @@ def _grid(title: str, facts: ParallelFacts) -> Block:
 
 
 def _ranges(layers: Sequence[int]) -> str:
-    if not layers:
-        return "none"
-    return f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+    """``0-2,6-8``: layers that follow each other are one run; virtual stages have several."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"
 
 
 def _names(cell: Cell) -> str:

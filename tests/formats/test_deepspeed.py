@@ -69,15 +69,18 @@ def edit_ranks(root: Path, change: Callable[[Any], None]) -> None:
 
 
 def test_root_and_tag_folder_are_the_same_checkpoint() -> None:
-    assert plan(BLOOM.folder).source == plan(BLOOM.folder / "global_step3").source
+    assert (
+        plan(BLOOM.folder, to="megatron-legacy").source
+        == plan(BLOOM.folder / "global_step3", to="megatron-legacy").source
+    )
 
 
 def test_a_tag_chooses_among_several(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     shutil.copytree(root / "global_step3", root / "global_step9")
-    assert plan(root, tag="global_step9").source.name == "global_step9"
+    assert plan(root, tag="global_step9", to="megatron-legacy").source.name == "global_step9"
     with pytest.raises(SourceError, match="no folder for the tag") as caught:
-        plan(root, tag="global_step4")
+        plan(root, tag="global_step4", to="megatron-legacy")
     assert "global_step9" in str(caught.value)
 
 
@@ -86,17 +89,17 @@ def test_a_tag_read_from_a_file_cannot_leave_the_folder(name: str, copy: Callabl
     root = copy(BLOOM)
     (root / "latest").write_text(name)
     with pytest.raises(DamagedError, match="not the name of a folder"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_a_folder_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
-        plan(tmp_path / "nothing")
+        plan(tmp_path / "nothing", to="megatron-legacy")
 
 
 def test_an_empty_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="not a Megatron-DeepSpeed checkpoint"):
-        plan(tmp_path)
+        plan(tmp_path, to="megatron-legacy")
 
 
 # -- layers --------------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def test_a_missing_layer_is_never_overlooked(index: int, copy: Callable[[Source]
     for path in tag_folder(root).glob(f"layer_{index:02d}-*"):
         path.unlink()
     with pytest.raises(DamagedError):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("index", [3, 4, 6])
@@ -117,21 +120,21 @@ def test_a_missing_layer_is_noticed_without_any_args(index: int, copy: Callable[
     for path in [*tag_folder(root).glob(f"layer_{index:02d}-*"), *tag_folder(root).glob("mp_rank_*")]:
         path.unlink()
     with pytest.raises(DamagedError, match="missing"):
-        plan(root, num_heads=4)
+        plan(root, num_heads=4, to="megatron-legacy")
 
 
 def test_a_missing_rank_of_one_layer_is_named(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     (tag_folder(root) / "layer_05-model_01-model_states.pt").unlink()
     with pytest.raises(DamagedError, match=r"layer_05-model_01-model_states\.pt"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_a_missing_mp_rank_file_is_named(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     (tag_folder(root) / "mp_rank_02_model_states.pt").unlink()
     with pytest.raises(DamagedError, match="the first missing is rank 2"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(tmp_path: Path) -> 
             block |= {f"{name}.weight": ((rows, columns), True), f"{name}.bias": ((rows,), rows != hidden)}
         save(index, block)
     save(layers + 4, norm)
-    convert(folder, tmp_path / "out", num_heads=11, pp_layers=(50, 51), tp=1, max_ram="3G")
+    convert(folder, tmp_path / "out", num_heads=11, pp_layers=(50, 51), tp=1, max_ram="3G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 2), heads=11)
     oracle.assert_same_model(result, oracle.source_model(folder, heads=11))
     assert len({key.split(".")[1] for key in result if key.startswith("layers.")}) == layers
@@ -174,7 +177,7 @@ def test_a_file_without_a_model_axis_is_rank_0(copy: Callable[[Source], Path], t
     root = copy(REAL[0])
     for path in tag_folder(root).glob("layer_*"):
         path.rename(path.with_name(path.name.replace("-model_00", "")))
-    convert(root, tmp_path / "out", max_ram="2G")
+    convert(root, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 2))
     oracle.assert_same_model(result, oracle.source_model(REAL[0].folder))
 
@@ -191,7 +194,7 @@ def test_bloated_layer_files_are_read_by_range(copy: Callable[[Source], Path], t
             offset += tensor.numel()
         torch.save(views, path)
     for number, (tp, pp) in enumerate(((2, 2), (1, 1), (4, 1))):
-        convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp, pp=pp)
+        convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp, pp=pp, to="megatron-legacy")
         result = oracle.result_model(oracle.result_files(tmp_path / f"{number}", tp, pp))
         oracle.assert_same_model(result, oracle.source_model(BLOOM.folder), 100)
 
@@ -201,7 +204,7 @@ def test_transposed_tensors_are_read_by_their_strides(copy: Callable[[Source], P
     for path in tag_folder(root).glob("layer_0[3-6]*"):
         state = torch.load(path, weights_only=True)
         torch.save({k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in state.items()}, path)
-    convert(root, tmp_path / "out", tp=1, pp=1, max_ram="2G")
+    convert(root, tmp_path / "out", tp=1, pp=1, max_ram="2G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 1))
     oracle.assert_same_model(result, oracle.source_model(BLOOM.folder), 100)
 
@@ -222,7 +225,7 @@ def test_one_rank_that_differs_is_refused(
     for rank in (0, 1) if "adapter" in words else (1,):
         edit(tag_folder(root) / f"layer_04-model_{rank:02d}-model_states.pt", change)
     with pytest.raises(error, match=words):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_a_gated_linear_unit_is_refused_by_its_shape(copy: Callable[[Source], Path]) -> None:
@@ -231,7 +234,7 @@ def test_a_gated_linear_unit_is_refused_by_its_shape(copy: Callable[[Source], Pa
         edit(path, lambda s: s.update({k: torch.cat([v, v]) for k, v in s.items() if "h_to_4h" in k}))
     edit_ranks(root, lambda s: vars(s["args"]).pop("ffn_hidden_size"))
     with pytest.raises(UnsupportedError, match="GLU"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize(
@@ -251,14 +254,14 @@ def test_a_mechanism_in_args_is_refused_by_its_name(
     root = copy(REAL[6])
     edit_ranks(root, lambda s: setattr(s["args"], name, value))
     with pytest.raises(UnsupportedError, match=words):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_expert_files_are_refused_as_moe(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     torch.save({}, tag_folder(root) / "layer_4_expert_0_mp_rank_00_model_states.pt")
     with pytest.raises(UnsupportedError, match="MoE"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ def test_a_huge_number_in_a_file_name_is_only_a_missing_file(name: str, copy: Ca
     root = copy(BLOOM)
     shutil.copy(tag_folder(root) / "layer_03-model_00-model_states.pt", tag_folder(root) / name)
     with pytest.raises(DamagedError, match="missing"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("iteration", [-1, 10**30])
@@ -276,7 +279,7 @@ def test_an_iteration_out_of_bounds_is_refused(iteration: int, copy: Callable[[S
     root = copy(BLOOM)
     edit_ranks(root, lambda s: s.update(iteration=iteration))
     with pytest.raises(DamagedError, match="iteration"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("twin", ["layer_5-model_00-model_states.pt", "layer_05-model_states.pt"])
@@ -284,7 +287,7 @@ def test_two_files_of_one_layer_and_rank_are_refused(twin: str, copy: Callable[[
     root = copy(BLOOM)
     shutil.copy(tag_folder(root) / "layer_06-model_00-model_states.pt", tag_folder(root) / twin)
     with pytest.raises(DamagedError, match="the same layer and rank"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("name", ["iteration", "num_layers"])
@@ -293,7 +296,7 @@ def test_ranks_of_different_runs_are_refused(name: str, copy: Callable[[Source],
     path = tag_folder(root) / "mp_rank_01_model_states.pt"
     edit(path, lambda s: s.update(iteration=77) if name == "iteration" else setattr(s["args"], name, 77))
     with pytest.raises(DamagedError, match=f"{name} is 77 in mp_rank_01"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("version", [0, 1.0, "new"])
@@ -301,7 +304,7 @@ def test_the_row_orders_of_before_2021_are_refused(version: object, copy: Callab
     root = copy(BLOOM)
     edit_ranks(root, lambda s: s.update(checkpoint_version=version))
     with pytest.raises(UnsupportedError, match="checkpoint_version"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_frozen_parameters_count_for_the_stages(copy: Callable[[Source], Path]) -> None:
@@ -322,7 +325,7 @@ def test_a_pipe_under_a_checkpoints_name_does_not_hang(copy: Callable[[Source], 
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(SourceError, match="not a file"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize(
@@ -332,7 +335,7 @@ def test_an_argument_that_is_no_number_is_damage(name: str, value: object, copy:
     root = copy(BLOOM)
     edit_ranks(root, lambda s: setattr(s["args"], name, value))
     with pytest.raises(DamagedError, match=f"args.{name}"):
-        plan(root, tp=1)
+        plan(root, tp=1, to="megatron-legacy")
 
 
 def test_arguments_of_any_name_and_shape_are_carried(copy: Callable[[Source], Path], tmp_path: Path) -> None:
@@ -345,7 +348,7 @@ def test_arguments_of_any_name_and_shape_are_carried(copy: Callable[[Source], Pa
         vars(state["args"]).update({"self": 1, "shared": shared, "pp_partition_method": "type:("})
 
     edit_ranks(root, change)
-    convert(root, tmp_path / "out", pp_layers=(2, 2), max_ram="2G")
+    convert(root, tmp_path / "out", pp_layers=(2, 2), max_ram="2G", to="megatron-legacy")
     args = oracle.result_files(tmp_path / "out", 2, 2)[0, 0]["args"]
     assert vars(args)["self"] == 1
     assert args.shared[0] is args.shared[1]
@@ -364,9 +367,9 @@ def test_nothing_in_the_arguments_can_become_an_instruction(tmp_path: Path, copy
             for record, data in records.items():
                 index = data.find(b"X\x04\x00\x00\x00MARK") if record.endswith("data.pkl") else -1
                 new.writestr(record, data if index < 0 else data[:index] + words + data[index + 9 :])
-    work = plan(root)
+    work = plan(root, to="megatron-legacy")
     assert any("params_dtype" in note.what for note in work.notes)
-    convert(root, tmp_path / "out", max_ram="2G")
+    convert(root, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     assert not hasattr(oracle.result_files(tmp_path / "out", 2, 2)[0, 0]["args"], "params_dtype")
 
 
@@ -374,7 +377,7 @@ def test_parameters_in_layer_files_and_in_a_module_are_refused(copy: Callable[[S
     root = copy(BLOOM)
     edit_ranks(root, lambda s: s.update(module={"weight": torch.zeros(3)}))
     with pytest.raises(UnsupportedError, match="parameters in this file too"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_parameters_that_are_the_same_bytes_are_refused(copy: Callable[[Source], Path]) -> None:
@@ -382,13 +385,13 @@ def test_parameters_that_are_the_same_bytes_are_refused(copy: Callable[[Source],
     for path in tag_folder(root).glob("layer_04*"):
         edit(path, lambda s: s.update({"mlp.dense_4h_to_h.bias": s["self_attention.dense.bias"]}))
     with pytest.raises(UnsupportedError, match="the same bytes"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_what_the_user_says_against_the_record_is_said(copy: Callable[[Source], Path]) -> None:
-    assert any("--iteration 9" in warning for warning in plan(BLOOM.folder, iteration=9).warnings)
+    assert any("--iteration 9" in warning for warning in plan(BLOOM.folder, iteration=9, to="megatron-legacy").warnings)
     with pytest.raises(UsageError, match="args say 4"):
-        plan(BLOOM.folder, num_heads=8)
+        plan(BLOOM.folder, num_heads=8, to="megatron-legacy")
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------------
@@ -409,7 +412,10 @@ def test_stages_are_those_that_the_engine_made(folder: Path) -> None:
 
 
 def test_the_plan_says_where_stages_are_known_from() -> None:
-    words = {source.name: " ".join(fact.what for fact in plan(source.folder).facts) for source in LABELLED}
+    words = {
+        source.name: " ".join(fact.what for fact in plan(source.folder, to="megatron-legacy").facts)
+        for source in LABELLED
+    }
     assert "stages recorded" in words["bloom_L12_tp1pp3_type_z1"]
     assert "stages recomputed" in words["bloom_L7_tp2pp3_embpart_z0"]
 
@@ -418,13 +424,13 @@ def test_an_unknown_partition_needs_pp_layers(copy: Callable[[Source], Path], tm
     root = copy(UNEVEN)
     edit_ranks(root, lambda s: setattr(s["args"], "pp_partition_method", "profile"))
     with pytest.raises(AmbiguousError, match="which stage owned which layer") as caught:
-        plan(root)
+        plan(root, to="megatron-legacy")
     assert "--pp-layers" in str(caught.value)
-    work = plan(root, pp_layers=(1, 5, 1))
+    work = plan(root, pp_layers=(1, 5, 1), to="megatron-legacy")
     assert work.target_layout.stages == (1, 5, 1)
     assert any("--pp-layers" in fact.evidence for fact in work.facts)
     with pytest.raises(UsageError, match="adds up to 6"):
-        plan(root, pp_layers=(1, 4, 1))
+        plan(root, pp_layers=(1, 4, 1), to="megatron-legacy")
 
 
 def test_a_partition_that_depends_on_an_unknown_deepspeed_version_is_not_guessed(
@@ -440,7 +446,7 @@ def test_a_partition_that_depends_on_an_unknown_deepspeed_version_is_not_guessed
 def test_args_against_the_record_is_a_warning(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     edit_ranks(root, lambda s: setattr(s["args"], "tensor_model_parallel_size", 4))
-    work = plan(root)
+    work = plan(root, to="megatron-legacy")
     assert work.target_layout.tp == 2
     assert any("args.tensor_model_parallel_size says 4" in warning for warning in work.warnings)
 
@@ -450,7 +456,7 @@ def test_the_record_against_the_files_is_refused(key: str, copy: Callable[[Sourc
     root = copy(BLOOM)
     edit_ranks(root, lambda s: s["checkpoint_parallel_dimensions"].update({key: 4}))
     with pytest.raises(DamagedError, match="contradictory"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "padded_vocab_size", "ffn_hidden_size", "num_layers"])
@@ -458,7 +464,7 @@ def test_args_against_the_tensors_is_refused(name: str, copy: Callable[[Source],
     root = copy(BLOOM)
     edit_ranks(root, lambda s: setattr(s["args"], name, 48))
     with pytest.raises(DamagedError, match="48"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 def test_param_shapes_of_another_checkpoint_are_refused(copy: Callable[[Source], Path]) -> None:
@@ -468,7 +474,7 @@ def test_param_shapes_of_another_checkpoint_are_refused(copy: Callable[[Source],
         lambda s: s.update(param_shapes=[{"3.input_layernorm.weight": 1}]),
     )
     with pytest.raises(DamagedError, match="do not cover"):
-        plan(root)
+        plan(root, to="megatron-legacy")
 
 
 # -- layer files only ----------------------------------------------------------------------------------------------
@@ -483,8 +489,8 @@ def layers_only(root: Path) -> Path:
 def test_layer_files_only_convert_with_what_the_user_says(copy: Callable[[Source], Path], tmp_path: Path) -> None:
     root = layers_only(copy(BLOOM))
     with pytest.raises(AmbiguousError, match="PP is unknown"):
-        plan(root)
-    convert(root, tmp_path / "out", tp=4, pp=1, num_heads=4, vocab_size=100, max_ram="2G")
+        plan(root, to="megatron-legacy")
+    convert(root, tmp_path / "out", tp=4, pp=1, num_heads=4, vocab_size=100, max_ram="2G", to="megatron-legacy")
     files = oracle.result_files(tmp_path / "out", 4, 1)
     oracle.assert_same_model(oracle.result_model(files), oracle.source_model(BLOOM.folder), 100)
     assert files[0, 0]["iteration"] == 3
@@ -495,17 +501,17 @@ def test_layer_files_only_convert_with_what_the_user_says(copy: Callable[[Source
 
 def test_heads_are_needed_only_where_rows_move(copy: Callable[[Source], Path]) -> None:
     root = layers_only(copy(BLOOM))
-    assert plan(root, pp_layers=(2, 2)).target_layout.pp == 2
+    assert plan(root, pp_layers=(2, 2), to="megatron-legacy").target_layout.pp == 2
     with pytest.raises(AmbiguousError, match="number of attention heads"):
-        plan(root, pp_layers=(2, 2), tp=1)
+        plan(root, pp_layers=(2, 2), tp=1, to="megatron-legacy")
 
 
 def test_the_iteration_must_come_from_somewhere(copy: Callable[[Source], Path]) -> None:
     root = layers_only(copy(BLOOM))
     tag_folder(root).rename(root / "weights")
     with pytest.raises(AmbiguousError, match="iteration"):
-        plan(root / "weights", pp=1)
-    assert plan(root / "weights", pp=1, iteration=12).iteration == 12
+        plan(root / "weights", pp=1, to="megatron-legacy")
+    assert plan(root / "weights", pp=1, iteration=12, to="megatron-legacy").iteration == 12
 
 
 # -- query_key_value -----------------------------------------------------------------------------------------------
@@ -514,24 +520,27 @@ def test_the_iteration_must_come_from_somewhere(copy: Callable[[Source], Path]) 
 def test_the_row_order_is_never_guessed(copy: Callable[[Source], Path]) -> None:
     root = layers_only(copy(REAL[4]))
     with pytest.raises(AmbiguousError, match="row order"):
-        plan(root, pp=1, num_heads=4)
+        plan(root, pp=1, num_heads=4, to="megatron-legacy")
     for layout in ("interleaved", "blocks"):
-        facts = plan(root, pp=1, num_heads=4, qkv_layout=layout).facts
+        facts = plan(root, pp=1, num_heads=4, qkv_layout=layout, to="megatron-legacy").facts
         assert any(layout in fact.what and fact.evidence == "--qkv-layout" for fact in facts)
 
 
 def test_qkv_layout_settles_it_against_the_evidence(tmp_path: Path) -> None:
     source = REAL[4]
-    convert(source.folder, tmp_path / "out", qkv_layout="interleaved", max_ram="2G")
+    convert(source.folder, tmp_path / "out", qkv_layout="interleaved", max_ram="2G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 2, 2))
     oracle.assert_same_model(result, oracle.source_model(source.folder, blocks=False))
-    assert any("against the evidence" in warning for warning in plan(source.folder, qkv_layout="interleaved").warnings)
+    assert any(
+        "against the evidence" in warning
+        for warning in plan(source.folder, qkv_layout="interleaved", to="megatron-legacy").warnings
+    )
 
 
 @pytest.mark.parametrize("tp", [3, 8])
 def test_heads_that_do_not_divide_are_refused(tp: int) -> None:
     with pytest.raises(UnsupportedError, match="4 attention heads do not divide"):
-        plan(BLOOM.folder, tp=tp)
+        plan(BLOOM.folder, tp=tp, to="megatron-legacy")
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------
@@ -546,7 +555,7 @@ def drifted(copy: Callable[[Source], Path]) -> Path:
 
 
 def test_drift_is_reported_and_the_first_rank_counts(drifted: Path, tmp_path: Path) -> None:
-    report = convert(drifted, tmp_path / "out", tp=1, pp=1, max_ram="2G")
+    report = convert(drifted, tmp_path / "out", tp=1, pp=1, max_ram="2G", to="megatron-legacy")
     (drift,) = report.drifts
     assert (drift.name, drift.ranks, drift.elements) == ("layers.1.post_attention_layernorm.weight", (1,), 3)
     assert drift.largest == pytest.approx(0.5)
@@ -555,7 +564,7 @@ def test_drift_is_reported_and_the_first_rank_counts(drifted: Path, tmp_path: Pa
 
 
 def test_drift_can_be_averaged(drifted: Path, tmp_path: Path) -> None:
-    convert(drifted, tmp_path / "out", tp=1, pp=1, replicated="mean", max_ram="2G")
+    convert(drifted, tmp_path / "out", tp=1, pp=1, replicated="mean", max_ram="2G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 1))
     expected = oracle.source_model(BLOOM.folder)
     ranks = [
@@ -568,7 +577,7 @@ def test_drift_can_be_averaged(drifted: Path, tmp_path: Path) -> None:
 
 def test_drift_can_stop_the_run_before_the_first_write(drifted: Path, tmp_path: Path) -> None:
     with pytest.raises(DifferenceError, match=r"layers\.1\.post_attention_layernorm\.weight"):
-        convert(drifted, tmp_path / "out", replicated="fail", max_ram="2G")
+        convert(drifted, tmp_path / "out", replicated="fail", max_ram="2G", to="megatron-legacy")
     assert not (tmp_path / "out").exists()
 
 
@@ -580,7 +589,7 @@ def test_a_damaged_copy_is_damage_and_not_drift(copy: Callable[[Source], Path], 
     data[view.storage.offset + 9] ^= 4
     path.write_bytes(data)
     with pytest.raises(DamagedError, match="CRC-32"):
-        convert(root, tmp_path / "out", max_ram="2G")
+        convert(root, tmp_path / "out", max_ram="2G", to="megatron-legacy")
 
 
 @pytest.mark.parametrize("how", ["whole", "columns", "transposed"])
@@ -594,7 +603,7 @@ def test_drift_is_found_however_the_copies_are_stored(how: str, copy: Callable[[
             "whole": positions, "columns": wide, "transposed": positions.t().contiguous().t()
         }[how]  # fmt: skip
         torch.save(state, path)
-    (drift,) = convert(root, tmp_path / "out", max_ram="2G").drifts
+    (drift,) = convert(root, tmp_path / "out", max_ram="2G", to="megatron-legacy").drifts
     assert (drift.name, drift.ranks, drift.elements) == ("position_embeddings.weight", (1,), 16)
 
 
@@ -611,7 +620,7 @@ def test_a_flipped_bit_is_found_by_the_recorded_crc(copy: Callable[[Source], Pat
     path.write_bytes(data)
     for number, tp in enumerate((2, 1, 4)):
         with pytest.raises(DamagedError, match="CRC-32") as caught:
-            convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp)
+            convert(root, tmp_path / f"{number}", max_ram="2G", tp=tp, to="megatron-legacy")
         assert path.name in str(caught.value)
         assert not (tmp_path / f"{number}").exists()
 
@@ -624,7 +633,7 @@ def test_a_writer_without_crcs_is_warned_of(copy: Callable[[Source], Path], tmp_
             torch.save(torch.load(path, weights_only=True), path)
     finally:
         torch.serialization.set_crc32_options(True)
-    report = convert(root, tmp_path / "out", max_ram="2G")
+    report = convert(root, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     assert report.records_checked == 0
     assert report.records_without_crc > 0
 
@@ -638,7 +647,7 @@ def test_any_broken_byte_of_metadata_is_our_error_or_harmless(copy: Callable[[So
     for spot in spots:
         path.write_bytes(good[:spot] + bytes([good[spot] ^ 0xFF]) + good[spot + 1 :])
         try:
-            plan(root)
+            plan(root, to="megatron-legacy")
         except StreamconvError:
             refused += 1
     assert refused > len(spots) // 3

@@ -52,14 +52,14 @@ def edit_all(root: Path, change: Callable[[Any], None], pattern: str = "mp_rank_
 @pytest.fixture
 def gpt(tmp_path: Path) -> Path:
     """A tied GPT of four layers at TP 2 x PP 2, as converted."""
-    convert(GPT.folder, tmp_path / "gpt", max_ram="2G")
+    convert(GPT.folder, tmp_path / "gpt", max_ram="2G", to="megatron-legacy")
     return tmp_path / "gpt"
 
 
 @pytest.fixture
 def untied(tmp_path: Path) -> Path:
     """A GPT with a head of its own at TP 2 x PP 1."""
-    convert(UNTIED.folder, tmp_path / "untied", max_ram="2G")
+    convert(UNTIED.folder, tmp_path / "untied", max_ram="2G", to="megatron-legacy")
     return tmp_path / "untied"
 
 
@@ -81,11 +81,19 @@ def test_a_detour_ends_in_the_files_of_the_direct_way(source: Source, dialect: s
     The legacy layout does not record the true vocabulary, so the second step is told.
     """
     first, second = detour(source)
-    convert(source.folder, tmp_path / "first", tp=first.tp, pp_layers=first.stages, dialect=dialect, max_ram="2G")
+    convert(
+        source.folder,
+        tmp_path / "first",
+        tp=first.tp,
+        pp_layers=first.stages,
+        dialect=dialect,
+        max_ram="2G",
+        to="megatron-legacy",
+    )
     said: ConvertChoices = {"tp": second.tp, "pp_layers": second.stages, "max_ram": "2G"}
-    convert(source.folder, tmp_path / "direct", **said)
+    convert(source.folder, tmp_path / "direct", **said, to="megatron-legacy")
     said["vocab_size"] = source.true_vocab
-    convert(tmp_path / "first", tmp_path / "back", **said)
+    convert(tmp_path / "first", tmp_path / "back", **said, to="megatron-legacy")
     assert files_of(tmp_path / "back") == files_of(tmp_path / "direct")
     result = oracle.result_model(oracle.result_files(tmp_path / "back", second.tp, second.pp), source.heads)
     expected = oracle.source_model(source.folder, source.heads, blocks=source.blocks)
@@ -94,14 +102,14 @@ def test_a_detour_ends_in_the_files_of_the_direct_way(source: Source, dialect: s
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_a_conversion_to_its_own_layout_gives_the_same_files(source: Source, tmp_path: Path) -> None:
-    convert(source.folder, tmp_path / "once", max_ram="2G")
-    convert(tmp_path / "once", tmp_path / "twice", max_ram="2G")
+    convert(source.folder, tmp_path / "once", max_ram="2G", to="megatron-legacy")
+    convert(tmp_path / "once", tmp_path / "twice", max_ram="2G", to="megatron-legacy")
     assert files_of(tmp_path / "once") == files_of(tmp_path / "twice")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_sizes_and_stages_are_read_back(source: Source, tmp_path: Path) -> None:
-    convert(source.folder, tmp_path / "out", max_ram="2G")
+    convert(source.folder, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     model = opened(tmp_path / "out")
     assert (model.tp, model.pp, model.stages, model.qkv) == (
         source.tp,
@@ -116,31 +124,60 @@ def test_sizes_and_stages_are_read_back(source: Source, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stages", [(1, 3), (1, 1, 2), (4,)])
 def test_stages_as_asked_are_read_back(stages: tuple[int, ...], tmp_path: Path) -> None:
-    convert(GPT.folder, tmp_path / "out", pp_layers=stages, max_ram="2G")
+    convert(GPT.folder, tmp_path / "out", pp_layers=stages, max_ram="2G", to="megatron-legacy")
     assert opened(tmp_path / "out").stages == stages
-    convert(tmp_path / "out", tmp_path / "back", pp_layers=GPT.stages, max_ram="2G")
-    convert(GPT.folder, tmp_path / "direct", max_ram="2G")
+    convert(tmp_path / "out", tmp_path / "back", pp_layers=GPT.stages, max_ram="2G", to="megatron-legacy")
+    convert(GPT.folder, tmp_path / "direct", max_ram="2G", to="megatron-legacy")
     assert files_of(tmp_path / "back") == files_of(tmp_path / "direct")
 
 
 def test_a_cast_on_the_way_is_a_cast(gpt: Path, tmp_path: Path) -> None:
-    convert(gpt, tmp_path / "out", tp=1, pp=1, dtype="bf16", dialect="2023-09", vocab_size=100, max_ram="2G")
-    convert(GPT.folder, tmp_path / "direct", tp=1, pp=1, dtype="bf16", dialect="2023-09", max_ram="2G")
+    convert(
+        gpt,
+        tmp_path / "out",
+        tp=1,
+        pp=1,
+        dtype="bf16",
+        dialect="2023-09",
+        vocab_size=100,
+        max_ram="2G",
+        to="megatron-legacy",
+    )
+    convert(
+        GPT.folder, tmp_path / "direct", tp=1, pp=1, dtype="bf16", dialect="2023-09", max_ram="2G", to="megatron-legacy"
+    )
     assert files_of(tmp_path / "out") == files_of(tmp_path / "direct")
 
 
 def test_without_args_the_heads_must_be_said_where_rows_move(tmp_path: Path) -> None:
-    convert(GPT.folder, tmp_path / "out", keep_args=False, max_ram="2G")
-    assert any("no training arguments" in warning for warning in plan(tmp_path / "out").warnings)
+    convert(GPT.folder, tmp_path / "out", keep_args=False, max_ram="2G", to="megatron-legacy")
+    assert any("no training arguments" in warning for warning in plan(tmp_path / "out", to="megatron-legacy").warnings)
     with pytest.raises(AmbiguousError, match="number of attention heads"):
-        plan(tmp_path / "out", tp=1)
-    convert(tmp_path / "out", tmp_path / "back", tp=1, num_heads=4, max_ram="2G")
+        plan(tmp_path / "out", tp=1, to="megatron-legacy")
+    convert(tmp_path / "out", tmp_path / "back", tp=1, num_heads=4, max_ram="2G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "back", 1, 2))
     oracle.assert_same_model(result, oracle.source_model(GPT.folder), GPT.true_vocab)
 
 
 def test_the_command_line_takes_it(gpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(gpt), str(tmp_path / "out"), "--tp", "1", "--pp", "1", "--max-ram", "2G"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                str(gpt),
+                str(tmp_path / "out"),
+                "--to",
+                "megatron-legacy",
+                "--tp",
+                "1",
+                "--pp",
+                "1",
+                "--max-ram",
+                "2G",
+            ]
+        )
+        == 0
+    )
     assert "TP 1 x PP 1" in capsys.readouterr().out
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 1))
     oracle.assert_same_model(result, oracle.source_model(GPT.folder), GPT.true_vocab)
@@ -163,14 +200,14 @@ def flat_embedding(state: Any) -> None:
 
 @pytest.mark.parametrize("rename", [oldest, flat_embedding])
 def test_names_of_other_ages_are_the_same_model(rename: Callable[[Any], None], gpt: Path, tmp_path: Path) -> None:
-    convert(gpt, tmp_path / "before", tp=1, pp=1, max_ram="2G")
+    convert(gpt, tmp_path / "before", tp=1, pp=1, max_ram="2G", to="megatron-legacy")
     edit_all(gpt, rename)
-    convert(gpt, tmp_path / "after", tp=1, pp=1, max_ram="2G")
+    convert(gpt, tmp_path / "after", tp=1, pp=1, max_ram="2G", to="megatron-legacy")
     assert files_of(tmp_path / "before") == files_of(tmp_path / "after")
 
 
 def test_the_plan_says_whose_names_these_are(gpt: Path, tmp_path: Path) -> None:
-    convert(GPT.folder, tmp_path / "new", dialect="2023-09", max_ram="2G")
+    convert(GPT.folder, tmp_path / "new", dialect="2023-09", max_ram="2G", to="megatron-legacy")
     assert any(fact.what == "names of 2021" for fact in opened(gpt).facts)
     assert any(fact.what == "names of 2023-09" for fact in opened(tmp_path / "new").facts)
     edit_all(gpt, oldest)
@@ -181,7 +218,9 @@ def test_the_plan_says_whose_names_these_are(gpt: Path, tmp_path: Path) -> None:
 
 
 def test_the_root_and_the_iterations_folder_are_the_same_checkpoint(gpt: Path) -> None:
-    assert plan(gpt).source == plan(gpt / ITERATION).source == gpt / ITERATION
+    assert (
+        plan(gpt, to="megatron-legacy").source == plan(gpt / ITERATION, to="megatron-legacy").source == gpt / ITERATION
+    )
 
 
 def test_a_tag_chooses_another_iteration_or_the_release(gpt: Path) -> None:
@@ -189,11 +228,11 @@ def test_a_tag_chooses_another_iteration_or_the_release(gpt: Path) -> None:
     shutil.copytree(gpt / ITERATION, gpt / "release")
     assert opened(gpt).path.name == ITERATION
     for name in ("iter_0000009", "release"):
-        assert plan(gpt, tag=name).source.name == name
+        assert plan(gpt, tag=name, to="megatron-legacy").source.name == name
     with pytest.raises(SourceError, match="no folder for the tag 'iter_0000004'"):
-        plan(gpt, tag="iter_0000004")
+        plan(gpt, tag="iter_0000004", to="megatron-legacy")
     with pytest.raises(DamagedError, match="not the name of a folder"):
-        plan(gpt, tag="../elsewhere")
+        plan(gpt, tag="../elsewhere", to="megatron-legacy")
 
 
 def test_a_release_is_followed_and_its_iteration_must_come_from_somewhere(gpt: Path) -> None:
@@ -203,12 +242,12 @@ def test_a_release_is_followed_and_its_iteration_must_come_from_somewhere(gpt: P
     for path in gpt.glob("release/*/*.pt"):
         edit(path, lambda state: state.pop("iteration"))
     with pytest.raises(AmbiguousError, match="iteration is unknown"):
-        plan(gpt)
-    assert plan(gpt, iteration=5).iteration == 5
+        plan(gpt, to="megatron-legacy")
+    assert plan(gpt, iteration=5, to="megatron-legacy").iteration == 5
 
 
 def test_an_iteration_of_0_is_warned_of(gpt: Path) -> None:
-    assert any("iteration 0" in warning for warning in plan(gpt, iteration=0).warnings)
+    assert any("iteration 0" in warning for warning in plan(gpt, iteration=0, to="megatron-legacy").warnings)
 
 
 @pytest.mark.parametrize(
@@ -223,21 +262,21 @@ def test_an_iteration_of_0_is_warned_of(gpt: Path) -> None:
 def test_a_tracker_that_names_nothing_is_refused(words: str, error: type[Exception], match: str, gpt: Path) -> None:
     (gpt / TRACKER).write_text(words)
     with pytest.raises(error, match=match):
-        plan(gpt)
+        plan(gpt, to="megatron-legacy")
 
 
 def test_a_root_without_a_tracker_needs_a_tag(gpt: Path) -> None:
     (gpt / TRACKER).unlink()
     with pytest.raises(AmbiguousError, match=TRACKER) as caught:
-        plan(gpt)
+        plan(gpt, to="megatron-legacy")
     assert ITERATION in str(caught.value)
-    assert plan(gpt, tag=ITERATION).iteration == 3
+    assert plan(gpt, tag=ITERATION, to="megatron-legacy").iteration == 3
 
 
 def test_a_tracker_alone_is_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / TRACKER).write_text("3")
     with pytest.raises(SourceError, match="iter_0000003"):
-        plan(tmp_path)
+        plan(tmp_path, to="megatron-legacy")
 
 
 @pytest.mark.parametrize("name", ["model_rng.pt", "model_optim_rng.pt"])
@@ -250,7 +289,7 @@ def test_runs_with_the_distributed_optimizer_open(name: str, gpt: Path) -> None:
             (folder.with_name(f"{folder.name}_000") / "optim.pt").write_bytes(bytes(100))
         else:
             (folder / "distrib_optim.pt").write_bytes(bytes(100))
-    (left,) = [dropped for dropped in plan(gpt).dropped if "optimizer files" in dropped.name]
+    (left,) = [dropped for dropped in plan(gpt, to="megatron-legacy").dropped if "optimizer files" in dropped.name]
     assert (left.nbytes, left.reason) == (400, "optimizer state: parameters only")
 
 
@@ -262,7 +301,7 @@ def test_optimizer_and_random_state_stay_behind_by_name(gpt: Path) -> None:
         "extra": torch.zeros(3),
     }
     edit_all(gpt, lambda found: found.update(state))
-    left = {dropped.name: (dropped.nbytes, dropped.reason) for dropped in plan(gpt).dropped}
+    left = {dropped.name: (dropped.nbytes, dropped.reason) for dropped in plan(gpt, to="megatron-legacy").dropped}
     assert left["4 tensors of optimizer in 4 rank files"] == (160, "optimizer state: parameters only")
     assert left["4 tensors of rng_state in 4 rank files"] == (64, "random number state: parameters only")
     assert left["4 tensors of extra in 4 rank files"] == (48, "not a parameter")
@@ -281,7 +320,9 @@ def test_each_folder_goes_to_its_own_format(gpt: Path, tmp_path: Path) -> None:
 
 def test_megatron_deepspeeds_own_tracker_makes_no_legacy_checkpoint() -> None:
     assert (FRAMEWORKS / "dsh_gpt_tp2pp2_fp32_z0" / TRACKER).is_file()
-    assert plan(FRAMEWORKS / "dsh_gpt_tp2pp2_fp32_z0").source_format.startswith("Megatron-DeepSpeed")
+    assert plan(FRAMEWORKS / "dsh_gpt_tp2pp2_fp32_z0", to="megatron-legacy").source_format.startswith(
+        "Megatron-DeepSpeed"
+    )
 
 
 def test_a_root_of_both_is_refused_until_one_is_named(gpt: Path, tmp_path: Path) -> None:
@@ -289,19 +330,19 @@ def test_a_root_of_both_is_refused_until_one_is_named(gpt: Path, tmp_path: Path)
     shutil.copytree(GPT.folder, root)
     shutil.copytree(gpt / ITERATION, root / ITERATION)
     with pytest.raises(AmbiguousError, match="looks like two checkpoints") as caught:
-        plan(root)
+        plan(root, to="megatron-legacy")
     assert "`latest`" in str(caught.value)
     assert f"{ITERATION}/mp_rank_00_000" in str(caught.value)
-    assert plan(root, tag=ITERATION).source_format.startswith("Megatron-LM")
-    assert plan(root, tag="global_step3").source_format.startswith("Megatron-DeepSpeed")
-    assert plan(root / ITERATION).source_format.startswith("Megatron-LM")
+    assert plan(root, tag=ITERATION, to="megatron-legacy").source_format.startswith("Megatron-LM")
+    assert plan(root, tag="global_step3", to="megatron-legacy").source_format.startswith("Megatron-DeepSpeed")
+    assert plan(root / ITERATION, to="megatron-legacy").source_format.startswith("Megatron-LM")
 
 
 def test_files_of_both_in_one_folder_are_refused(gpt: Path, tmp_path: Path) -> None:
     shutil.copytree(GPT.folder / "global_step3", gpt / ITERATION, dirs_exist_ok=True)
     for path, tag in ((gpt / ITERATION, None), (gpt, ITERATION)):
         with pytest.raises(AmbiguousError, match="looks like two checkpoints"):
-            plan(path, tag=tag)
+            plan(path, tag=tag, to="megatron-legacy")
 
 
 # -- the head ------------------------------------------------------------------------------------------------------
@@ -323,7 +364,7 @@ def test_the_heads_copy_is_kept_aside_with_what_it_must_equal(gpt: Path) -> None
 
 
 def test_the_embeddings_own_bytes_are_no_copy(tmp_path: Path) -> None:
-    convert(GPT.folder, tmp_path / "out", pp=1, max_ram="2G")
+    convert(GPT.folder, tmp_path / "out", pp=1, max_ram="2G", to="megatron-legacy")
     assert "word_embeddings_for_head" in oracle.result_files(tmp_path / "out", 2, 1)[0, 0]["model"]
     model = opened(tmp_path / "out")
     assert not model.copies
@@ -336,10 +377,10 @@ def test_a_copy_that_differs_is_reported_or_refused(gpt: Path, tmp_path: Path) -
 
     edit_all(gpt, drift, "mp_rank_01_001")
     with pytest.raises(DifferenceError, match=r"word_embeddings_for_head\.weight of rank 1"):
-        convert(gpt, tmp_path / "out", replicated="fail", max_ram="2G")
-    (found,) = convert(gpt, tmp_path / "out", max_ram="2G").drifts
+        convert(gpt, tmp_path / "out", replicated="fail", max_ram="2G", to="megatron-legacy")
+    (found,) = convert(gpt, tmp_path / "out", max_ram="2G", to="megatron-legacy").drifts
     assert (found.ranks, found.original, found.elements) == ((), "the word embedding", 64)
-    convert(GPT.folder, tmp_path / "direct", max_ram="2G")
+    convert(GPT.folder, tmp_path / "direct", max_ram="2G", to="megatron-legacy")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "direct")
 
 
@@ -360,7 +401,7 @@ def test_rows_in_blocks_are_known_by_the_args_of_deepspeedais_fork(gpt: Path) ->
 
 
 def test_rows_that_were_in_blocks_are_not_taken_for_blocks_again(tmp_path: Path) -> None:
-    convert(BLOCKS.folder, tmp_path / "out", max_ram="2G")
+    convert(BLOCKS.folder, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     assert opened(tmp_path / "out").qkv is QkvLayout.INTERLEAVED
     assert not hasattr(oracle.result_files(tmp_path / "out", 2, 2)[0, 0]["args"], "ds_sequence_parallel_fpdt")
 
@@ -418,16 +459,14 @@ def embedding(state: Any) -> Any:
 LAST, FIRST = "mp_rank_*_001", "mp_rank_*_000"
 NORM, BIAS = "layers.0.input_layernorm.weight", "layers.1.mlp.dense_4h_to_h.bias"
 REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
-    "no version": (states(lambda s: s.pop("checkpoint_version")), UnsupportedError, r"_version 0: .*\[3, heads"),
-    "version 1": (states(lambda s: s.update(checkpoint_version=1.0)), UnsupportedError, r"1\.0: .*\[heads, .*, 3\]"),
     "version 4": (states(lambda s: s.update(checkpoint_version=4.0)), UnsupportedError, "unknown order"),
     "version in words": (states(lambda s: s.update(checkpoint_version="3")), DamagedError, "not a number"),
-    "virtual stages": (
-        states(lambda s: s.update(model0=s["model"], model1=s.pop("model"))),
-        UnsupportedError,
-        r"virtual pipeline stages \(model0",
+    "a virtual stage that is missing": (
+        states(lambda s: s.update(model1=s.pop("model"))),
+        DamagedError,
+        "it has the models model1",
     ),
-    "virtual stages in args": (args(virtual_pipeline_model_parallel_size=2), UnsupportedError, "virtual pipeline"),
+    "virtual stages in args": (args(virtual_pipeline_model_parallel_size=2), DamagedError, "2 virtual stages, the f"),
     "a rank": (gone("mp_rank_01_001"), DamagedError, r"1 of 4 files .* mp_rank_01_001/model_optim_rng\.pt"),
     "the last stage": (gone(LAST), DamagedError, r"2 of 4 files .* mp_rank_00_001/model_optim_rng\.pt"),
     "the last rank": (gone("mp_rank_01_*"), DamagedError, r"the first is mp_rank_01_000/model_optim_rng\.pt"),
@@ -469,11 +508,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         lambda root: torch.save([1], root / ITERATION / "mp_rank_01_001" / "model_optim_rng.pt"),
         DamagedError,
         "not a dictionary",
-    ),
-    "Megatron-Core": (
-        states(lambda s: s.update(model={"decoder.layers.0.mlp.linear_fc1.weight": torch.zeros(2)})),
-        UnsupportedError,
-        "a Megatron-Core model",
     ),
     "BERT": (states(lambda s: s["model"].update(lm_head={"bias": torch.zeros(2)})), UnsupportedError, "BERT or T5"),
     "a classifier": (
@@ -573,7 +607,6 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         DamagedError,
         "other keys than on rank 0",
     ),
-    "torch_dist": (touched(".metadata", "__0_0.distcp"), UnsupportedError, "a Megatron-Core torch_dist checkpoint"),
 }  # fmt: skip
 
 
@@ -582,7 +615,7 @@ def test_what_is_not_translated_is_refused_by_its_name(case: str, gpt: Path, tmp
     change, error, match = REFUSED[case]
     change(gpt)
     with pytest.raises(error, match=match) as caught:
-        convert(gpt, tmp_path / "out", max_ram="2G")
+        convert(gpt, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     assert type(caught.value) is error
     assert not (tmp_path / "out").exists()
 
@@ -602,7 +635,7 @@ def test_a_stage_without_layers_is_a_stage(gpt: Path, tmp_path: Path) -> None:
     edit_all(gpt, lambda s: vars(s["args"]).update(pipeline_model_parallel_size=3, **alone))
     assert opened(gpt).stages == (0, 2, 2)
     for pp, expected in ((3, (True, 2)), (1, (False, 1))):
-        convert(gpt, tmp_path / f"{pp}", pp=pp, max_ram="2G")
+        convert(gpt, tmp_path / f"{pp}", pp=pp, max_ram="2G", to="megatron-legacy")
         files = oracle.result_files(tmp_path / f"{pp}", 2, pp)
         args = files[0, 0]["args"]
         assert (args.standalone_embedding_stage, args.transformer_pipeline_model_parallel_size) == expected

@@ -112,7 +112,7 @@ def test_a_tokenizer_of_the_destination_itself_stays(tmp_path: Path) -> None:
         convert(tmp_path / "hf", out, to="huggingface", overwrite=True, tokenizer=tmp_path / "tokens", **RAM)
 
 
-CHECKPOINTS = ("megatron", "deepspeed", "gpt-neox", "huggingface")
+CHECKPOINTS = ("megatron-core", "megatron-legacy", "deepspeed", "gpt-neox", "huggingface")
 
 
 @pytest.mark.parametrize("there", CHECKPOINTS)

@@ -117,7 +117,7 @@ def test_a_configuration_of_another_kind(config: Any, tmp_path: Path) -> None:
         plan(tmp_path / "hf", to="huggingface", config=config)
 
 
-@pytest.mark.parametrize("to", ["megatron", "deepspeed"])
+@pytest.mark.parametrize("to", ["megatron-core", "megatron-legacy", "deepspeed"])
 def test_float8_goes_nowhere_that_torch_cannot_store_it(to: str, tmp_path: Path) -> None:
     models.make("gpt", tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"

@@ -44,32 +44,32 @@ def test_an_argument_that_pads_the_vocabulary_counts(name: str, value: int, rows
     models.make("llama", tmp_path / "hf")
     said = tmp_path / "said.json"
     said.write_text(json.dumps({name: value}))
-    words = [str(tmp_path / "hf"), str(tmp_path / "out"), "--to", "megatron", "--tp", "2", "--config", str(said)]
+    words = [str(tmp_path / "hf"), str(tmp_path / "out"), "--to", "megatron-legacy", "--tp", "2", "--config", str(said)]
     assert main([*words, "--max-ram", "1G"]) == 0
     args = args_in(tmp_path / "out")
     assert args.padded_vocab_size == rows
     assert getattr(args, name) == value
-    work = plan(tmp_path / "hf", to="megatron", tp=2, config={name: value})
+    work = plan(tmp_path / "hf", to="megatron-legacy", tp=2, config={name: value})
     assert any(name in fact.what and fact.evidence == "--config" for fact in work.facts)
 
 
 def test_an_argument_that_the_model_contradicts(tmp_path: Path) -> None:
     models.make("llama", tmp_path / "hf")
     with pytest.raises(UsageError, match=r"num_layers is 7 in --config, and 4 as config\.json says"):
-        plan(tmp_path / "hf", to="megatron", config={"num_layers": 7})
-    assert plan(tmp_path / "hf", to="megatron", config={"num_layers": 4})
+        plan(tmp_path / "hf", to="megatron-legacy", config={"num_layers": 7})
+    assert plan(tmp_path / "hf", to="megatron-legacy", config={"num_layers": 4})
 
 
 def test_entries_of_a_config_json_are_no_arguments(tmp_path: Path) -> None:
     models.make("gpt", tmp_path / "hf")
     said = {**config_in(tmp_path / "hf"), "use_cache": False, "own_entry": 5}
-    convert(tmp_path / "hf", tmp_path / "out", to="megatron", config=said, **RAM)
+    convert(tmp_path / "hf", tmp_path / "out", to="megatron-legacy", config=said, **RAM)
     assert not hasattr(args_in(tmp_path / "out"), "own_entry")
     # One entry alone, in either of its spellings, is said of the source.
-    convert(tmp_path / "hf", tmp_path / "eps", to="megatron", config={"layer_norm_epsilon": 1e-3}, **RAM)
+    convert(tmp_path / "hf", tmp_path / "eps", to="megatron-legacy", config={"layer_norm_epsilon": 1e-3}, **RAM)
     assert args_in(tmp_path / "eps").layernorm_epsilon == 1e-3
     assert not hasattr(args_in(tmp_path / "eps"), "layer_norm_epsilon")
-    convert(tmp_path / "hf", tmp_path / "tie", to="megatron", config={"tie_word_embeddings": True}, **RAM)
+    convert(tmp_path / "hf", tmp_path / "tie", to="megatron-legacy", config={"tie_word_embeddings": True}, **RAM)
     assert not hasattr(args_in(tmp_path / "tie"), "tie_word_embeddings")
 
 
@@ -122,7 +122,7 @@ def test_another_name_of_an_entry_replaces_it(tmp_path: Path) -> None:
     models.make("bloom", tmp_path / "hf")
     # BLOOM's own name is n_head; transformers takes this one too.
     heads = {"num_attention_heads": 8}
-    convert(tmp_path / "hf", tmp_path / "out", to="megatron", tp=8, config=heads, **RAM)
+    convert(tmp_path / "hf", tmp_path / "out", to="megatron-legacy", tp=8, config=heads, **RAM)
     assert args_in(tmp_path / "out").num_attention_heads == 8
 
 
