@@ -107,7 +107,7 @@ def test_a_checkpoint_is_a_mapping_of_names_to_lazy_tensors(tmp_path: Path) -> N
 
 
 def test_a_result_opens_as_a_checkpoint_too(tmp_path: Path) -> None:
-    streamconv.convert(REAL[3].folder, tmp_path / "out", max_ram="2G")
+    streamconv.convert(REAL[3].folder, tmp_path / "out", max_ram="2G", to="megatron-legacy")
     checkpoint = streamconv.open_checkpoint(tmp_path / "out")
     (state,) = (s for place, s in oracle.result_files(tmp_path / "out", 2, 2).items() if place == (1, 1))
     prefix = "iter_0000003/mp_rank_01_001/model_optim_rng.pt:model.language_model.encoder."

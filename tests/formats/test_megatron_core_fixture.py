@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 
 from streamconv import convert, inspect, plan, verify
 from streamconv.errors import AmbiguousError
+from streamconv.formats.base import SourceOptions
 from tests.places import FRAMEWORKS
 
 SAVED = FRAMEWORKS / "mcore_llama_dist_tp2pp2"
@@ -88,7 +89,7 @@ def test_there_and_back_is_bit_for_bit(
 ) -> None:
     way = {name: value for name, value in SAID.items() if to != "huggingface" or name != "iteration"}
     convert(SAVED, tmp_path / "there", to=to, **choices, **way)
-    checked = verify(tmp_path / "there", against=SAVED, num_heads=HEADS)
+    checked = verify(tmp_path / "there", against=SAVED, options=SourceOptions.said(num_heads=HEADS))
     assert checked.exit_code == 0, checked
     convert(tmp_path / "there", tmp_path / "back", to="megatron-core", tp=1, pp=1, max_ram="2G")
     (folder,) = (tmp_path / "back").glob("[ir]*")
