@@ -249,8 +249,9 @@ def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool, 
         return
     groups = sizes.groups or sizes.heads
     for what, size, cuts in (("source", model.tp, model.cuts_groups), ("target", tp, cuts_groups)):
-        for count, units in ((sizes.heads, "attention heads"), (groups, "key and value heads")):
-            if count % size and not (cuts and count == groups and size % groups == 0):
+        may_cut = cuts and size % groups == 0
+        for count, units, fits in ((sizes.heads, "attention heads", False), (groups, "key and value heads", may_cut)):
+            if count % size and not fits:
                 raise UnsupportedError(
                     f"{count} {units} do not divide over the {what}'s TP {size}",
                     remedy=f"choose a --tp that divides {count}",

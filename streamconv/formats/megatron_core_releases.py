@@ -35,7 +35,7 @@ FIRST, NEWEST = 8, 19
 core_v0.19 (2026-08).
 """
 
-_RELEASE = re.compile(r"(?:core_)?(?:v|r)?0\.(\d{1,3})(?:\.\d+)?")
+_RELEASE = re.compile(r"(?:core_)?(?:v|r)?0\.([0-9]{1,3})(?:\.[0-9]+)?")
 
 # The first release, by what a checkpoint may need.
 GROUPS_BELOW_TP = 16
