@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import prod
 
 from streamconv.dtypes import DType
@@ -21,7 +22,7 @@ def lower(targets: Iterable[Target]) -> list[Job]:
     runs: dict[tuple[Storage, int, int, DType, DType], list[tuple[int, int, int]]] = defaultdict(list)
     rows: list[Target] = []
     jobs: list[Job] = []
-    for target in targets:
+    for target in map(_by_rows, targets):
         straight = _straight_runs(target)
         if straight is None:
             if _is_transposed(target):
@@ -34,6 +35,14 @@ def lower(targets: Iterable[Target]) -> list[Job]:
     jobs += [RunJob(*key, tuple(sinks)) for key, sinks in runs.items()]
     jobs += [RowsJob(tuple(group)) for group in _sharing(rows)]
     return sorted(jobs, key=lambda job: job.place)
+
+
+def _by_rows(target: Target) -> Target:
+    """The same bytes without leading axes of size 1: jobs are cut along the first axis."""
+    tensor = target.tensor
+    while len(tensor.shape) > 1 and tensor.shape[0] == 1:
+        tensor = tensor.flatten(0)
+    return replace(target, tensor=tensor.coalesced())
 
 
 def _straight_runs(target: Target) -> list[tuple[Storage, int, int, DType, int]] | None:

@@ -80,7 +80,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         else ParallelLayout(1, (model.num_layers,))
     )
     need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
-    if model.iteration is None and model.config is None and target.is_sharded:
+    if model.iteration is None and not model.is_release and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
     vocabulary = _vocabulary(model, family, sizes, target, layout, options)
     assembly = assemble(model, family, sizes, vocabulary, options.replicated)

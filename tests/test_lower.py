@@ -319,6 +319,15 @@ def test_a_stored_tensor_is_one_run(shards: dict[str, Many]) -> None:
     assert job.numel == ROWS * HIDDEN
 
 
+def test_leading_axes_of_size_1_do_not_keep_a_tensor_in_one_block(shards: dict[str, Many]) -> None:
+    """A layer of Megatron-Core's ``torch_dist`` is a chunk of one layer of all."""
+    first, second = shards["fp32"][:2]
+    halves = concat([cut(first, 1, 2)[1], cut(second, 1, 2)[0]], 1)
+    (plain,), (stacked,) = lower([Target(0, 0, halves)]), lower([Target(0, 0, halves.unflatten(0, 1, halves.shape[0]))])
+    assert stacked == plain
+    assert stacked.smallest_block < halves.nbytes
+
+
 def test_a_tensor_that_goes_to_two_files_is_read_once(shards: dict[str, Many]) -> None:
     (job,) = lower([Target(0, 64, shards["fp32"][0]), Target(1, 128, shards["fp32"][0])])
     assert isinstance(job, RunJob)

@@ -15,6 +15,7 @@ from streamconv.errors import DamagedError, UsageError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.families.rows import GluOrder, QkvLayout, RowOrders
 from streamconv.files.pickle_machine import Global
+from streamconv.formats.recorded import RELEASE
 from streamconv.lazy import LazyTensor
 from streamconv.parallel import ParallelLayout
 
@@ -163,6 +164,11 @@ class ShardedModel:
             if section is Section.LAYER:
                 found.setdefault(layer, set()).add(key)
         return found
+
+    @property
+    def is_release(self) -> bool:
+        """Whether it is a model that has no iteration, and needs none."""
+        return self.config is not None or self.path.name == RELEASE
 
     @property
     def layout(self) -> ParallelLayout | None:

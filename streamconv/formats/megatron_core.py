@@ -33,7 +33,8 @@ from streamconv.formats.megatron_core_releases import (
     parse_release,
     refuse_older,
 )
-from streamconv.formats.megatron_folder import ARCHIVE, RELEASE, TRACKER, rank_path
+from streamconv.formats.megatron_folder import ARCHIVE, TRACKER, rank_path
+from streamconv.formats.recorded import RELEASE
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
 from streamconv.parallel import ParallelLayout

@@ -18,12 +18,11 @@ from pathlib import Path
 from streamconv.errors import AmbiguousError, DamagedError, SourceError, UnsupportedError
 from streamconv.files.distcp_metadata import NAME as METADATA
 from streamconv.formats.base import Fact
-from streamconv.formats.recorded import first_line, tagged_folder
+from streamconv.formats.recorded import RELEASE, first_line, tagged_folder
 from streamconv.parallel import ParallelLayout
 
 __all__ = [
     "ARCHIVE",
-    "RELEASE",
     "TRACKER",
     "RankFolders",
     "check_grid",
@@ -35,7 +34,6 @@ __all__ = [
     "resolve_folder",
 ]
 
-RELEASE = "release"
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")

@@ -23,7 +23,8 @@ from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
-from streamconv.formats.megatron_folder import ARCHIVE, RELEASE, TRACKER, rank_path
+from streamconv.formats.megatron_folder import ARCHIVE, TRACKER, rank_path
+from streamconv.formats.recorded import RELEASE
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamconv.errors import DamagedError, SourceError
 
-__all__ = ["find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary", "whole"]
+__all__ = ["RELEASE", "find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary", "whole"]
 
 # NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
 _LONGEST_NAME = 255
@@ -18,6 +18,10 @@ _LONGEST_NAME = 255
 def whole(value: Any) -> int | None:
     """A whole number that is recorded; None for anything else. A truth value is one to Python, and is none here."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+RELEASE = "release"
+"""The folder of a model that Megatron-LM did not train [``checkpointing.py:get_checkpoint_name``]."""
 
 
 def first_line(path: Path) -> str:
@@ -57,7 +61,8 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
 
 
 def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> int | None:
-    """The training iteration: as the user says it, as a rank's file records it, or as the folder is named.
+    """The training iteration: as the user says it, as a rank's file records it, or as the folder is named. A release
+    that records none, or 0 as Megatron-LM wants it there, has no iteration.
 
     Raises:
         DamagedError: what is recorded cannot be one.
@@ -65,6 +70,8 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
     if said is not None:
         return said
     recorded = whole(state.get("iteration"))
+    if folder.name == RELEASE and recorded == 0:
+        return None
     if recorded is not None:
         if not 0 <= recorded < 10**9:
             raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")

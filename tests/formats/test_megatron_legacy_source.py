@@ -235,14 +235,18 @@ def test_a_tag_chooses_another_iteration_or_the_release(gpt: Path) -> None:
         plan(gpt, tag="../elsewhere", to="megatron-legacy")
 
 
-def test_a_release_is_followed_and_its_iteration_must_come_from_somewhere(gpt: Path) -> None:
+def test_a_release_is_followed_and_needs_no_iteration(gpt: Path) -> None:
     (gpt / ITERATION).rename(gpt / "release")
     (gpt / TRACKER).write_text("release\n")
     assert opened(gpt).iteration == 3
     for path in gpt.glob("release/*/*.pt"):
+        edit(path, lambda state: state.update(iteration=0))
+    assert opened(gpt).iteration is None
+    for path in gpt.glob("release/*/*.pt"):
         edit(path, lambda state: state.pop("iteration"))
-    with pytest.raises(AmbiguousError, match="iteration is unknown"):
-        plan(gpt, to="megatron-legacy")
+    work = plan(gpt, to="megatron-legacy")
+    assert work.iteration is None
+    assert work.texts == {TRACKER: "release"}
     assert plan(gpt, iteration=5, to="megatron-legacy").iteration == 5
 
 
