@@ -22,12 +22,14 @@ def plan_text(plan: Plan, fit: Fit | None = None, *, verbose: bool = False) -> s
 
 
 def _plan_lines(plan: Plan, fit: Fit | None, verbose: bool) -> Iterator[str]:
+    target, *choices = plan.choices
+    yield f"to      {target.what.removeprefix('target ')}: {target.evidence}"
     yield f"source  {plan.source}"
     iteration = "" if plan.iteration is None else f", iteration {plan.iteration}"
     yield f"        {plan.source_format}: {plan.family}, {plan.source_layout}{iteration}"
     for fact in plan.facts:
         yield f"        {fact.what}: {fact.evidence}"
-    for position, choice in enumerate((*plan.choices, *plan.notes)):
+    for position, choice in enumerate((*choices, *plan.notes)):
         yield f"{'        ' if position else 'target  '}{choice.what}: {choice.evidence}"
     if plan.dtype is not None:
         yield f"        cast to {plan.dtype}: as asked"
@@ -69,6 +71,7 @@ def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
             "tp": plan.target_layout.tp,
             "pp": plan.target_layout.pp,
             "pp_layers": list(plan.target_layout.stages),
+            "vpp": plan.target_layout.vpp,
             "dtype": None if plan.dtype is None else plan.dtype.name,
             "choices": [{"what": choice.what, "evidence": choice.evidence} for choice in plan.choices],
             "notes": [{"what": note.what, "evidence": note.evidence} for note in plan.notes],

@@ -57,7 +57,7 @@ def describe_torch_dist(folder: Path, report: Report) -> dict[str, LazyTensor]:
         report.findings.append(finding_of(error, "damage"))
         return _one_by_one(folder, names, report)
     report.tensors = [_row(folder, name, tensor) for name, tensor in checkpoint.tensors.items()]
-    report.values = {name: f"object of {place.nbytes} bytes" for name, place in checkpoint.objects.items()}
+    report.values = dict(_objects(checkpoint))
     report.globals = global_rows([(".metadata and the items", dict(checkpoint.globals))])
     report.findings += unsafe_globals(report.globals)
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -81,6 +81,18 @@ def _one_by_one(folder: Path, names: list[str], report: Report) -> dict[str, Laz
         kind = "distcp" if name in opened else "cannot be opened"
         report.files.append(FileRow(name, (folder / name).stat().st_size, kind, opened.get(name, 0)))
     return tensors
+
+
+def _objects(checkpoint: DistributedCheckpoint) -> Iterator[tuple[str, str]]:
+    """The objects in words; those that are shards of one (``<name>/shard_0_4``) are one."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name, place in checkpoint.objects.items():
+        found.setdefault(name.rpartition("/shard_")[0] or name, []).append((name, place.nbytes))
+    for base, shards in found.items():
+        if len(shards) == 1:
+            yield shards[0][0], f"object of {shards[0][1]} bytes"
+        else:
+            yield f"{base}/shard_*", f"{len(shards)} objects of {sum(nbytes for _, nbytes in shards)} bytes in all"
 
 
 def _row(folder: Path, name: str, tensor: LazyTensor) -> TensorRow:

@@ -124,7 +124,7 @@ def _grid(title: str, facts: ParallelFacts) -> Block:
         layers = _ranges(stages[stage]) if stage < len(stages) else "all"
         rows += [(str(stage), layers, str(cell.rank), str(len(cell.files)), _names(cell)) for cell in cells]
     if not rows:
-        return Pairs(title, (("grid", "not known: see the findings"),))
+        return Pairs(title, (("grid", "not known: the files do not say it, or the findings say why"),))
     return Table(title, (">stage", "layers", ">rank", ">files", ""), tuple(rows))
 
 
