@@ -269,6 +269,6 @@ def _dialect(target: TargetFormat, options: ConvertOptions) -> str:
     dialect = options.dialect or target.dialects[0]
     if dialect not in target.dialects:
         names = ", ".join(target.dialects)
-        flag = "--dialect" if target.name == "megatron-legacy" else "--fork"
+        flag = "--fork" if target.name in ("deepspeed", "gpt-neox") else "--dialect"
         raise UsageError(f"{flag} {dialect}: {target.name} has no such choice", remedy=f"choose one of {names}")
     return dialect

@@ -74,7 +74,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--spec",
         metavar="NAME",
-        help="of megatron-core in torch: whose names the norms have, te (Transformer Engine, default) or local",
+        help="of megatron-core: the layers that load it, te (Transformer Engine, default) or local",
     )
     target.add_argument(
         "--megatron-version",

@@ -25,15 +25,14 @@ from streamconv.files.distcp_writer import StoredItem, WholeTensor, metadata_byt
 from streamconv.files.pickle_writer import StoredTensor
 from streamconv.formats.megatron_core_names import LINEARS, core_name
 from streamconv.formats.megatron_core_releases import COMMON_STATE
-from streamconv.formats.megatron_folder import iteration_name
+from streamconv.formats.megatron_folder import CONFIG_FILE, iteration_name
 from streamconv.formats.target import Slot, TargetFile, TargetModel
 from streamconv.lazy import LazyTensor
 
-__all__ = ["COMMON_STATE_OBJECT", "dist_files"]
+__all__ = ["COMMON_FILE", "COMMON_STATE_OBJECT", "dist_files"]
 
 COMMON_STATE_OBJECT = "common_state/shard_0_1"
 COMMON_FILE = "common.pt"
-_CONFIG_FILE = "metadata.json"
 # Releases before core_v0.19 want all four, later ones read the first two (core.py:CheckpointingConfig).
 _CONFIG = {
     "sharded_backend": "torch_dist",
@@ -75,7 +74,7 @@ def dist_files(
             items += _items(name, tree, chunks.shapes)
     small: dict[str, str | bytes] = {
         f"{folder}/{METADATA}": metadata_bytes(wholes, items),
-        f"{folder}/{_CONFIG_FILE}": json.dumps(_CONFIG),
+        f"{folder}/{CONFIG_FILE}": json.dumps(_CONFIG),
     }
     if not as_object:
         small[f"{folder}/{COMMON_FILE}"] = torch_bytes(entries, "common")

@@ -14,17 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import DamagedError
+from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.arguments import neutral_args
 from streamconv.families.base import Section
 from streamconv.files.distcp import DistributedCheckpoint, open_distributed
+from streamconv.files.distcp_metadata import NAME as METADATA
+from streamconv.files.json_file import read_entries
 from streamconv.files.safe_pickle import Record
 from streamconv.files.torch_file import open_torch
 from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.deepspeed_layers import count_layers
 from streamconv.formats.megatron_core_dist import COMMON_FILE, COMMON_STATE_OBJECT
 from streamconv.formats.megatron_core_names import CoreName, place_of
 from streamconv.formats.megatron_core_refusals import refuse_args, refuse_names
-from streamconv.formats.megatron_folder import resolve_folder
+from streamconv.formats.megatron_folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.recorded import find_iteration, true_vocabulary
 from streamconv.lazy import LazyTensor, concat
 
@@ -43,6 +46,7 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
         DamagedError: something is broken, or contradicts something else.
     """
     folder, chosen = resolve_folder(path, options.tag)
+    _refuse_backend(folder)
     stored = open_distributed(folder)
     state = _common_state(folder, stored)
     found = state.get("args")
@@ -50,7 +54,7 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
     refuse_args(args or {}, folder)
     optimizer = {name for name in stored.tensors if _OPTIMIZER.fullmatch(name)}
     tensors, stacked = _places(folder, {n: t for n, t in stored.tensors.items() if n not in optimizer})
-    num_layers = 1 + max((layer for section, layer, _ in tensors if section is Section.LAYER), default=-1)
+    num_layers = count_layers(tensors, folder)
     if args is not None and args.get("num_layers", num_layers) != num_layers:
         raise DamagedError(f"args say {args['num_layers']} layers, {num_layers} are there", where=folder)
     model = ShardedModel(
@@ -65,7 +69,7 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
         iteration=find_iteration(folder, state, options.iteration),
         vocab_size=true_vocabulary(state),
         qkv=None,
-        named={folder / ".metadata": stored.globals},
+        named={folder / METADATA: stored.globals},
     )
     model.facts += [] if chosen is None else [chosen]
     model.facts += [
@@ -82,6 +86,18 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
         reason = "extra state (of FP8) and random number state: parameters only"
         model.dropped.append(Dropped(f"{len(objects)} objects", sum(objects.values()), reason))
     return model
+
+
+def _refuse_backend(folder: Path) -> None:
+    """The container of before, a folder for each tensor [``strategies/zarr.py`` of core_v0.15]."""
+    if not (folder / METADATA).is_file() and (folder / CONFIG_FILE).is_file():
+        backend = read_entries(folder / CONFIG_FILE, "description of a checkpoint", 1 << 20).get("sharded_backend")
+        if backend != "torch_dist":
+            raise UnsupportedError(
+                f"a Megatron-Core checkpoint in the container {str(backend)[:40]!r}",
+                where=folder,
+                remedy="load and save it once with --ckpt-format torch_dist",
+            )
 
 
 def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, Any]:
@@ -103,32 +119,40 @@ def _places(folder: Path, stored: Mapping[str, LazyTensor]) -> tuple[dict[Place,
 
     Raises:
         UnsupportedError: a tensor is no parameter of a GPT model.
-        DamagedError: a parameter is there twice, or has another number of layers than the others.
+        DamagedError: a parameter is empty, there twice, or has another number of layers than the others.
     """
-    strays: list[str] = []
-    found: dict[Place, LazyTensor] = {}
-    heights: dict[int, str] = {}
-    for name, tensor in _whole_halves(stored).items():
-        known = place_of(name)
-        if known is None:
-            strays.append(name)
-            continue
-        for place, part in _parts(known, tensor):
-            if place in found:
-                raise DamagedError(f"{name} is there under two names", where=folder)
-            found[place] = part
-        if known.place[0] is Section.LAYER and known.layer is None:
-            heights.setdefault(tensor.shape[0] if tensor.shape else 0, name)
-    refuse_names(strays, folder)
-    if len(heights) > 1:
-        words = ", ".join(f"{name} has {layers}" for layers, name in sorted(heights.items()))
+    whole = _whole_halves(stored)
+    known = {name: place_of(name) for name in whole}
+    refuse_names([name for name, place in known.items() if place is None], folder)
+    stacks: dict[int, str] = {}
+    for name, tensor in whole.items():
+        place = known[name]
+        is_stack = place is not None and place.is_stack
+        if not tensor.numel or len(tensor.shape) <= is_stack:
+            what = "the layers of a parameter" if is_stack else "a parameter"
+            raise DamagedError(f"{name} has the shape {tensor.shape}, which {what} cannot have", where=folder)
+        if is_stack:
+            stacks.setdefault(tensor.shape[0], name)
+    if len(stacks) > 1:
+        words = ", ".join(f"{name} has {layers}" for layers, name in sorted(stacks.items()))
         raise DamagedError(f"stacks of different heights: {words}", where=folder)
-    return {place: (tensor,) for place, tensor in found.items()}, bool(heights)
+    found: dict[Place, LazyTensor] = {}
+    for name, tensor in whole.items():
+        for at, part in _parts(known[name], tensor):
+            if at in found:
+                raise DamagedError(f"{name} is there under two names", where=folder)
+            found[at] = part
+    if not any(section is Section.EMBEDDING for section, _, _ in found):
+        raise DamagedError("there is no embedding among the tensors", where=folder)
+    return {at: (tensor,) for at, tensor in found.items()}, bool(stacks)
 
 
-def _parts(known: CoreName, tensor: LazyTensor) -> list[tuple[Place, LazyTensor]]:
+def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[Place, LazyTensor]]:
+    """The parameters in a tensor: itself, or that of each layer."""
+    if known is None:
+        return []
     section, _, key = known.place
-    if section is not Section.LAYER or known.layer is not None or len(tensor.shape) < 2:
+    if not known.is_stack:
         return [(known.place, tensor)]
     layers = range(tensor.shape[0])
     return [((section, layer, key), tensor.slice(0, layer, layer + 1).flatten(0).coalesced()) for layer in layers]

@@ -8,7 +8,7 @@ from streamconv.errors import StreamconvError
 from streamconv.files.distcp_metadata import NAME as METADATA
 from streamconv.files.torch_file import open_torch
 from streamconv.formats.megatron_core_names import place_of
-from streamconv.formats.megatron_folder import find_ranks, holds_ranks, iteration_folders
+from streamconv.formats.megatron_folder import CONFIG_FILE, find_ranks, holds_ranks, is_distributed, iteration_folders
 from streamconv.formats.megatron_ranks import model_names
 
 __all__ = ["claims", "dist_folder", "is_core"]
@@ -19,7 +19,8 @@ def claims(path: Path) -> str | None:
     if not path.is_dir():
         return None
     if (folder := dist_folder(path)) is not None:
-        return f"the file {(folder / METADATA).relative_to(path)}"
+        name = METADATA if (folder / METADATA).is_file() else CONFIG_FILE
+        return f"the file {(folder / name).relative_to(path)}"
     if is_core(path):
         return "rank folders whose models have Megatron-Core's names"
     return None
@@ -28,7 +29,7 @@ def claims(path: Path) -> str | None:
 def dist_folder(path: Path) -> Path | None:
     """The ``torch_dist`` folder that a path is, or is the root of; None if there is none."""
     for folder in (path, *iteration_folders(path)[:1]):
-        if (folder / METADATA).is_file():
+        if is_distributed(folder):
             return folder
     return None
 

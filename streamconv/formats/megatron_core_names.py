@@ -68,6 +68,11 @@ class CoreName:
     layer: int | None
     spec: str | None
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is all layers of a parameter."""
+        return self.place[0] is Section.LAYER and self.layer is None
+
 
 def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
     """The name of a parameter; a layer of None is that of all layers stacked."""

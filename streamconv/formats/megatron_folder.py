@@ -23,17 +23,21 @@ from streamconv.parallel import ParallelLayout
 
 __all__ = [
     "ARCHIVE",
+    "CONFIG_FILE",
     "TRACKER",
     "RankFolders",
     "check_grid",
     "find_ranks",
     "holds_ranks",
+    "is_distributed",
     "iteration_folders",
     "iteration_name",
     "rank_path",
     "resolve_folder",
 ]
 
+CONFIG_FILE = "metadata.json"
+"""What Megatron-Core says of a distributed checkpoint [``dist_checkpointing/core.py``]."""
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
@@ -93,6 +97,11 @@ def claims(path: Path) -> str | None:
     return f"the file {TRACKER}" if (path / TRACKER).is_file() and not deepspeed else None
 
 
+def is_distributed(path: Path) -> bool:
+    """Whether a folder is a distributed checkpoint."""
+    return (path / METADATA).is_file() or (path / CONFIG_FILE).is_file()
+
+
 def holds_ranks(path: Path) -> str | None:
     """The first of a folder's rank folders (``mp_rank_00``), None if it has none."""
     return next((folder.name for folder in _rank_folders(path)), None)
@@ -115,7 +124,7 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
     tracker = path / TRACKER
     if tag is not None:
         return tagged_folder(path, tag, path), Fact(f"checkpoint {tag}", "--tag")
-    if _rank_folders(path) or (path / METADATA).is_file():
+    if _rank_folders(path) or is_distributed(path):
         return path, None
     if not tracker.is_file():
         found = [child.name for child in sorted(path.iterdir()) if _ITERATION.fullmatch(child.name)]

@@ -459,7 +459,7 @@ BROKEN: dict[str, tuple[Callable[[Tree], Tree], bool, str]] = {
         "args say 12 layers, 11 are there",
     ),
     "a stack is missing": (without(FC2), False, r"layer 0: missing tensors mlp\.dense_4h_to_h\.weight"),
-    "a layer is missing": (without("decoder.layers.5."), True, "layer 5: missing tensors"),
+    "a layer is missing": (without("decoder.layers.5."), True, r"numbered \[0, 1, 2, 3, 4, 6, 7, 8\]"),
     "the last layer is missing": (without("decoder.layers.11."), True, "args say 12 layers, 11 are there"),
     "a tensor of a layer is missing": (
         without("decoder.layers.5.mlp.linear_fc2.weight"),
@@ -467,14 +467,15 @@ BROKEN: dict[str, tuple[Callable[[Tree], Tree], bool, str]] = {
         r"layer 5: missing tensors mlp\.dense_4h_to_h\.weight",
     ),
     "no final norm": (without("decoder.final_layernorm."), False, "the final norm: missing tensors bias, weight"),
-    "no layers": (without("decoder.layers."), False, "args say 12 layers, 0 are there"),
+    "no layers": (without("decoder.layers."), False, r"layers are numbered \[\]"),
     "stacked and by layer": (
         lambda tree: tree | {"decoder.layers.3.mlp.linear_fc2.weight": tree[FC2][3].clone()},
         False,
         "under two names",
     ),
-    "a stack without an axis": (lambda tree: tree | {FC2: torch.zeros(())}, False, "heights|axes|shape"),
-    "a stack of one axis": (lambda tree: tree | {FC2: torch.zeros(12)}, False, "heights|axes|shape|missing"),
+    "a stack without an axis": (lambda tree: tree | {FC2: torch.zeros(())}, False, "shape"),
+    "a stack of one axis": (lambda tree: tree | {FC2: torch.zeros(12)}, False, "shape"),
+    "an empty stack of many layers": (lambda tree: tree | {FC2: torch.empty(3 * 10**6, 0)}, False, "shape"),
     "another width": (lambda tree: tree | {FC2: tree[FC2][:, :, :5].clone()}, False, r"mlp\.dense_4h_to_h\.weight is"),
 }
 
@@ -487,7 +488,6 @@ def test_damage_of_torch_dist_is_named(change: Callable[[Tree], Tree], each: boo
         plan(tmp_path / "src", to="huggingface", vocab_size=50)
 
 
-@pytest.mark.xfail(reason="it is called a model of no known family", strict=True, raises=UnsupportedError)
 def test_torch_dist_without_an_embedding_is_damaged(tmp_path: Path) -> None:
     tree = without("embedding.")(files.whole_tensors(GPT.model(), 4))
     files.save_dist(tmp_path / "src", tree, common_of(GPT))
@@ -503,7 +503,6 @@ def test_one_half_of_a_gated_layer_is_refused(tmp_path: Path) -> None:
         plan(tmp_path / "src")
 
 
-@pytest.mark.xfail(reason="it is taken for a legacy folder without ranks", strict=True, raises=DamagedError)
 def test_the_container_of_before_is_refused_by_name(tmp_path: Path) -> None:
     """Up to core_v0.9 ``--ckpt-format zarr`` wrote a folder for each tensor [dist_checkpointing/strategies/zarr.py]."""
     place = files.started(tmp_path / "src")

@@ -90,10 +90,15 @@ def test_a_detour_ends_in_the_files_of_the_direct_way(source: Source, dialect: s
         max_ram="2G",
         to="megatron-legacy",
     )
-    said: ConvertChoices = {"tp": second.tp, "pp_layers": second.stages, "max_ram": "2G"}
-    convert(source.folder, tmp_path / "direct", **said, to="megatron-legacy")
+    said: ConvertChoices = {
+        "to": "megatron-legacy",
+        "tp": second.tp,
+        "pp_layers": second.stages,
+        "max_ram": "2G",
+    }
+    convert(source.folder, tmp_path / "direct", **said)
     said["vocab_size"] = source.true_vocab
-    convert(tmp_path / "first", tmp_path / "back", **said, to="megatron-legacy")
+    convert(tmp_path / "first", tmp_path / "back", **said)
     assert files_of(tmp_path / "back") == files_of(tmp_path / "direct")
     result = oracle.result_model(oracle.result_files(tmp_path / "back", second.tp, second.pp), source.heads)
     expected = oracle.source_model(source.folder, source.heads, blocks=source.blocks)

@@ -314,6 +314,7 @@ def rewrite(opened: ShardedModel, layout: ParallelLayout, dialect: str, root: Pa
         (root / file.path).write_bytes(data)
     for name, text in {**laid_out.small, **laid_out.texts}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
+        assert isinstance(text, str)
         (root / name).write_text(text)
     return root
 
