@@ -9,6 +9,7 @@ from streamconv.errors import AmbiguousError, DamagedError, UnsupportedError, Us
 from streamconv.families import known_families
 from streamconv.families.base import ModelFamily, ModelSizes, Section
 from streamconv.families.rows import QkvLayout
+from streamconv.families.values import shown
 from streamconv.formats import find_source, titles_from
 from streamconv.formats.base import Fact, ShardedModel, positive_int
 from streamconv.lazy import LazyTensor, Storage
@@ -111,8 +112,9 @@ def _mechanisms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
     if family.gated and args.get("swiglu") is False and not gated:
         yield "an MLP that args say is no gated linear unit (GLU)"
     norm = args.get("normalization")
-    if norm is not None and _NORMS.get(norm) != family.norm:
-        yield "RMSNorm (Llama)" if _NORMS.get(norm) == "rmsnorm" else f"the normalization {norm}"
+    known = _NORMS.get(norm) if isinstance(norm, str) else None
+    if norm is not None and known != family.norm:
+        yield "RMSNorm (Llama)" if known == "rmsnorm" else f"the normalization {shown(norm)}"
     rotary = args.get("use_rotary_position_embeddings")
     if rotary and family.positions != "rotary":
         yield "rotary positions"

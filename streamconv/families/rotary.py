@@ -12,7 +12,7 @@ from streamconv.families.base import ModelSizes
 from streamconv.families.settings import Args, Config, Setting
 from streamconv.families.values import number
 
-__all__ = ["Rope"]
+__all__ = ["Rope", "scaling_of"]
 
 _PARTIAL = "partial_rotary_factor"
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
@@ -95,7 +95,7 @@ class Rope(Setting):
             yield f"scaling of rotary positions (rope_parameters: {words})"
 
     def to_config(self, args: Args) -> dict[str, Any]:
-        found: dict[str, Any] = {"rope_scaling": _scaling_of(args)} if args else {}
+        found: dict[str, Any] = {"rope_scaling": scaling_of(args)} if args else {}
         if args.get("rope_theta") is not None:
             found["rope_theta"] = float(number("args.rope_theta", args["rope_theta"]))
         if self.part and args.get("rotary_percent") is not None:
@@ -143,10 +143,13 @@ def _scaling(table: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"rope_type": kind, **{name: table[name] for name in sorted(table) if name not in _NOT_SCALING}}
 
 
-def _scaling_of(args: Args) -> dict[str, Any] | None:
+def scaling_of(args: Args) -> dict[str, Any] | None:
     """The scaling that a run had. Both Megatron-DeepSpeed forks have none; Megatron-LM's arguments are these."""
     if args.get("rope_scaling"):
-        return dict(args["rope_scaling"])
+        table = _table(args, "rope_scaling")
+        if "factor" in table:
+            number("args.rope_scaling factor", table["factor"])
+        return dict(table)
     if args.get("use_rope_scaling"):
         factor = number("args.rope_scaling_factor", args.get("rope_scaling_factor", 8.0))
         return {"rope_type": "llama3", "factor": float(factor), **LLAMA3_SCALING}

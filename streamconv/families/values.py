@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-__all__ = ["Check", "Rule", "count", "default_of", "flag", "number", "quotient", "same_as", "text", "times"]
+__all__ = ["Check", "Rule", "count", "default_of", "flag", "number", "quotient", "same_as", "shown", "text", "times"]
 
 Check = Callable[[str, Any], Any]
 """Gives the value of an entry back, or raises ValueError with the entry's name."""
@@ -26,36 +26,38 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a message shows it, a word in quotes and a number without."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
     return repr(value)[:40]
 
 
 def count(name: str, value: Any) -> int:
     """A whole number above 0."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < _LARGEST:
-        raise ValueError(f"{name} is {_shown(value)}, not a number above 0")
+        raise ValueError(f"{name} is {shown(value)}, not a number above 0")
     return value
 
 
 def number(name: str, value: Any) -> float | int:
     """A finite number that is not negative."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value) or value < 0:
-        raise ValueError(f"{name} is {_shown(value)}, not a number")
+        raise ValueError(f"{name} is {shown(value)}, not a number")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """True or false."""
     if value is not True and value is not False:
-        raise ValueError(f"{name} is {_shown(value)}, neither true nor false")
+        raise ValueError(f"{name} is {shown(value)}, neither true nor false")
     return bool(value)
 
 
 def text(name: str, value: Any) -> str:
     """A word."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_shown(value)}, not a word")  # noqa: TRY004 - one class for all values
+        raise ValueError(f"{name} is {shown(value)}, not a word")  # noqa: TRY004 - one class for all values
     return value
 
 

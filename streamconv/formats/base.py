@@ -14,6 +14,7 @@ from typing import Any
 from streamconv.errors import DamagedError, UsageError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.families.rows import GluOrder, QkvLayout, RowOrders
+from streamconv.families.values import shown
 from streamconv.files.pickle_machine import Global
 from streamconv.formats.recorded import RELEASE
 from streamconv.lazy import LazyTensor
@@ -33,6 +34,9 @@ Place = tuple[Section, int, str]
 """(section, layer from 0 or -1, key in the section)."""
 
 
+_MOST = 1 << 31
+
+
 def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int | None:
     """A training argument that counts something, or None if it is not there.
 
@@ -40,8 +44,8 @@ def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int 
         DamagedError: it is no whole number above 0.
     """
     value = (args or {}).get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise DamagedError(f"args.{name} is {str(value)[:40]!r}, not a number above 0", where=where)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST):
+        raise DamagedError(f"args.{name} is {shown(value)}, not a number above 0 and below 2^31", where=where)
     return value
 
 

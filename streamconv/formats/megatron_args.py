@@ -7,13 +7,16 @@ Names and meanings: ``megatron/training/arguments.py`` and ``load_args_from_chec
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
-from streamconv.errors import UnsupportedError
+from streamconv.errors import DamagedError, UnsupportedError
 from streamconv.families.arguments import LLAMA3_SCALING, neutral_args
 from streamconv.families.base import Section
 from streamconv.families.mechanisms import activation_of
+from streamconv.families.rotary import scaling_of
 from streamconv.families.rows import RowOrders
+from streamconv.families.values import count, number, shown
 from streamconv.files.safe_pickle import Global
 from streamconv.formats.megatron_core_releases import (
     LINEAR_ROPE_SCALING,
@@ -36,8 +39,9 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
 
     Raises:
         UnsupportedError: no argument can say how positions are scaled.
+        DamagedError: an argument is not the number that it must be.
     """
-    family, sizes, said = model.family, model.sizes, neutral_args(model.args)
+    family, sizes, said = model.family, model.sizes, _checked(neutral_args(model.args))
     keys = family.keys(Section.LAYER)
     positions = sizes.positions or said.get("max_position_embeddings")
     is_rotary = family.positions == "rotary"
@@ -78,6 +82,20 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None or name in may_be_none}
 
 
+def _checked(said: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, those that must be numbers checked; scaling as ``rope_scaling``, by whatever name it is said."""
+    try:
+        for name in ("layernorm_epsilon", "rope_theta", "rotary_percent", "attention_dropout", "hidden_dropout"):
+            if said.get(name) is not None:
+                number(f"args.{name}", said[name])
+        for name in ("seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "sliding_window"):
+            if said.get(name) is not None:
+                count(f"args.{name}", said[name])
+        return {**said, "rope_scaling": scaling_of(said)}
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+
+
 def _activation(model: TargetModel, said: dict[str, Any]) -> dict[str, Any]:
     """GELU's tanh approximation is what the fused kernel computes, ``F.gelu`` is erf; there is no other argument.
 
@@ -112,11 +130,13 @@ def _rotary(said: dict[str, Any]) -> dict[str, Any]:
 def _scaling(scaling: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in scaling.items() if name not in ("rope_type", "factor")}
     kind, factor = scaling.get("rope_type"), scaling.get("factor")
+    if not isinstance(factor, int | float) or not isfinite(factor):
+        kind = None
     if kind == "llama3" and values == LLAMA3_SCALING:
         return {"use_rope_scaling": True, "rope_scaling_factor": factor}
-    if kind == "linear" and not values and factor is not None and factor == int(factor):
+    if kind == "linear" and not values and factor == int(factor or 0):
         return {"rotary_seq_len_interpolation_factor": int(factor)}
-    words = ", ".join(f"{name} {value!r}" for name, value in scaling.items())
+    words = ", ".join(f"{name} {shown(value)}" for name, value in scaling.items())
     raise UnsupportedError(
         f"Megatron-LM has no argument for this scaling of rotary positions: {words}",
         remedy="convert --to huggingface; or, to go without, say it otherwise with --config FILE",

@@ -43,6 +43,15 @@ __all__ = ["CONTAINERS", "TARGET", "lay_out", "refusal"]
 
 CONTAINERS = ("torch_dist", "torch")
 CHECKPOINT_VERSION = 3.0
+_SAID_OTHERWISE = (
+    "rope_scaling",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+    "rotary_seq_len_interpolation_factor",
+    "sliding_window",
+    "window_size",
+    "ds_sequence_parallel_fpdt",
+)
 _OWNED = ("iter_*", RELEASE)
 
 
@@ -108,7 +117,7 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
     kept, dropped = carried_args(model)
     layout = model.layout
     # What other frameworks call otherwise is said by its own name.
-    for name in ("rope_scaling", "sliding_window", "window_size", "ds_sequence_parallel_fpdt"):
+    for name in _SAID_OTHERWISE:
         kept.pop(name, None)
     kept |= core_model_args(model)
     kept |= {

@@ -23,6 +23,7 @@ from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
+from streamconv.formats.megatron_args import core_model_args
 from streamconv.formats.megatron_folder import ARCHIVE, TRACKER, rank_path
 from streamconv.formats.recorded import RELEASE
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
@@ -31,6 +32,19 @@ from streamconv.formats.target_args import carried_args
 __all__ = ["DIALECTS", "TARGET", "Dialect", "lay_out"]
 
 CHECKPOINT_VERSION = 3.0
+_LLAMA_ARGS = (
+    "normalization",
+    "norm_epsilon",
+    "swiglu",
+    "position_embedding_type",
+    "add_position_embedding",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "group_query_attention",
+    "num_query_groups",
+    "kv_channels",
+    "untie_embeddings_and_output_weights",
+)
 _QKV_BIAS = "self_attention.query_key_value.bias"
 
 
@@ -216,22 +230,10 @@ def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
 
 def _llama_args(model: TargetModel) -> dict[str, Any]:
     """What Megatron-LM's legacy model is told of a Llama-like model [``megatron/training/arguments.py``]."""
-    family, sizes = model.family, model.sizes
-    if family.norm != "rmsnorm":
+    if model.family.norm != "rmsnorm":
         return {}
-    return {
-        "normalization": "RMSNorm",
-        "norm_epsilon": (model.args or {}).get("layernorm_epsilon"),
-        "swiglu": family.gated,
-        "position_embedding_type": "rope",
-        "add_position_embedding": False,
-        "add_bias_linear": False,
-        "add_qkv_bias": _QKV_BIAS in family.keys(Section.LAYER),
-        "group_query_attention": sizes.groups != sizes.heads,
-        "num_query_groups": sizes.groups,
-        "kv_channels": sizes.head_dim,
-        "untie_embeddings_and_output_weights": model.has_head,
-    }
+    said = core_model_args(model)
+    return {name: said.get(name) for name in _LLAMA_ARGS}
 
 
 TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal, takes=frozenset(("--vpp",)))
