@@ -26,6 +26,10 @@ def _is_finite(value: float) -> bool:
         return False
 
 
+# repr refuses numbers of more than 4300 digits.
+_MOST_BITS = 10000
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it, a word in quotes and a number without."""
     if isinstance(value, int) and value.bit_length() > 128:
