@@ -32,7 +32,7 @@ _MOST_BITS = 10000
 
 def shown(value: Any) -> str:
     """A value as a message shows it, a word in quotes and a number without."""
-    if isinstance(value, int) and value.bit_length() > 128:
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a number of {value.bit_length()} bits"
     return repr(value)[:40]
 
