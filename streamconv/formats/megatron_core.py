@@ -13,6 +13,7 @@ import argparse
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
+from shlex import quote
 from typing import Any
 
 from streamconv.errors import UsageError
@@ -203,7 +204,7 @@ def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
     said = _stage_args(layout)
     for name, value in said.items():
         if value is not None:
-            yield f"--{name.replace('_', '-')} {value}"
+            yield f"--{name.replace('_', '-')} {quote(str(value))}"
     if (layers := _layers_per_chunk(layout)) is not None:
         yield f"--num-layers-per-virtual-pipeline-stage {layers}"
     elif layout.vpp > 1 and said["pipeline_model_parallel_layout"] is None:

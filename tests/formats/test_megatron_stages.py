@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import product
 from pathlib import Path
 
@@ -25,8 +26,9 @@ EACH, VIRTUAL = "--num-layers-per-virtual-pipeline-stage", "--num-virtual-stages
 
 
 def flags_of(work: Plan) -> dict[str, str]:
-    """The flags that a plan prints, with their values."""
+    """The flags that a plan prints, with their values, as a shell takes them."""
     (words,) = [fact.what.removeprefix(FLAGS) for fact in work.notes if fact.what.startswith(FLAGS)]
+    words = " ".join(shlex.split(words))
     return dict(re.findall(r"(--[a-z0-9-]+)(?: (?!--)(\S+))?", words))
 
 
