@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,13 @@ def test_a_verbatim_vocabulary_is_the_stored_tensor_itself(stored: LazyTensor) -
     assert np.array_equal(stored.numpy(), ROWS)
 
 
-def test_a_divisor_that_no_vocabulary_has_is_damage() -> None:
-    with pytest.raises(DamagedError, match="a vocabulary padded to 1000000000000000000 rows"):
-        plan_vocabulary(112, 101, None, {"make_vocab_size_divisible_by": 10**18}, 2, 1)
+@pytest.mark.parametrize(
+    ("divisor", "source_tp", "tp", "said"),
+    [
+        (10**18, 2, 1, "make_vocab_size_divisible_by is 1000000000000000000, not a number above 0 and below 2^31"),
+        (2**30, 1, 2, "a vocabulary padded to 2147483648 rows"),
+    ],
+)
+def test_a_divisor_that_no_vocabulary_has_is_damage(divisor: int, source_tp: int, tp: int, said: str) -> None:
+    with pytest.raises(DamagedError, match=re.escape(said)):
+        plan_vocabulary(112, 101, None, {"make_vocab_size_divisible_by": divisor}, source_tp, tp)
