@@ -3,6 +3,7 @@
 # make check  the quick tests alone
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
+#                      with a checkout of Megatron-LM in PYTHONPATH, its own parser and load_checkpoint too
 # The tests of the HTML report want a Chromium in PATH, and are skipped without one.
 # Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 

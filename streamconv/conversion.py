@@ -78,25 +78,13 @@ def run_plan(
     ledger = Ledger(work.jobs)
     destination = None if dst is None else Path(dst)
     if destination is not None:
-        names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
-        entries = {name.split("/", 1)[0] for name in names}
         allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
-        retired = check_destination(
-            work.source,
-            destination,
-            sorted(entries),
-            overwrite=overwrite,
-            owned=work.owned,
-            beside=work.beside,
-            sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
-        )
+        retired = _check_destination(work, destination, overwrite)
     drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
+    resumed = 0
     if destination is None:
-        outputs = [DiscardedOutput()] * len(work.files)
-        with closing(Crew(fit.settings)) as crew:
-            threads.run(ledger, outputs, crew, _counter(work, 0, progress))
-        resumed = 0
+        _discard(work, ledger, fit, progress)
     else:
         with staging(destination) as stage:
             resumed = _write(work, ledger, stage, fit, restart, progress)
@@ -120,6 +108,27 @@ def run_plan(
         records_in_part=verdict.in_part,
         records_without_crc=verdict.without_crc,
     )
+
+
+def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[str]:
+    """What of the destination gives way to the result; see :func:`streamconv.destination.check_destination`."""
+    names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
+    return check_destination(
+        work.source,
+        destination,
+        sorted({name.split("/", 1)[0] for name in names}),
+        overwrite=overwrite,
+        owned=work.owned,
+        beside=work.beside,
+        sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
+    )
+
+
+def _discard(work: Plan, ledger: Ledger, fit: Fit, progress: Progress | None) -> None:
+    """The whole conversion but for the last step."""
+    outputs = [DiscardedOutput()] * len(work.files)
+    with closing(Crew(fit.settings)) as crew:
+        threads.run(ledger, outputs, crew, _counter(work, 0, progress))
 
 
 def _open_files(work: Plan, fit: Fit) -> int:

@@ -63,22 +63,8 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     Raises:
         StreamconvError: whatever can be refused is refused here, with the class that says why.
     """
-    said = options.source.config
-    has_args = find_target(options.to).is_sharded
-    model = find_source(path, options.source.tag).open(path, options.source)
-    named = _supply(model, said, has_args=has_args)
-    family, sizes = recognise(model, options.source.num_heads, named)
-    target = find_target(options.to, family)
-    why = reason_for(target, options.to, family)
-    refuse_idle(model, target, options)
-    if target.is_sharded and model.config is not None:
-        _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
-    _refuse_core_only(model, target)
-    layout = (
-        target_layout(model, target, options.layout, options.core.container)
-        if target.is_sharded
-        else ParallelLayout(1, (model.num_layers,))
-    )
+    model, family, sizes, target = _open(path, options)
+    layout = _layout(model, target, options)
     need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
     if model.iteration is None and not model.is_release and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
@@ -103,7 +89,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         replicated_policy=options.replicated,
         coverage=prove(assembly.sources, assembly.left_out, roles),
         facts=tuple(model.facts),
-        choices=_choices(model, target, why, layout, vocabulary),
+        choices=_choices(model, target, reason_for(target, options.to, family), layout, vocabulary),
         notes=laid_out.facts,
         warnings=(*model.warnings, *laid_out.warnings),
         dropped=(*assembly.dropped, *model.dropped),
@@ -112,6 +98,26 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         owned=laid_out.owned,
         beside=() if target.is_sharded else TOKENIZER_NAMES,
     )
+
+
+def _open(path: Path, options: ConvertOptions) -> tuple[ShardedModel, ModelFamily, ModelSizes, TargetFormat]:
+    """The model, with arguments if the target has them, and the target, which has not refused it so far."""
+    said = options.source.config
+    model = find_source(path, options.source.tag).open(path, options.source)
+    named = _supply(model, said, has_args=find_target(options.to).is_sharded)
+    family, sizes = recognise(model, options.source.num_heads, named)
+    target = find_target(options.to, family)
+    refuse_idle(model, target, options)
+    if target.is_sharded and model.config is not None:
+        _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
+    _refuse_core_only(model, target)
+    return model, family, sizes, target
+
+
+def _layout(model: ShardedModel, target: TargetFormat, options: ConvertOptions) -> ParallelLayout:
+    if not target.is_sharded:
+        return ParallelLayout(1, (model.num_layers,))
+    return target_layout(model, target, options.layout, options.core.container)
 
 
 def _wanted(

@@ -63,6 +63,23 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="layers of each stage, also where the source does not record them",
     )
     target.add_argument(
+        "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
+    )
+    target.add_argument(
+        "--config",
+        metavar="FILE",
+        help="JSON: what the source does not say, as entries of config.json, or training arguments for a target that "
+        "has them",
+    )
+    target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
+    target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
+    _add_megatron_options(parser)
+    _add_other_targets_options(parser)
+
+
+def _add_megatron_options(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_argument_group("target Megatron-LM (megatron-core, megatron-legacy)")
+    target.add_argument(
         "--vpp",
         type=int,
         metavar="N",
@@ -82,13 +99,14 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="of megatron-core: the release that is to load it, refused if it cannot (default: any that can)",
     )
     target.add_argument(
-        "--dtype", metavar="TYPE", help="cast floating tensors to bf16, fp16 or fp32 (default: as stored)"
-    )
-    target.add_argument(
         "--dialect",
         metavar="NAME",
         help="of megatron-legacy: names of 2021 (default, loads everywhere) or 2023-09",
     )
+
+
+def _add_other_targets_options(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_argument_group("target deepspeed, gpt-neox or huggingface")
     target.add_argument(
         "--fork",
         dest="dialect",
@@ -96,12 +114,6 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="of deepspeed: the code that is to load the result, bigscience, deepspeedai or deepspeedai-2024-11 "
         "(before 676a482c), which sets file numbers and row orders (default: the source's, or one that runs the model)"
         "; of gpt-neox: gpt-neox (default) or gpt-neox-2024-08, which sets the names of the MLP",
-    )
-    target.add_argument(
-        "--config",
-        metavar="FILE",
-        help="JSON: what the source does not say, as entries of config.json, or training arguments for a target that "
-        "has them",
     )
     target.add_argument(
         "--vocab-padding",
@@ -112,8 +124,6 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--tokenizer", metavar="DIR", help="of huggingface: copy the tokenizer's files from there, byte for byte"
     )
-    target.add_argument("--for-release", action="store_true", help="reset the counters of consumed samples in args")
-    target.add_argument("--no-args", action="store_true", help="leave the training arguments out of the result")
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

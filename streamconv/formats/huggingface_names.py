@@ -57,6 +57,19 @@ class HfNames:
             UnsupportedError: a tensor is not one of the family's, or quantised.
         """
         is_tied = not args["untie_embeddings_and_output_weights"]
+        rows, head, buffers = self._sort(stored, where, is_tied=is_tied)
+        layers = {layer for _, layer in rows if layer >= 0}
+        if not layers or layers != set(range(len(layers))):
+            raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
+        self._check_parts(rows, args, where)
+        tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
+        head = self._check_words(tensors[self.words], head, where)
+        return HfTensors(tensors, len(layers), head, buffers)
+
+    def _sort(
+        self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool
+    ) -> tuple[dict[tuple[str, int], LazyTensor], LazyTensor | None, dict[str, LazyTensor]]:
+        """What belongs to which row of the table and which layer, a tied head's copy, and buffers by name."""
         if not is_tied and self._head not in self._by_name:
             raise UnsupportedError(
                 f"tie_word_embeddings is false: a {self.family.title} model with a head apart from the word embedding",
@@ -89,23 +102,21 @@ class HfNames:
                     f"({self.table.architecture})",
                     where=where,
                 )
-        layers = {layer for _, layer in rows if layer >= 0}
-        if not layers or layers != set(range(len(layers))):
-            raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
-        self._check_parts(rows, args, where)
-        tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
-        words = tensors[self.words]
+        return rows, head, buffers
+
+    def _check_words(self, words: LazyTensor, head: LazyTensor | None, where: Path) -> LazyTensor | None:
+        """A tied head's copy, if there is one in bytes of its own."""
         if len(words.shape) != 2:
             raise DamagedError(f"the word embedding has shape {words.shape}, not two axes", where=where)
-        if head is not None and head.pieces == words.pieces:
-            head = None
-        if head is not None and (head.shape, head.dtype) != (words.shape, words.dtype):
+        if head is None or head.pieces == words.pieces:
+            return None
+        if (head.shape, head.dtype) != (words.shape, words.dtype):
             raise DamagedError(
                 f"{self._head} is {head.shape} {head.dtype}, the embedding that it is tied to is {words.shape} "
                 f"{words.dtype}",
                 where=where,
             )
-        return HfTensors(tensors, len(layers), head, buffers)
+        return head
 
     def _row(self, name: str) -> tuple[HfTensor, int] | None:
         """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""

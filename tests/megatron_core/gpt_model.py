@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,11 @@ def _answer(
     load: Any, folder: Path, tokens: torch.Tensor, sizes: Sizes, spec: Spec, args: Mapping[str, Any] | None
 ) -> torch.Tensor:
     found = in_ranks(sizes.ranks, _rank_logits, load, str(folder), tokens, sizes, spec, dict(args or {}))
+    return answer_of(found, sizes)
+
+
+def answer_of(found: Sequence[torch.Tensor | None], sizes: Sizes) -> torch.Tensor:
+    """The one answer of the ranks of the last stage, by what each rank returned."""
     answers = [logits for logits in found if logits is not None]
     assert len(answers) == sizes.tp, f"{len(answers)} ranks answered: the last stage has {sizes.tp}"
     assert all(torch.equal(answers[0], other) for other in answers), "the ranks of the last stage disagree"
