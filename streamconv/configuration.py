@@ -98,7 +98,7 @@ def args_of(
         family: the family that it names.
         config: its entries.
         defaults: whether what transformers assumes for missing entries is said too.
-        core: whether they are for Megatron-Core, whose target judges settings that are ``in_core`` itself.
+        core: whether they are for Megatron-Core, not those that Megatron-DeepSpeed has.
 
     Raises:
         DamagedError: an entry makes no sense, or two that mean the same differ.
@@ -113,7 +113,7 @@ def args_of(
             known |= {name: value for name, value in missing.items() if name not in known}
         for setting in family.huggingface.settings:
             args |= setting.to_args(known)
-            refusals += [] if core and setting.in_core else setting.refusals(known)
+            refusals += setting.core_refusals(known) if core else setting.refusals(known)
     except ArithmeticError as error:
         raise DamagedError(f"config.json: {error}") from error
     assumed = [f"{name} {known[name]}" for name in known if name not in said and known[name] is not None]

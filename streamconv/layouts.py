@@ -40,6 +40,11 @@ def target_layout(
     tp = wanted.tp if wanted.tp is not None else model.tp
     stages = _target_stages(model, wanted)
     vpp = wanted.vpp
+    if target.is_core and container in (None, "torch_dist") and vpp not in (None, 1):
+        raise UsageError(
+            "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
+            remedy="leave it out, or say --container torch",
+        )
     if vpp is None:
         # Virtual stages stay with the stages, where the target has them.
         has_them = "--vpp" in target.takes and (not target.is_core or container == "torch")
@@ -54,10 +59,12 @@ def _target_stages(model: ShardedModel, wanted: WantedLayout) -> tuple[int, ...]
             raise UsageError(
                 f"--pp {wanted.pp} and {len(wanted.pp_layers)} stages in --pp-layers", remedy="say one of them"
             )
-        if sum(wanted.pp_layers) != model.num_layers or min(wanted.pp_layers) < 1:
+        if min(wanted.pp_layers) < 1:
+            raise UsageError("--pp-layers: a stage without layers", remedy="each stage needs at least one")
+        if sum(wanted.pp_layers) != model.num_layers:
             raise UsageError(
                 f"--pp-layers {','.join(map(str, wanted.pp_layers))} adds up to {sum(wanted.pp_layers)} layers",
-                remedy=f"the model has {model.num_layers}, and each stage needs at least one",
+                remedy=f"the model has {model.num_layers}",
             )
         return wanted.pp_layers
     if wanted.pp is not None and wanted.pp != model.pp:

@@ -208,8 +208,8 @@ def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
         ("max_position_embeddings", sizes.positions),
     ):
         said = args.get(name)
-        if isinstance(said, int) and value is not None and said != value:
-            raise DamagedError(f"args.{name} is {said}, the stored tensors have {value}", where=model.path)
+        if said is not None and value is not None and said != value:
+            raise DamagedError(f"args.{name} is {shown(said)}, the stored tensors have {value}", where=model.path)
 
 
 def _refuse_aliases(model: ShardedModel) -> None:
@@ -256,5 +256,6 @@ def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool, 
             if count % size and not fits:
                 raise UnsupportedError(
                     f"{count} {units} do not divide over the {what}'s TP {size}",
-                    remedy=f"choose a --tp that divides {count}",
+                    remedy=f"choose a --tp that divides {count}"
+                    + (f", or a multiple of {groups}" if cuts and count == groups else ""),
                 )

@@ -11,6 +11,8 @@ _ALIASES = {
     # Megatron-LM and Megatron-Core: megatron/training/arguments.py, megatron/core/transformer/transformer_config.py.
     "norm_epsilon": "layernorm_epsilon",
     "rotary_base": "rope_theta",
+    # Since core_v0.16 arguments have the names of TransformerConfig's fields.
+    "layernorm_zero_centered_gamma": "apply_layernorm_1p",
 }
 # megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
 _ROTARY = 1
@@ -25,7 +27,7 @@ def neutral_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
     """Training arguments by deepspeedai's names, whichever fork they are of; its own names stay beside them."""
     said = dict(args or {})
     for theirs, ours in _ALIASES.items():
-        if said.get(ours) is None and said.get(theirs) is not None:
+        if (said.get(ours) is None or said[ours] is False) and said.get(theirs) is not None:
             said[ours] = said[theirs]
     if said.get("num_key_value_heads") is None and "group_query_attention" in said:
         # num_query_groups is 1 by default, and counts only with the flag.
@@ -38,14 +40,11 @@ def neutral_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
         said["use_rotary_position_embeddings"] = position == "rope"
     elif getattr(position, "args", None) == (_ROTARY,):
         said.update({name: value for name, value in _BIGSCIENCE_ROPE.items() if said.get(name) is None})
-    if (window := _window(said.get("window_size"))) is not None:
-        said["sliding_window"] = window
-        del said["window_size"]
+    match said.get("window_size"):
+        # So many positions before one's own, and after it; Transformer Engine takes -1 for all of them.
+        case [-1, 0 | -1]:
+            del said["window_size"]
+        case [int(before), 0] if before >= 0:
+            said["sliding_window"] = before + 1
+            del said["window_size"]
     return said
-
-
-def _window(size: Any) -> int | None:
-    """How many positions a Megatron-LM window lets attend, one's own included; None if it is no window of the past."""
-    if not isinstance(size, tuple | list) or size[1:] not in ((0,), [0]) or not isinstance(size[0], int) or size[0] < 0:
-        return None
-    return size[0] + 1

@@ -113,6 +113,10 @@ class HardWiredGelu(Setting):
         )
 
 
+# No entry of a configuration: that the window is in some of the layers, not in all.
+_IN_SOME = "sliding_window in some layers"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window(Setting):
     """A sliding window over positions, which neither Megatron-DeepSpeed fork has.
@@ -122,8 +126,6 @@ class Window(Setting):
 
     default: int | None
     switched: bool = False
-
-    in_core = True
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -136,12 +138,14 @@ class Window(Setting):
     def read(self, config: Config) -> dict[str, Any]:
         if self.switched and "use_sliding_window" not in config:
             return {}
-        if self.switched and not (config["use_sliding_window"] and _some_slide(config)):
+        sliding = _sliding_layers(config) if self.switched and config["use_sliding_window"] else {not self.switched}
+        if sliding == {False}:
             return {"sliding_window": None}
+        found = {_IN_SOME: True} if len(sliding) > 1 else {}
         if "sliding_window" not in config:
-            return {"sliding_window": self.default} if self.switched else {}
+            return {"sliding_window": self.default, **found} if self.switched else {}
         said = config["sliding_window"]
-        return {"sliding_window": None if said is None else count("sliding_window", said)}
+        return {"sliding_window": None if said is None else count("sliding_window", said), **found}
 
     def defaults(self, config: Config, known: Config) -> dict[str, Any]:
         return {"sliding_window": None if self.switched else self.default}
@@ -153,7 +157,12 @@ class Window(Setting):
     def refusals(self, known: Config) -> Iterator[str]:
         window, positions = known.get("sliding_window"), known.get("max_position_embeddings")
         if window is not None and (positions is None or window < positions):
-            yield f"sliding_window {window} (of {positions or 'unknown'} positions)"
+            some = " in some of the layers" if known.get(_IN_SOME) else ""
+            yield f"sliding_window {window} (of {positions or 'unknown'} positions){some}"
+
+    def core_refusals(self, known: Config) -> Iterator[str]:
+        """Its ``window_attn_skip_freq``, for a window in some of the layers, is not written."""
+        return self.refusals(known) if known.get(_IN_SOME) else iter(())
 
     def to_config(self, args: Args) -> dict[str, Any]:
         return {"sliding_window": args.get("sliding_window")} if args else {}
@@ -161,17 +170,23 @@ class Window(Setting):
     def write(self, known: Config) -> dict[str, Any]:
         if "sliding_window" not in known:
             return {}
-        switch = {"use_sliding_window": known["sliding_window"] is not None} if self.switched else {}
-        return {"sliding_window": known["sliding_window"], **switch}
+        window = known["sliding_window"]
+        switch: dict[str, Any] = {"use_sliding_window": window is not None} if self.switched else {}
+        if self.switched and window is not None and not known.get(_IN_SOME):
+            switch |= {"max_window_layers": 0}
+        return {"sliding_window": window, **switch}
 
 
-def _some_slide(config: Config) -> bool:
-    """Whether any layer has the window, which the configuration switches on.
+def _sliding_layers(config: Config) -> set[bool]:
+    """Whether layers have the window, which the configuration switches on: all, none, or both kinds.
 
     ``models/qwen2/configuration_qwen2.py:__post_init__``; its defaults are 32 layers and 28 below the window.
     """
     kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        return "sliding_attention" in kinds
+    if isinstance(kinds, list) and kinds:
+        return {kind == "sliding_attention" for kind in kinds}
     layers, below = config.get("num_hidden_layers", 32), config.get("max_window_layers", 28)
-    return number("num_hidden_layers", layers) > number("max_window_layers", below)
+    first = number("max_window_layers", below)
+    if 0 < first < number("num_hidden_layers", layers):
+        return {True, False}
+    return {not first}

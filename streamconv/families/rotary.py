@@ -33,7 +33,6 @@ class Rope(Setting):
     default_part: float = 1.0
 
     spelled_twice = True
-    in_core = True
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -93,6 +92,10 @@ class Rope(Setting):
         if known.get("rope_scaling"):
             words = ", ".join(f"{name} {value!r}" for name, value in known["rope_scaling"].items())
             yield f"scaling of rotary positions (rope_parameters: {words})"
+
+    def core_refusals(self, known: Config) -> Iterator[str]:
+        """Megatron-Core has arguments for two kinds of scaling; its target says which."""
+        return iter(())
 
     def to_config(self, args: Args) -> dict[str, Any]:
         found: dict[str, Any] = {"rope_scaling": scaling_of(args)} if args else {}

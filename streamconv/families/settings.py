@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamconv.families.base import ModelSizes
-from streamconv.families.values import Check, Rule, count, default_of, flag, number
+from streamconv.families.values import Check, Rule, count, default_of, flag, number, shown
 
 __all__ = [
     "NEVER",
@@ -46,13 +46,11 @@ class Setting:
 
     ``entries`` are the names that it has here; :meth:`read` and :meth:`write` know other spellings. ``asks`` are those
     that must be known. ``matters`` says whether logits depend on them, ``spelled_twice`` that transformers' versions
-    spell them differently, and both spellings are written. ``in_core`` says that what it refuses may still be said by
-    Megatron-Core's arguments, whose target looks at it itself. Values that make no sense raise ValueError.
+    spell them differently, and both spellings are written. Values that make no sense raise ValueError.
     """
 
     matters: bool = True
     spelled_twice: bool = False
-    in_core: bool = False
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -88,6 +86,10 @@ class Setting:
     def refusals(self, known: Config) -> Iterator[str]:
         """Entries, with their values, that no argument can say."""
         return iter(())
+
+    def core_refusals(self, known: Config) -> Iterator[str]:
+        """The same for Megatron-Core's arguments; its target judges by itself what its releases differ in."""
+        return self.refusals(known)
 
     def shown(self, sizes: ModelSizes) -> dict[str, Any]:
         """The entries that tensors show."""
@@ -281,8 +283,9 @@ class Never(Setting):
     why: str
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
-        if args.get(self.arg) not in (None, False):
-            yield f"args.{self.arg} {args[self.arg]!r}: {self.why}"
+        said = args.get(self.arg)
+        if said is not None and said is not False:
+            yield f"args.{self.arg} {shown(said)}: {self.why}"
 
 
 NEVER = (

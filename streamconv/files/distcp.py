@@ -216,6 +216,13 @@ def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> Stored
             f"{chunk.shape}",
             where=path,
         )
+    if tensor.nbytes > item.nbytes:
+        # The planner clones what is expanded before it is written.
+        raise DamagedError(
+            f"{item.name[:_SHOWN]} at {item.start} is {tensor.shape}, {tensor.nbytes} bytes: they are not in "
+            f"{item.nbytes}",
+            where=path,
+        )
     return part
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ NAME = ".metadata"
 _MODULE = "torch.distributed.checkpoint"
 _MAX_AXES = 64
 _SHOWN = 80
+_WORK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,16 +224,45 @@ def _untiled(shape: tuple[int, ...], chunks: list[Chunk]) -> str | None:
 
 
 def _overlap(chunks: list[Chunk], axes: int) -> str | None:
-    """Two boxes that overlap, looked for along the axis that has most cuts: a box meets only those still open there."""
-    if not axes:
-        return None
-    axis = max(range(axes), key=lambda a: len({chunk.start[a] for chunk in chunks}))
-    still_open: list[Chunk] = []
-    for chunk in sorted(chunks, key=lambda c: c.start[axis]):
-        still_open = [other for other in still_open if other.start[axis] + other.shape[axis] > chunk.start[axis]]
-        for other in still_open:
-            both = zip(chunk.start, chunk.shape, other.start, other.shape, strict=True)
-            if all(a < b + m and b < a + n for a, n, b, m in both):
-                return f"those at {other.start} and {chunk.start} overlap"
-        still_open.append(chunk)
+    """Two boxes that overlap, or that it would take too long to find any.
+
+    Boxes are parted by cuts through all of them, along one axis after the other, until none is left in one part with
+    another; where no cut goes through, each is compared with each. Chunks on a grid are parted by one round of cuts an
+    axis, so the work is bounded by what a grid of them takes many times over.
+    """
+    work = _WORK * (len(chunks) + 1)
+    parts = [(chunks, 0, 0)] if axes else []
+    while parts:
+        boxes, axis, failed = parts.pop()
+        if len(boxes) < 2:
+            continue
+        work -= len(boxes) if failed < axes else len(boxes) ** 2
+        if work < 0:
+            return f"{len(chunks)} in no order, too many to tell"
+        if failed == axes:
+            pairs = ((one, other) for one, other in combinations(boxes, 2) if _meet(one, other))
+            for one, other in pairs:
+                return f"those at {one.start} and {other.start} overlap"
+            continue
+        found = list(_parted(boxes, axis))
+        following = (axis + 1) % axes
+        parts += [(part, following, failed + 1 if len(found) == 1 else 0) for part in found]
     return None
+
+
+def _parted(boxes: list[Chunk], axis: int) -> Iterator[list[Chunk]]:
+    """Boxes between cuts across an axis that go through none of them."""
+    part: list[Chunk] = []
+    end = 0
+    for box in sorted(boxes, key=lambda box: box.start[axis]):
+        if part and box.start[axis] >= end:
+            yield part
+            part = []
+        part.append(box)
+        end = max(end, box.start[axis] + box.shape[axis])
+    yield part
+
+
+def _meet(one: Chunk, other: Chunk) -> bool:
+    both = zip(one.start, one.shape, other.start, other.shape, strict=True)
+    return all(a < b + m and b < a + n for a, n, b, m in both)

@@ -22,16 +22,25 @@ from streamconv.formats.megatron_core_releases import (
     LINEAR_ROPE_SCALING,
     ROPE_SCALING,
     ROPE_SCALING_FACTOR,
+    ROTARY_BASE_IN_ARGS,
     SLIDING_WINDOW,
     Need,
 )
 from streamconv.formats.target import Slot, TargetModel
 
-__all__ = ["core_model_args", "model_flags", "rotary_needs", "scaling_caution", "unknown_args"]
+__all__ = ["DEFAULT_SCALING", "TOKENIZERS", "core_model_args", "rotary_needs", "scaling_caution", "unknown_args"]
 
-_DEFAULT_NORM_EPSILON = 1e-5
-_DEFAULT_BASE = 10000
-_DEFAULT_SCALING = 8
+DEFAULT_SCALING = 8
+"""The factor of Llama 3's scaling where nothing says another."""
+
+TOKENIZERS = frozenset(
+    f"{name}Tokenizer"
+    for name in (
+        *("GPT2BPE", "GPTSentencePiece", "HuggingFace", "Llama2", "Multimodal", "Null", "NullMultimodal"),
+        *("SFT", "SentencePiece", "Tik"),
+    )
+) | {"BertWordPieceLowerCase", "BertWordPieceCase"}
+"""The values of ``--tokenizer-type`` in core_v0.8 to core_v0.19."""
 
 
 def core_model_args(model: TargetModel) -> dict[str, Any]:
@@ -71,6 +80,8 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
         "attention_dropout": said.get("attention_dropout"),
         "hidden_dropout": said.get("hidden_dropout"),
         "apply_query_key_layer_scaling": bool(said.get("apply_query_key_layer_scaling")),
+        # Compared by check_checkpoint_args in a run with --data-parallel-random-init, which stops where it is missing.
+        "data_parallel_random_init": bool(said.get("data_parallel_random_init")),
         "vocab_size": model.vocab_size,
         "padded_vocab_size": sizes.vocab,
         "make_vocab_size_divisible_by": said.get("make_vocab_size_divisible_by", 128),
@@ -151,9 +162,13 @@ def _dtype(model: TargetModel) -> dict[str, Any]:
 
 def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
     """What rotary positions and windows need of a release."""
+    base = args.get("rotary_base")
+    if base is not None and base != int(base):
+        # The flag takes whole numbers [arguments.py]; args are taken as they are [load_args_from_checkpoint].
+        yield Need(f"a rotary base of {base}", ROTARY_BASE_IN_ARGS)
     if args.get("use_rope_scaling"):
         factor = args.get("rope_scaling_factor")
-        since = ROPE_SCALING if factor == _DEFAULT_SCALING else ROPE_SCALING_FACTOR
+        since = ROPE_SCALING if factor == DEFAULT_SCALING else ROPE_SCALING_FACTOR
         yield Need(f"Llama 3's scaling by {factor}", since)
     if factor := args.get("rotary_seq_len_interpolation_factor"):
         yield Need(f"linear scaling by {factor}", LINEAR_ROPE_SCALING)
@@ -164,11 +179,11 @@ def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
 def scaling_caution(args: dict[str, Any]) -> str | None:
     """What ``pretrain_gpt.py`` of core_v0.11 to core_v0.19 does with the factor of Llama 3's scaling: nothing."""
     factor = args.get("rope_scaling_factor")
-    if not args.get("use_rope_scaling") or factor == _DEFAULT_SCALING:
+    if not args.get("use_rope_scaling") or factor == DEFAULT_SCALING:
         return None
     return (
         f"Llama 3's scaling by {factor}: pretrain_gpt.py of Megatron-LM does not hand it to the model, "
-        f"which then scales by {_DEFAULT_SCALING}: give GPTModel rope_scaling_factor={factor}"
+        f"which then scales by {DEFAULT_SCALING}: give GPTModel rope_scaling_factor={factor}"
     )
 
 
@@ -178,27 +193,3 @@ def unknown_args(args: dict[str, Any]) -> list[str]:
     wanted += ["rotary_base"] if args["position_embedding_type"] == "rope" else []
     wanted += [] if args["swiglu"] else ["bias_gelu_fusion"]
     return [name for name in wanted if args.get(name) is None]
-
-
-def model_flags(args: dict[str, Any]) -> Iterator[str]:
-    """The flags that ``--use-checkpoint-args`` does not replace in every release [``load_args_from_checkpoint``, which
-    takes rotary_base since core_v0.10].
-    """
-    epsilon = args.get("norm_epsilon")
-    if epsilon not in (None, _DEFAULT_NORM_EPSILON):
-        yield f"--norm-epsilon {epsilon}"
-    if args.get("rotary_base") not in (None, _DEFAULT_BASE):
-        yield f"--rotary-base {args['rotary_base']}"
-    if args.get("qk_layernorm"):
-        yield "--qk-layernorm"
-    if args.get("use_rope_scaling"):
-        yield f"--use-rope-scaling --rope-scaling-factor {args['rope_scaling_factor']}"
-    if factor := args.get("rotary_seq_len_interpolation_factor"):
-        yield f"--rotary-seq-len-interpolation-factor {factor}"
-    if window := args.get("window_size"):
-        yield f"--window-size {window[0]},{window[1]}"
-    if args.get("bias_gelu_fusion") is False and not args["swiglu"]:
-        yield "--no-bias-gelu-fusion"
-    for flag, name in (("--bf16", "bf16"), ("--fp16", "fp16")):
-        if args.get(name):
-            yield flag

@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from shlex import quote
 from typing import Any
 
-from streamconv.errors import UsageError
+from streamconv.errors import UnsupportedError, UsageError
+from streamconv.families.arguments import neutral_args
 from streamconv.families.base import ModelFamily, Section
+from streamconv.families.values import shown
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
-from streamconv.formats.megatron_args import core_model_args, model_flags, rotary_needs, scaling_caution, unknown_args
+from streamconv.formats.megatron_args import (
+    TOKENIZERS,
+    core_model_args,
+    rotary_needs,
+    scaling_caution,
+    unknown_args,
+)
 from streamconv.formats.megatron_core_dist import dist_files
 from streamconv.formats.megatron_core_names import LINEARS, SPECS, core_name
 from streamconv.formats.megatron_core_releases import (
+    ARGS_NOT_NEEDED,
     FIRST,
     GROUPS_BELOW_TP,
     LOCAL_RMSNORM,
@@ -34,11 +42,11 @@ from streamconv.formats.megatron_core_releases import (
     parse_release,
     refuse_older,
 )
+from streamconv.formats.megatron_flags import flags_of, layers_per_chunk, stage_args
 from streamconv.formats.megatron_folder import ARCHIVE, TRACKER, rank_path
 from streamconv.formats.recorded import RELEASE
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.formats.target_args import carried_args
-from streamconv.parallel import ParallelLayout
 
 __all__ = ["CONTAINERS", "TARGET", "lay_out", "refusal"]
 
@@ -51,9 +59,16 @@ _SAID_OTHERWISE = (
     "rotary_seq_len_interpolation_factor",
     "sliding_window",
     "window_size",
+    "disable_bias_linear",
     "ds_sequence_parallel_fpdt",
 )
 _OWNED = ("iter_*", RELEASE)
+# What Megatron-Core has, and no family here: arguments that other sources may have too.
+_NOT_BUILT = {
+    "apply_layernorm_1p": "norms stored less 1",
+    "apply_residual_connection_post_layernorm": "residuals behind the norms",
+    "window_size": "a window that is none of the past",
+}
 
 
 def refusal(family: ModelFamily) -> str | None:
@@ -84,7 +99,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
             "padded_vocab_size": model.sizes.vocab,
             "original_vocab_size": model.vocab_size,
         }
-    facts = list(_facts(model, container, args, needs, dropped))
+    facts = list(_facts(model, container, args, needs, dropped, release))
     if model.keep_args and model.sizes.heads is not None:
         namespace = argparse.Namespace()
         vars(namespace).update(args)
@@ -100,74 +115,73 @@ def lay_out(model: TargetModel) -> TargetFiles:
 
 
 def _container(model: TargetModel) -> str:
-    container = model.core.container or CONTAINERS[0]
+    container = CONTAINERS[0] if model.core.container is None else model.core.container
     if container not in CONTAINERS:
         raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
     if model.core.spec not in (None, *SPECS):
         raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
-    if container == "torch_dist" and model.layout.vpp > 1:
-        raise UsageError(
-            "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
-            remedy="leave it out, or say --container torch",
-        )
     return container
 
 
 def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
     """The arguments, those that the source has beside the model's own, and the names that are left out."""
     kept, dropped = carried_args(model)
-    layout = model.layout
+    layout, said = model.layout, neutral_args(model.args)
+    for name, what in _NOT_BUILT.items():
+        if said.get(name) is not None and said[name] is not False:
+            raise UnsupportedError(
+                f"args.{name} is {shown(said[name])}: {what}, not translated",
+                remedy=f'if the model is built without it, say it otherwise: --config with {{"{name}": null}}',
+            )
     # What other frameworks call otherwise is said by its own name.
     for name in _SAID_OTHERWISE:
         kept.pop(name, None)
-    kept |= core_model_args(model)
+    if str(kept.get("tokenizer_type")) not in TOKENIZERS and kept.pop("tokenizer_type", None) is not None:
+        # Since core_v0.10 it outweighs the run's own, and the run stops.
+        dropped.append("tokenizer_type")
+    built = core_model_args(model)
+    _refuse_contradictions(model, built)
+    kept |= built
     kept |= {
         "use_mcore_models": True,
         "use_legacy_models": False,
         "ckpt_format": container,
         "transformer_impl": "local" if model.core.spec == "local" else "transformer_engine",
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
-        "num_layers_per_virtual_pipeline_stage": _layers_per_chunk(layout),
+        "num_layers_per_virtual_pipeline_stage": layers_per_chunk(layout),
         "expert_model_parallel_size": 1,
-        **_stage_args(layout),
+        **stage_args(layout),
     }
     return kept, [name for name in dropped if name not in kept]
 
 
-def _layers_per_chunk(layout: ParallelLayout) -> int | None:
-    """Layers of each virtual stage, None without virtual stages or where they differ."""
-    return layout.stages[0] // layout.vpp if layout.vpp > 1 and len(set(layout.stages)) == 1 else None
+def _refuse_contradictions(model: TargetModel, built: Mapping[str, Any]) -> None:
+    """What the user says must be what is written, by whatever name the source says it."""
+    if "model_type" in model.supplied:
+        return
+    for name, said in model.supplied.items():
+        if said is not None and name in built and not _same(said, built[name]):
+            raise UsageError(
+                f"--config says {name} {shown(said)}, and the model has {shown(built[name])}",
+                remedy="leave it out, or say it by the name that the source says it by",
+            )
 
 
-def _stage_args(layout: ParallelLayout) -> dict[str, Any]:
-    """How Megatron-LM is told of stages of unequal length: the first and the last, or all of them."""
-    stages = layout.stages
-    found: dict[str, Any] = dict.fromkeys(
-        ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout")
-    )
-    if len(set(stages)) == 1:
-        return found
-    middle = stages[1:-1]
-    if min(stages) > 0 and len(set(middle)) <= 1:
-        first, last = stages[0], stages[-1]
-        rest = set(middle)
-        # An end that is as long as the middle needs no flag of its own, nor does the second of two stages.
-        found["decoder_first_pipeline_num_layers"] = None if rest == {first} else first
-        found["decoder_last_pipeline_num_layers"] = None if rest <= {last} else last
-        return found
-    chunks = [len(layout.layers_of(stage, chunk)) for chunk in range(layout.vpp) for stage in range(layout.pp)]
-    words = ["t" * size for size in chunks]
-    words[0], words[-1] = f"E{words[0]}", f"{words[-1]}L"
-    found["pipeline_model_parallel_layout"] = "|".join(words)
-    return found
+def _same(said: Any, found: Any) -> bool:
+    """A value of a JSON file, and one of Python; of names, some forks write the case otherwise."""
+    if isinstance(said, str) and isinstance(found, str):
+        return said.casefold() == found.casefold()
+    return bool((tuple(said) if isinstance(said, list) else said) == found)
 
 
 def _needs(model: TargetModel, container: str) -> Iterator[Need]:
     groups = model.sizes.groups
+    if container == "torch_dist" and not (model.keep_args and model.sizes.heads is not None):
+        yield Need("a torch_dist checkpoint without args", ARGS_NOT_NEEDED)
     if container == "torch":
         if groups is not None and groups < model.layout.tp:
             yield Need(f"{groups} key and value heads at TP {model.layout.tp}", GROUPS_BELOW_TP)
-        said = _stage_args(model.layout)
+        said = stage_args(model.layout)
         if said["pipeline_model_parallel_layout"]:
             yield Need("stages of these lengths (--pipeline-model-parallel-layout)", STAGE_LAYOUT)
         elif any(said.values()):
@@ -178,37 +192,23 @@ def _needs(model: TargetModel, container: str) -> Iterator[Need]:
 
 
 def _facts(
-    model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str]
+    model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str], release: int | None
 ) -> Iterator[Fact]:
     spec = "the local spec" if model.core.spec == "local" else "Transformer Engine"
     first = max(needs, key=lambda need: need.since, default=None)
     since = f"core_v0.{first.since} for {first.what}" if first else f"core_v0.{FIRST}"
     yield Fact(f"container {container}, for the layers of {spec}", f"NVIDIA/Megatron-LM since {since}")
     yield Fact("parameters only", "optimizer, scheduler and random number state stay behind")
+    has_args = model.keep_args and model.sizes.heads is not None
     if model.sizes.heads is None:
         # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
         yield Fact("no args", "the number of heads is not known")
-    elif model.keep_args and dropped:
-        yield Fact(f"left out of args: {', '.join(dropped)}", "not plain data")
-    local = ["--transformer-impl local"] if model.core.spec == "local" else []
-    if local and model.family.norm == "rmsnorm":
-        local.append("--no-persist-layer-norm")
-    flags = ["--use-checkpoint-args", "--no-load-optim", "--no-load-rng", f"--ckpt-format {container}"]
-    if container == "torch":
-        flags += [f"--tensor-model-parallel-size {model.layout.tp} --pipeline-model-parallel-size {model.layout.pp}"]
-        flags += list(_stage_flags(model.layout))
-    yield Fact(f"flags for Megatron-LM: {' '.join([*flags, *local, *model_flags(args)])}", "what args alone do not set")
-
-
-def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
-    said = _stage_args(layout)
-    for name, value in said.items():
-        if value is not None:
-            yield f"--{name.replace('_', '-')} {quote(str(value))}"
-    if (layers := _layers_per_chunk(layout)) is not None:
-        yield f"--num-layers-per-virtual-pipeline-stage {layers}"
-    elif layout.vpp > 1 and said["pipeline_model_parallel_layout"] is None:
-        yield f"--num-virtual-stages-per-pipeline-rank {layout.vpp}"
+    elif has_args and dropped:
+        yield Fact(f"left out of args: {', '.join(dropped)}", "not plain data, or no value of Megatron-LM's")
+    if has_args and "tokenizer_type" not in args:
+        yield Fact("no tokenizer_type in args", "a run with --vocab-file compares it: say it with --config")
+    words = "what args alone do not set" if has_args else "there are no args"
+    yield Fact(f"flags for Megatron-LM: {' '.join(flags_of(model, container, args, release))}", words)
 
 
 def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:

@@ -123,16 +123,14 @@ class _Chunks:
         return found
 
     def _extra_states(self, layers: range, *, is_last: bool) -> Iterator[ItemKey]:
-        modules: tuple[str, ...] = LINEARS
-        is_te = self.model.core.spec != "local"
-        if is_te:
-            keys = self.model.family.keys(Section.LAYER)
-            norms = tuple(norm for norm in _HEAD_NORMS if f"{norm}.weight" in keys)
-            modules = (*modules, "self_attention.core_attention", *norms)
-        for module in modules:
+        """Of all modules that may have any: a reader asks for those of its own, and passes over the rest."""
+        keys = self.model.family.keys(Section.LAYER)
+        norms = (norm for norm in _HEAD_NORMS if f"{norm}.weight" in keys)
+        for module in (*LINEARS, "self_attention.core_attention", *norms):
             for layer in layers:
                 yield f"decoder.layers.{module}._extra_state/shard_{layer}_{self.model.layout.num_layers}", None
-        if is_te and is_last:
+        if is_last:
+            # Of Transformer Engine with the local spec too, where it is installed [transformer_block.py:LayerNormImpl].
             yield "decoder.final_layernorm._extra_state/shard_0_1", None
 
     def chunks(self, parameter: Parameter, layer: int | None) -> Tree:

@@ -10,7 +10,7 @@ of the gate before all of the up, or two (``weight_w``, ``weight_v``) where each
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,21 @@ from streamconv.families.base import Section
 from streamconv.files.distcp import DistributedCheckpoint, open_distributed
 from streamconv.files.distcp_metadata import NAME as METADATA
 from streamconv.files.json_file import read_entries
-from streamconv.files.safe_pickle import Record
 from streamconv.files.torch_file import open_torch
-from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions
+from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
 from streamconv.formats.deepspeed_layers import count_layers
 from streamconv.formats.megatron_core_dist import COMMON_FILE, COMMON_STATE_OBJECT
 from streamconv.formats.megatron_core_names import CoreName, place_of
-from streamconv.formats.megatron_core_refusals import refuse_args, refuse_names
+from streamconv.formats.megatron_core_refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron_folder import CONFIG_FILE, resolve_folder
-from streamconv.formats.recorded import find_iteration, true_vocabulary
+from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
 from streamconv.lazy import LazyTensor, concat
 
-__all__ = ["open_dist"]
+__all__ = ["open_dist", "says_untied"]
 
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
+# More than any model has, and few enough to be looked at one by one.
+_MOST_LAYERS = 10_000
 _HALVES = {"mlp.linear_fc1.weight_w": 0, "mlp.linear_fc1.weight_v": 1}
 
 
@@ -49,14 +50,17 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
     _refuse_backend(folder)
     stored = open_distributed(folder)
     state = _common_state(folder, stored)
-    found = state.get("args")
-    args = found.attributes if isinstance(found, Record) else None
+    args = recorded_args(state, folder)
+    check_version(state, folder)
     refuse_args(args or {}, folder)
     optimizer = {name for name in stored.tensors if _OPTIMIZER.fullmatch(name)}
-    tensors, stacked = _places(folder, {n: t for n, t in stored.tensors.items() if n not in optimizer})
+    said_layers = positive_int(args, "num_layers", folder)
+    parameters = {name: tensor for name, tensor in stored.tensors.items() if name not in optimizer}
+    tensors, stacked = _places(folder, parameters, said_layers)
     num_layers = count_layers(tensors, folder)
-    if args is not None and args.get("num_layers", num_layers) != num_layers:
-        raise DamagedError(f"args say {args['num_layers']} layers, {num_layers} are there", where=folder)
+    if said_layers not in (None, num_layers):
+        raise DamagedError(f"args say {said_layers} layers, {num_layers} are there", where=folder)
+    _check_head(tensors, says_untied(args, options), folder)
     model = ShardedModel(
         path=folder,
         format="Megatron-Core, torch_dist",
@@ -78,14 +82,37 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
     ]
     if args is None:
         model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    model.dropped += _left_behind(stored, optimizer)
+    return model
+
+
+def _left_behind(stored: DistributedCheckpoint, optimizer: Collection[str]) -> Iterator[Dropped]:
     if optimizer:
         nbytes = sum(stored.tensors[name].nbytes for name in optimizer)
-        model.dropped.append(Dropped(f"{len(optimizer)} tensors of the optimizer", nbytes, "parameters only"))
+        yield Dropped(f"{len(optimizer)} tensors of the optimizer", nbytes, "parameters only")
     objects = {name: place.nbytes for name, place in stored.objects.items() if name != COMMON_STATE_OBJECT}
     if objects:
         reason = "extra state (of FP8) and random number state: parameters only"
-        model.dropped.append(Dropped(f"{len(objects)} objects", sum(objects.values()), reason))
-    return model
+        yield Dropped(f"{len(objects)} objects", sum(objects.values()), reason)
+
+
+def says_untied(args: Mapping[str, Any] | None, options: SourceOptions) -> bool | None:
+    """Whether the head is apart from the embedding, as args say, or else ``--config``; None if neither does."""
+    said = (args or {}).get("untie_embeddings_and_output_weights")
+    if said is None:
+        said = options.config.get("untie_embeddings_and_output_weights")
+    if said is None and isinstance(options.config.get("tie_word_embeddings"), bool):
+        said = not options.config["tie_word_embeddings"]
+    return None if said is None else bool(said)
+
+
+def _check_head(tensors: Mapping[Place, Any], is_untied: bool | None, folder: Path) -> None:
+    has_head = any(section is Section.HEAD for section, _, _ in tensors)
+    if is_untied is not None and is_untied != has_head:
+        tied, there = ("not tied", "no") if is_untied else ("tied", "an")
+        raise DamagedError(
+            f"the head is said to be {tied} to the embedding, and there is {there} output_layer.weight", where=folder
+        )
 
 
 def _refuse_backend(folder: Path) -> None:
@@ -114,7 +141,9 @@ def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, A
     return state
 
 
-def _places(folder: Path, stored: Mapping[str, LazyTensor]) -> tuple[dict[Place, tuple[LazyTensor, ...]], bool]:
+def _places(
+    folder: Path, stored: Mapping[str, LazyTensor], said_layers: int | None
+) -> tuple[dict[Place, tuple[LazyTensor, ...]], bool]:
     """Each parameter by its place, stacked layers taken apart; and whether any were stacked.
 
     Raises:
@@ -136,6 +165,11 @@ def _places(folder: Path, stored: Mapping[str, LazyTensor]) -> tuple[dict[Place,
     if len(stacks) > 1:
         words = ", ".join(f"{name} has {layers}" for layers, name in sorted(stacks.items()))
         raise DamagedError(f"stacks of different heights: {words}", where=folder)
+    for layers, name in stacks.items():
+        if said_layers not in (None, layers):
+            raise DamagedError(f"args say {said_layers} layers, {layers} are there", where=folder)
+        if layers > _MOST_LAYERS:
+            raise DamagedError(f"{name} has {layers} layers: more than {_MOST_LAYERS}", where=folder)
     found: dict[Place, LazyTensor] = {}
     for name, tensor in whole.items():
         for at, part in _parts(known[name], tensor):

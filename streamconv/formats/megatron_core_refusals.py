@@ -7,11 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import UnsupportedError
+from streamconv.families.values import shown
 from streamconv.formats import titles_from
 
-__all__ = ["refuse_args", "refuse_names"]
+__all__ = ["check_version", "refuse_args", "refuse_names"]
 
 _POSITIONS = (None, "learned_absolute", "rope")
+# Arguments that name a mechanism by being other than these values; up to core_v0.19.
+_MECHANISMS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("multi_latent_attention", "multi-latent attention", (None, False)),
+    ("is_hybrid_model", "layers of Mamba", (None, False)),
+    ("hybrid_override_pattern", "layers of Mamba", (None, "")),
+    ("hybrid_layer_pattern", "layers of Mamba", (None, "")),
+    ("heterogeneous_layers_config_path", "layers of different shapes", (None, "")),
+    ("mtp_num_layers", "layers that predict several tokens (MTP)", (None, 0)),
+    ("experimental_attention_variant", "another kind of attention", (None,)),
+    ("linear_attention_freq", "linear attention", (None,)),
+    ("attention_output_gate", "an output gate of the attention", (None, False)),
+    ("softmax_type", "another softmax", (None, "vanilla")),
+    ("softmax_scale", "another scale of the attention's scores", (None,)),
+    ("qk_l2_norm", "queries and keys of length 1", (None, False)),
+    ("apply_layernorm_1p", "norms stored less 1", (None, False)),
+    ("layernorm_zero_centered_gamma", "norms stored less 1", (None, False)),
+    ("apply_residual_connection_post_layernorm", "residuals behind the norms", (None, False)),
+    ("quick_geglu", "another activation (quick GEGLU)", (None, False)),
+    ("glu_linear_offset", "another gated unit", (None, 0)),
+    ("activation_func_clamp_value", "a clamped activation", (None,)),
+    ("use_mup", "other scales of embedding and attention (muP)", (None, False)),
+    ("no_rope_freq", "layers without rotary positions", (None,)),
+    ("window_attn_skip_freq", "a window in some of the layers", (None,)),
+)
 
 
 def refuse_args(args: Mapping[str, Any], where: Path) -> None:
@@ -26,28 +51,34 @@ def refuse_args(args: Mapping[str, Any], where: Path) -> None:
     is_rotary = positions == "rope"
     kinds = (
         ("a mixture of experts (MoE)", isinstance(experts, int) and experts > 1),
-        ("layers of Mamba", bool(args.get("is_hybrid_model") or args.get("hybrid_override_pattern"))),
-        ("multi-latent attention", bool(args.get("multi_latent_attention"))),
-        ("layers of different shapes", bool(args.get("heterogeneous_layers_config_path"))),
-        ("layers that predict several tokens (MTP)", bool(args.get("mtp_num_layers"))),
-        ("an output gate of the attention", bool(args.get("attention_output_gate"))),
-        ("norms stored less 1 (apply_layernorm_1p)", bool(args.get("apply_layernorm_1p"))),
-        ("residuals behind the norms", bool(args.get("apply_residual_connection_post_layernorm"))),
         (f"positions of the kind {str(positions)[:40]}", positions not in _POSITIONS and isinstance(positions, str)),
         ("rotary positions in a part of each head", is_rotary and args.get("rotary_percent") not in (None, 1)),
         ("rotary positions by pairs", is_rotary and bool(args.get("rotary_interleaved"))),
-        ("layers without rotary positions", args.get("no_rope_freq") is not None),
-        ("a window in some of the layers", args.get("window_attn_skip_freq") is not None),
         (
             "LayerNorm and linear layers without bias",
             args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
         ),
     )
-    for name, matches in kinds:
-        if matches:
-            raise UnsupportedError(
-                f"{name}, as args say: not translated", where=where, remedy=f"families: {titles_from('megatron-core')}"
-            )
+    said = [
+        f"{what} ({name} {shown(args.get(name))})" for name, what, none in _MECHANISMS if args.get(name) not in none
+    ]
+    for name in (*said, *(what for what, matches in kinds if matches)):
+        raise UnsupportedError(
+            f"{name}, as args say: not translated", where=where, remedy=f"families: {titles_from('megatron-core')}"
+        )
+
+
+def check_version(state: Mapping[str, Any], where: Path) -> None:
+    """Refuse another order of fused rows than Megatron-Core's [``checkpointing.py:fix_query_key_value_ordering``].
+
+    Raises:
+        UnsupportedError: ``checkpoint_version`` is not that of such an order.
+    """
+    version = state.get("checkpoint_version", 3.0)
+    if not isinstance(version, int | float) or isinstance(version, bool) or not 2 <= version <= 3:
+        raise UnsupportedError(
+            f"checkpoint_version {shown(version)}: Megatron-Core's models are of version 3.0", where=where
+        )
 
 
 def refuse_names(names: Sequence[str], where: Path) -> None:

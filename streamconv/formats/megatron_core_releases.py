@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from streamconv.errors import UnsupportedError, UsageError
 
 __all__ = [
+    "ARGS_NOT_NEEDED",
+    "CKPT_FORMAT",
     "COMMON_STATE",
     "FIRST",
     "GROUPS_BELOW_TP",
@@ -21,6 +23,7 @@ __all__ = [
     "NEWEST",
     "ROPE_SCALING",
     "ROPE_SCALING_FACTOR",
+    "ROTARY_BASE_IN_ARGS",
     "SLIDING_WINDOW",
     "STAGE_LAYOUT",
     "UNEVEN_ENDS",
@@ -38,6 +41,9 @@ core_v0.19 (2026-08).
 _RELEASE = re.compile(r"(?:core_)?(?:v|r)?0\.([0-9]{1,3})(?:\.[0-9]+)?")
 
 # The first release, by what a checkpoint may need.
+CKPT_FORMAT = 9
+ROTARY_BASE_IN_ARGS = 10
+ARGS_NOT_NEEDED = 16
 GROUPS_BELOW_TP = 16
 SLIDING_WINDOW = 15
 ROPE_SCALING = 10

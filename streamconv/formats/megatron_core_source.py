@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamconv.errors import DamagedError, UnsupportedError, UsageError
+from streamconv.errors import DamagedError, UsageError
 from streamconv.families.arguments import neutral_args
 from streamconv.families.base import Section
 from streamconv.families.rows import GluOrder, QkvLayout
 from streamconv.files.stored_file import StoredFile
 from streamconv.formats.base import Fact, Place, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.megatron_core import refusal
-from streamconv.formats.megatron_core_dist_source import open_dist
+from streamconv.formats.megatron_core_dist_source import open_dist, says_untied
 from streamconv.formats.megatron_core_folder import claims, dist_folder
 from streamconv.formats.megatron_core_names import place_of
-from streamconv.formats.megatron_core_refusals import refuse_args, refuse_names
-from streamconv.formats.megatron_ends import check_ends, copies_aside
+from streamconv.formats.megatron_core_refusals import check_version, refuse_args, refuse_names
+from streamconv.formats.megatron_ends import check_ends, check_head, copies_aside
 from streamconv.formats.megatron_ranks import Ranks, StageTensors, left_behind, open_ranks, to_model
 from streamconv.formats.recorded import is_child_name
 from streamconv.lazy import LazyTensor
@@ -58,15 +58,12 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
 
 def _open_torch(path: Path, options: SourceOptions) -> ShardedModel:
     ranks = open_ranks(path, options, refuse_args, _chunk_tensors)
-    version = ranks.state.get("checkpoint_version", 3.0)
-    if not isinstance(version, int | float) or isinstance(version, bool) or not 2 <= version <= 3:
-        raise UnsupportedError(
-            f"checkpoint_version {str(version)[:40]}: Megatron-Core's models are of version 3.0",
-            where=ranks.files[0, 0].path,
-        )
+    check_version(ranks.state, ranks.files[0, 0].path)
     facts: list[Fact] = []
-    caution = _set_copies_aside(ranks, options, facts)
+    is_untied = says_untied(ranks.args, options)
+    caution = _set_copies_aside(ranks, is_untied, facts)
     check_ends(ranks)
+    check_head(ranks, is_untied, "output_layer.weight", "output_layer.weight")
     model = to_model(ranks, options, "Megatron-Core, torch", neutral_args(ranks.args) if ranks.args else None)
     specs = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
     if len(specs) > 1:
@@ -112,21 +109,15 @@ def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
     return found
 
 
-def _set_copies_aside(ranks: Ranks, options: SourceOptions, facts: list[Fact]) -> str | None:
+def _set_copies_aside(ranks: Ranks, is_untied: bool | None, facts: list[Fact]) -> str | None:
     """On the last of several stages ``output_layer.weight`` is a copy of the embedding if the head is tied to it; what
     to warn of.
     """
     heads = [parts[-1] for (_, stage), parts in ranks.parts.items() if stage == ranks.found.pp - 1]
     if not any(_HEAD in part.tensors for part in heads):
         return None
-    untied = (ranks.args or {}).get("untie_embeddings_and_output_weights")
-    said = options.config.get("untie_embeddings_and_output_weights")
-    if said is None and isinstance(options.config.get("tie_word_embeddings"), bool):
-        said = not options.config["tie_word_embeddings"]
-    if untied is None:
-        untied = said
-    if untied is not False:
-        return _NOT_SAID if untied is None else None
+    if is_untied is not False:
+        return _NOT_SAID if is_untied is None else None
     for part in heads:
         if _HEAD in part.tensors:
             part.copy["weight"] = part.tensors.pop(_HEAD)

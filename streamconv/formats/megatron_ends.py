@@ -7,7 +7,7 @@ from streamconv.families.base import Section
 from streamconv.formats.base import Dropped, ShardedModel
 from streamconv.formats.megatron_ranks import Ranks
 
-__all__ = ["check_ends", "copies_aside"]
+__all__ = ["check_ends", "check_head", "copies_aside"]
 
 
 def check_ends(ranks: Ranks) -> None:
@@ -33,6 +33,34 @@ def check_ends(ranks: Ranks) -> None:
         copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
         if not is_last and (Section.HEAD in sections or copied):
             raise DamagedError(f"{where} has a head: it belongs on stage {last}", where=path)
+
+
+def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> None:
+    """A model has a head of its own or, with several stages, copies of the embedding, and the last stage has one of
+    them.
+
+    Args:
+        ranks: what was opened, copies set apart.
+        is_untied: what is said of the head, None if nothing is.
+        head: what a head is called in the files.
+        copy: what a copy is called.
+
+    Raises:
+        DamagedError: the last stage has none, both, or not what is said.
+    """
+    part = ranks.parts[0, ranks.found.pp - 1][-1]
+    has_head = any(section is Section.HEAD for section, _, _ in part.tensors)
+    has_copy = any(chunk.copy for parts in ranks.parts.values() for chunk in parts)
+    reason = None
+    if has_head and has_copy:
+        reason = f"a head of its own and {copy}: a model has one of them"
+    elif is_untied and not has_head:
+        reason = f"args say that the head is not tied to the embedding, and there is no {head}"
+    elif ranks.found.pp > 1 and not (has_head or has_copy):
+        reason = f"{'no' if head == copy else f'neither {head} nor'} {copy} on the last stage"
+    if reason:
+        path = ranks.path(0, ranks.found.pp - 1)
+        raise DamagedError(reason, where=path, remedy="copy the file again from its storage")
 
 
 def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:

@@ -10,9 +10,8 @@ model. Megatron-Core's ``torch_dist`` has ``.metadata`` in the iteration's folde
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from streamconv.errors import AmbiguousError, DamagedError, SourceError, UnsupportedError
@@ -40,7 +39,7 @@ CONFIG_FILE = "metadata.json"
 """What Megatron-Core says of a distributed checkpoint [``dist_checkpointing/core.py``]."""
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
-_RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(?:_(\d+))?")
+_RANK = re.compile(r"mp_rank_([0-9]{1,6})(?:_([0-9]{1,6}))?(?:_([0-9]{1,6}))?")
 _ITERATION = re.compile(r"iter_\d+|release")
 _MODEL_FILES = (f"{ARCHIVE}.pt", "model_rng.pt")
 _OPTIMIZER_FILES = ("optim.pt", "distrib_optim.pt")
@@ -98,8 +97,8 @@ def claims(path: Path) -> str | None:
 
 
 def is_distributed(path: Path) -> bool:
-    """Whether a folder is a distributed checkpoint."""
-    return (path / METADATA).is_file() or (path / CONFIG_FILE).is_file()
+    """Whether a folder is a distributed checkpoint, and no root of some."""
+    return (path / METADATA).is_file() or ((path / CONFIG_FILE).is_file() and not (path / TRACKER).is_file())
 
 
 def holds_ranks(path: Path) -> str | None:
@@ -234,14 +233,12 @@ def check_grid(folder: Path, found: RankFolders, tp: int, pp: int) -> None:
             where=folder,
             remedy="remove the folders that another run has left",
         )
-    missing = list(_missing(found, tp, pp))
+    missing = tp * pp - len(found.files)
     if missing:
+        # tp and pp may be any numbers: the first gap is near, all of them may be many.
+        places = ((rank, stage) for rank in range(tp) for stage in range(pp))
+        rank, stage = next(place for place in places if place not in found.files)
+        first = f"mp_rank_{rank:02d}{f'_{stage:03d}' if pp > 1 else ''}/{_MODEL_FILES[0]}"
         raise DamagedError(
-            f"{len(missing)} of {tp * pp} files are missing, the first is {missing[0]}", where=folder, remedy=_COPY
+            f"{missing} of {tp * pp} files are missing, the first is {first}", where=folder, remedy=_COPY
         )
-
-
-def _missing(found: RankFolders, tp: int, pp: int) -> Iterator[str]:
-    for rank, stage in product(range(tp), range(pp)):
-        if (rank, stage) not in found.files:
-            yield f"mp_rank_{rank:02d}{f'_{stage:03d}' if pp > 1 else ''}/{_MODEL_FILES[0]}"

@@ -21,6 +21,7 @@ from typing import Any
 
 from streamconv.errors import UnsupportedError
 from streamconv.families.base import ModelFamily, Section
+from streamconv.files.pickle_writer import is_plain
 from streamconv.files.torch_layout import plan_torch_file
 from streamconv.formats.base import Fact
 from streamconv.formats.megatron_args import core_model_args
@@ -163,7 +164,7 @@ def _cautions(model: TargetModel) -> Iterator[str]:
         yield "stages of unequal length: Megatron-LM divides layers evenly over stages and loads no others"
     if model.iteration == 0:
         yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
-    if model.keep_args and (model.args or {}).get("position_embedding_type") is not None:
+    if model.keep_args and not is_plain((model.args or {}).get("position_embedding_type")):
         yield (
             "args.position_embedding_type is an enum of bigscience's code and is left out; its own loader compares it "
             "and stops: write for that loader with --no-args"

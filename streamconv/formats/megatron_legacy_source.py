@@ -17,7 +17,7 @@ from streamconv.formats import titles_from
 from streamconv.formats.base import Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.formats.deepspeed_evidence import join_separate_heads, settle_glu
 from streamconv.formats.megatron_core_folder import dist_folder, is_core
-from streamconv.formats.megatron_ends import check_ends, copies_aside
+from streamconv.formats.megatron_ends import check_ends, check_head, copies_aside
 from streamconv.formats.megatron_folder import claims as claims_ranks
 from streamconv.formats.megatron_legacy import refusal
 from streamconv.formats.megatron_legacy_names import HEAD_COPY, cautions, stage_tensors, translated_args
@@ -51,7 +51,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     ranks = open_ranks(path, options, _refuse_args, stage_tensors)
     version = _known_version(ranks)
     check_ends(ranks)
-    _check_head(ranks)
+    check_head(ranks, (ranks.args or {}).get("untie_embeddings_and_output_weights"), "output_layer", HEAD_COPY)
     args = None if ranks.args is None else translated_args(ranks.args)
     model = to_model(ranks, options, "Megatron-LM, legacy", args)
     ages = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
@@ -103,23 +103,6 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
                 where=folder,
                 remedy=f"families so far in such folders: {titles_from('megatron-legacy')}",
             )
-
-
-def _check_head(ranks: Ranks) -> None:
-    """A model has a head of its own or copies of the embedding, and a pipeline's last stage has one of them."""
-    part = ranks.parts[0, ranks.found.pp - 1][-1]
-    has_head = any(section is Section.HEAD for section, _, _ in part.tensors)
-    has_copy = any(chunk.copy for parts in ranks.parts.values() for chunk in parts)
-    reason = None
-    if has_head and has_copy:
-        reason = f"a head of its own and {HEAD_COPY}: a model has one of them"
-    elif (ranks.args or {}).get("untie_embeddings_and_output_weights") and not has_head:
-        reason = "args say that the head is not tied to the embedding, and there is no output_layer"
-    elif ranks.found.pp > 1 and not (has_head or has_copy):
-        reason = f"neither output_layer nor {HEAD_COPY} on the last stage"
-    if reason:
-        path = ranks.path(0, ranks.found.pp - 1)
-        raise DamagedError(reason, where=path, remedy="copy the file again from its storage")
 
 
 def _settle_qkv(model: ShardedModel, version: float, options: SourceOptions) -> None:

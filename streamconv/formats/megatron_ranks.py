@@ -16,14 +16,14 @@ from typing import Any
 
 from streamconv.errors import DamagedError
 from streamconv.families.base import Section
-from streamconv.files.safe_pickle import Record, leaves_of
+from streamconv.files.safe_pickle import leaves_of
 from streamconv.files.stored_file import StoredFile
 from streamconv.files.torch_file import open_torch
 from streamconv.formats.base import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
 from streamconv.formats.deepspeed_layers import join_ranks
 from streamconv.formats.deepspeed_refusals import refuse_other_folders
 from streamconv.formats.megatron_folder import RankFolders, check_grid, find_ranks, resolve_folder
-from streamconv.formats.recorded import find_iteration, true_vocabulary
+from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
 from streamconv.lazy import LazyTensor
 
 __all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
@@ -140,7 +140,7 @@ def open_ranks(
     found = find_ranks(folder)
     files = {place: open_torch(folder / name) for place, name in found.files.items()}
     _check_same_run(folder, list(files.values()))
-    args = _args(files[0, 0].state)
+    args = recorded_args(files[0, 0].state, files[0, 0].path)
     refuse(args or {}, folder)
     sizes = [positive_int(args, f"{kind}_model_parallel_size", folder) for kind in ("tensor", "pipeline")]
     check_grid(folder, found, sizes[0] or found.tp, sizes[1] or found.pp)
@@ -174,18 +174,13 @@ def _number(name: str) -> tuple[int, str]:
     return len(name), name
 
 
-def _args(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    found = state.get("args")
-    return found.attributes if isinstance(found, Record) else None
-
-
 def _check_same_run(folder: Path, files: Sequence[StoredFile]) -> None:
     """All ranks must tell the same story."""
     stories = []
     for file in files:
         if not isinstance(file.state, dict):
             raise DamagedError("a rank's file that is not a dictionary", where=file.path)
-        args = _args(file.state)
+        args = recorded_args(file.state, file.path)
         story = {name: file.state.get(name) for name in ("iteration", "checkpoint_version")}
         story |= {"args": "there" if args else "not there"} | {n: (args or {}).get(n) for n in _SAME_ARGS}
         stories.append(story)
@@ -213,18 +208,7 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
         DamagedError: ranks or stages contradict each other or the arguments.
     """
     found, folder = ranks.found, ranks.folder
-    tensors: dict[Place, tuple[LazyTensor, ...]] = {}
-    owned: list[list[int]] = [[] for _ in range(found.pp)]
-    for stage, chunk, part in ranks.chunks(0):
-        peers = [ranks.parts[rank, stage][chunk].tensors for rank in range(found.tp)]
-        joined = join_ranks(peers, [found.files[rank, stage] for rank in range(found.tp)], folder)
-        before = sum(map(len, owned))
-        for (section, layer, key), shards in joined.items():
-            place = section, layer + before if section is Section.LAYER else layer, key
-            if place in tensors:
-                raise DamagedError(f"{key} is on two stages, the later one is {stage}", where=folder)
-            tensors[place] = shards
-        owned[stage] += range(before, before + part.num_layers)
+    tensors, owned = _placed(ranks)
     stages = tuple(map(len, owned))
     model = ShardedModel(
         path=folder,
@@ -253,6 +237,24 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     elif said.get("num_layers", model.num_layers) != model.num_layers:
         raise DamagedError(f"args say {said['num_layers']} layers, {model.num_layers} are there", where=folder)
     return model
+
+
+def _placed(ranks: Ranks) -> tuple[dict[Place, tuple[LazyTensor, ...]], list[list[int]]]:
+    """The shards of all ranks by place, and the layers of each stage, all numbered through the model."""
+    found, folder = ranks.found, ranks.folder
+    tensors: dict[Place, tuple[LazyTensor, ...]] = {}
+    owned: list[list[int]] = [[] for _ in range(found.pp)]
+    for stage, chunk, part in ranks.chunks(0):
+        peers = [ranks.parts[rank, stage][chunk].tensors for rank in range(found.tp)]
+        joined = join_ranks(peers, [found.files[rank, stage] for rank in range(found.tp)], folder)
+        before = sum(map(len, owned))
+        for (section, layer, key), shards in joined.items():
+            place = section, layer + before if section is Section.LAYER else layer, key
+            if place in tensors:
+                raise DamagedError(f"{key} is on two stages, the later one is {stage}", where=folder)
+            tensors[place] = shards
+        owned[stage] += range(before, before + part.num_layers)
+    return tensors, owned
 
 
 def _found(ranks: Ranks, stages: Sequence[int]) -> Iterator[Fact]:

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.errors import DamagedError, SourceError
+from streamconv.files.pickle_machine import Record
 
-__all__ = ["RELEASE", "find_iteration", "first_line", "is_child_name", "tagged_folder", "true_vocabulary", "whole"]
+__all__ = [
+    "RELEASE",
+    "find_iteration",
+    "first_line",
+    "is_child_name",
+    "recorded_args",
+    "tagged_folder",
+    "true_vocabulary",
+    "whole",
+]
 
 # NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
 _LONGEST_NAME = 255
@@ -18,6 +28,21 @@ _LONGEST_NAME = 255
 def whole(value: Any) -> int | None:
     """A whole number that is recorded; None for anything else. A truth value is one to Python, and is none here."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def recorded_args(state: Mapping[str, Any], where: Path) -> Mapping[str, Any] | None:
+    """The training arguments beside a model, an ``argparse.Namespace`` or another object's attributes; None if there
+    are none.
+
+    Raises:
+        DamagedError: ``args`` is something else.
+    """
+    found = state.get("args")
+    if found is None:
+        return None
+    if not isinstance(found, Record):
+        raise DamagedError(f"`args` is no namespace of arguments: {str(found)[:60]}", where=where)
+    return found.attributes
 
 
 RELEASE = "release"

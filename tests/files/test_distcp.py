@@ -87,6 +87,20 @@ TREE: dict[str, tuple[Any, list[Box]]] = {
 }
 
 
+def nested(depth: int) -> list[Box]:
+    """A square in boxes that no straight cut parts: four around the middle, and again in the middle."""
+    boxes: list[Box] = []
+    for ring in range(depth):
+        a, n = ring, 2 * (depth - ring)
+        boxes += [
+            ((a, a), (1, n)),
+            ((a, a + n), (n, 1)),
+            ((a + n, a + 1), (1, n)),
+            ((a + 1, a), (n, 1)),
+        ]
+    return [*boxes, ((depth, depth), (1, 1))]
+
+
 # -- equal to torch ----------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +156,9 @@ def test_random_tilings_are_put_together(tmp_path: Path) -> None:
         middle = (*start[:axis], start[axis] + at, *start[axis + 1 :])
         return cut(start, left, depth - 1) + cut(middle, right, depth - 1)
 
+    spiral = torch.arange(11 * 11).reshape(11, 11)
+    found = open_distributed(sharded(tmp_path / "spiral", {"w": (spiral, nested(5))}))
+    assert same(found.tensors["w"], spiral)
     for number in range(8):
         whole = torch.arange(5 * 7 * 3).reshape(5, 7, 3)
         boxes = cut((0, 0, 0), (5, 7, 3), 4)
@@ -337,6 +354,47 @@ def test_metadata_that_makes_no_sense_is_refused(case: str, tmp_path: Path) -> N
     edit, error = EDITS[case]
     folder = sharded(tmp_path / "d", TREE, edit)
     with pytest.raises(error):
+        open_distributed(folder)
+
+
+def test_a_spiral_with_two_boxes_that_overlap_is_damaged(tmp_path: Path) -> None:
+    boxes = nested(5)
+    boxes[4], boxes[5] = ((1, 2), (1, 8)), ((1, 9), (8, 1))
+    with pytest.raises(DamagedError, match=r"do not tile it: those at \(1, 2\) and \(1, 9\) overlap"):
+        open_distributed(sharded(tmp_path / "d", {"w": (torch.zeros(11, 11), boxes)}))
+
+
+def test_many_chunks_are_looked_at_only_if_they_are_in_some_order(tmp_path: Path) -> None:
+    """A grid of 24 x 24 x 24, and a spiral of 401 boxes that could only be compared each with each."""
+    one = {axis: [(number,) for number in range(24)] for axis in range(3)}
+    grid = [((*a, *b, *c), (1, 1, 1)) for a in one[0] for b in one[1] for c in one[2]]
+    for name, boxes, size in (("grid", grid, (24, 24, 24)), ("spiral", nested(100), (201, 201))):
+        chunks = [metadata.ChunkStorageMetadata(torch.Size(start), torch.Size(shape)) for start, shape in boxes]
+        properties = metadata.TensorProperties.create_from_tensor(torch.zeros(1))
+        places = {metadata.MetadataIndex("w", torch.Size(start)): n for n, (start, _) in enumerate(boxes)}
+        stored = {index: filesystem._StorageInfo("__0_0.distcp", 4 * n, 4) for index, n in places.items()}
+        described = {"w": metadata.TensorStorageMetadata(properties, torch.Size(size), chunks)}
+        (tmp_path / name).write_bytes(pickle.dumps(metadata.Metadata(described, None, stored)))
+    assert len(read_metadata(tmp_path / "grid").tensors["w"].chunks) == 24**3
+    with pytest.raises(DamagedError, match="401 in no order, too many to tell"):
+        read_metadata(tmp_path / "spiral")
+
+
+def test_a_chunk_of_fewer_bytes_than_elements_is_damaged(tmp_path: Path) -> None:
+    """``dcp.save`` clones what is expanded; by hand a file of some bytes can be said to hold any number of rows."""
+    folder = sharded(tmp_path / "d", {"w": (torch.zeros(2, 3), [((0, 0), (2, 3))])})
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(1, 3).expand(100_000, 3), buffer)
+    whole = pickle.loads((folder / ".metadata").read_bytes())
+    index = metadata.MetadataIndex("w", torch.Size((0, 0)))
+    whole.state_dict_metadata["w"].size = torch.Size((100_000, 3))
+    whole.state_dict_metadata["w"].chunks[0] = metadata.ChunkStorageMetadata(
+        torch.Size((0, 0)), torch.Size((100_000, 3))
+    )
+    whole.storage_data = {index: filesystem._StorageInfo("__0_0.distcp", 0, buffer.tell())}
+    (folder / "__0_0.distcp").write_bytes(buffer.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(whole))
+    with pytest.raises(DamagedError, match=r"w at \(0, 0\) is \(100000, 3\), 1200000 bytes: they are not in"):
         open_distributed(folder)
 
 

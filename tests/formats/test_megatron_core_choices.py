@@ -45,6 +45,18 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
     "another spec": ({**TORCH, "spec": "modelopt"}, "--spec modelopt: no such choice"),
     "another spec in torch_dist": ({**DIST, "spec": "apex"}, "--spec apex: no such choice"),
     "a fork": ({**TORCH, "dialect": "2021"}, "2021: megatron-core has no such choice"),
+    "a stage without layers": ({**TORCH, "pp_layers": (0, 12)}, "--pp-layers: a stage without layers"),
+    "virtual stages of one stage in torch_dist": (
+        {**DIST, "vpp": 2},
+        "--vpp has no meaning with --container torch_dist",
+    ),
+    "no container": ({**DIST, "container": ""}, "--container : no such choice"),
+    "another norm": (
+        {**DIST, "config": {"normalization": "RMSNorm"}},
+        "--config says normalization 'RMSNorm', and the",
+    ),
+    "experts": ({**DIST, "config": {"num_experts": 8}}, "--config says num_experts 8, and the model has None"),
+    "groups": ({**DIST, "config": {"num_query_groups": 1}}, "--config says num_query_groups 1, and the model has 4"),
     "stages of another model": ({**TORCH, "pp_layers": (5, 5)}, "--pp-layers 5,5 adds up to 10 layers"),
     "two numbers of stages": ({**TORCH, "pp": 3, "pp_layers": (6, 6)}, "--pp 3 and 2 stages in --pp-layers"),
     "too many stages": ({**TORCH, "pp": 13}, "--pp 13: the model has 12 layers"),
@@ -175,6 +187,14 @@ NEEDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, str]] = {
     ),
     "an uneven middle": ("gpt", {}, {**TORCH, "pp_layers": (3, 3, 4, 2)}, 13, "stages of these lengths"),
     "RMSNorm": ("llama", {}, {**TORCH, "spec": "local"}, 12, "RMSNorm in the local spec"),
+    "a base by args alone": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.5}},
+        DIST,
+        10,
+        r"a rotary base of 12345\.5",
+    ),
+    "no args": ("gpt", {}, {**DIST, "keep_args": False}, 16, "a torch_dist checkpoint without args"),
 }
 
 
@@ -245,15 +265,16 @@ def test_megatron_means_the_newest_layout_that_runs_the_model(stored: Stored, tm
 # -- the spec ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_spec_changes_no_tensor_of_torch_dist(stored: Stored, tmp_path: Path) -> None:
-    """Names are those of Transformer Engine for both; it has extra state in more of its modules."""
+def test_the_spec_changes_nothing_in_torch_dist(stored: Stored, tmp_path: Path) -> None:
+    """Names are those of Transformer Engine for both, and its norms may be in a model of the local spec too."""
     objects = {}
     for spec in ("te", "local"):
         convert(stored(LLAMA), tmp_path / spec, spec=spec, tp=2, config=MULTIPLE, **CORE)
         found, objects[spec] = files.read_dist(files.checkpoint_of(tmp_path / spec))
         files.assert_same(found, files.whole_tensors(LLAMA.model(), 8), LLAMA.model(), spec)
-    linears = {f"decoder.layers.{linear}._extra_state/shard_{n}_12" for linear in LINEARS for n in range(12)}
-    assert objects["local"] == linears < objects["te"]
+    modules = [*LINEARS, "self_attention.core_attention"]
+    layers = {f"decoder.layers.{module}._extra_state/shard_{n}_12" for module in modules for n in range(12)}
+    assert objects["local"] == objects["te"] == layers | {"decoder.final_layernorm._extra_state/shard_0_1"}
 
 
 def test_both_specs_differ_in_the_names_of_norms_alone(stored: Stored, tmp_path: Path) -> None:

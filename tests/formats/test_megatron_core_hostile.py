@@ -41,6 +41,10 @@ def say(root: Path, **entries: Any) -> None:
         ("num_attention_heads", 0, DamagedError),
         ("num_attention_heads", 10**400, DamagedError),
         ("tensor_model_parallel_size", 10**400, DamagedError),
+        ("tensor_model_parallel_size", 2**31 - 2, DamagedError),
+        ("hidden_size", "four", DamagedError),
+        ("ffn_hidden_size", [4], DamagedError),
+        ("padded_vocab_size", float("inf"), DamagedError),
         ("normalization", [], UnsupportedError),
         ("normalization", {"a": 1}, UnsupportedError),
         ("position_embedding_type", "yarn", UnsupportedError),
@@ -77,3 +81,44 @@ def test_what_megatron_core_cannot_be_told(name: str, value: Any, core: Path) ->
     with pytest.raises(DamagedError, match=ours):
         plan(core, to="megatron-core")
     assert inspect(core).what == "Megatron-Core, torch"
+
+
+@pytest.mark.parametrize("value", [(3, 5), "four", [4], -1, 0, float("nan")], ids=str)
+def test_a_window_that_is_none_of_the_past_is_refused(value: Any, core: Path) -> None:
+    say(core, window_size=value)
+    for choices in TARGETS[:2]:
+        with pytest.raises(UnsupportedError, match=r"args\.window_size is .*: a window that is none of the past"):
+            plan(core, **choices)
+    with pytest.raises(UnsupportedError, match="window_size"):
+        plan(core, to="huggingface")
+
+
+@pytest.mark.parametrize("value", [(-1, -1), (-1, 0), [-1, 0]], ids=str)
+def test_all_of_the_past_is_no_window(value: Any, core: Path) -> None:
+    """Transformer Engine's DotProductAttention: -1 is no limit."""
+    say(core, window_size=value)
+    assert plan(core, to="megatron-core").notes
+    assert plan(core, to="huggingface").notes
+
+
+@pytest.mark.parametrize("name", ["mp_rank_999999_999999", "mp_rank_100000000", "mp_rank_" + "9" * 200])
+def test_a_folder_of_an_absurd_rank_is_no_rank_or_a_gap(name: str, core: Path) -> None:
+    """What no run can have is passed over; what one could have is a checkpoint with most of its files missing."""
+    folder = core / "iter_0000003" / name
+    folder.mkdir()
+    (folder / "model_optim_rng.pt").write_bytes(b"")
+    if name == "mp_rank_999999_999999":
+        with pytest.raises(DamagedError, match="999999999995 of 1000000000000 files are missing"):
+            plan(core, to="megatron-core")
+    else:
+        assert plan(core, to="megatron-core").files
+    assert inspect(core).what
+
+
+@pytest.mark.parametrize("name", ["apply_layernorm_1p", "apply_residual_connection_post_layernorm"])
+def test_what_a_legacy_model_has_and_no_core_model_is_not_lost(name: str, tmp_path: Path) -> None:
+    convert(LLAMA, tmp_path / "legacy", to="megatron-legacy", max_ram="2G")
+    say(tmp_path / "legacy", **{name: True})
+    with pytest.raises(UnsupportedError, match=rf"args\.{name} is True"):
+        plan(tmp_path / "legacy", to="megatron-core")
+    assert plan(tmp_path / "legacy", to="megatron-core", config={name: None}).notes

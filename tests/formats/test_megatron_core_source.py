@@ -158,6 +158,30 @@ def test_without_args_a_head_is_taken_for_its_own(tmp_path: Path) -> None:
     files.check_ranks(tmp_path / "out", UNTIED.model(), even(1, 1), "te")
 
 
+@pytest.mark.parametrize(
+    ("case", "cut", "match"),
+    [
+        (UNTIED, even(1, 1), "the head is not tied to the embedding, and there is no output_layer.weight"),
+        (UNTIED, even(2, 2), "the head is not tied to the embedding, and there is no output_layer.weight"),
+        (GPT, even(2, 2), "no output_layer.weight on the last stage"),
+    ],
+    ids=["of one stage", "of two", "a copy"],
+)
+def test_a_head_or_its_copy_must_be_there(case: Case, cut: Cut, match: str, tmp_path: Path) -> None:
+    saved(tmp_path / "src", case, cut)
+    edit(tmp_path / "src", lambda state: state["model"].pop(COPY), ALL if cut.pp == 1 else LAST)
+    with pytest.raises(DamagedError, match=match):
+        plan(tmp_path / "src")
+
+
+@pytest.mark.parametrize(("args", "case"), [(UNTIED, GPT), (GPT, UNTIED)], ids=["it is missing", "it is too many"])
+def test_the_head_of_torch_dist_is_what_args_say(args: Case, case: Case, tmp_path: Path) -> None:
+    files.save_dist(tmp_path / "src", files.whole_tensors(case.model(), 4), common_of(args))
+    there = "no" if args is UNTIED else "an"
+    with pytest.raises(DamagedError, match=rf"to the embedding, and there is {there} output_layer\.weight"):
+        plan(tmp_path / "src")
+
+
 def test_args_that_are_not_tied_outweigh_the_user(tmp_path: Path) -> None:
     saved(tmp_path / "src", UNTIED, even(1, 2))
     with pytest.raises(UsageError, match="tie_word_embeddings is True in --config and False in the source"):
@@ -172,9 +196,19 @@ def test_args_that_are_not_tied_outweigh_the_user(tmp_path: Path) -> None:
 MOE = "decoder.layers.0.mlp.experts.linear_fc1.weight0"
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "experts": ({"num_experts": 8}, r"a mixture of experts \(MoE\), as args say"),
-    "mamba": ({"hybrid_override_pattern": "M-M*"}, "layers of Mamba, as args say"),
-    "mla": ({"multi_latent_attention": True}, "multi-latent attention, as args say"),
-    "mtp": ({"mtp_num_layers": 1}, r"layers that predict several tokens \(MTP\), as args say"),
+    "mamba": ({"hybrid_override_pattern": "M-M*"}, r"layers of Mamba \(hybrid_override_pattern 'M-M\*'\), as args say"),
+    "mamba since 0.17": ({"hybrid_layer_pattern": "M*"}, "layers of Mamba"),
+    "mla": ({"multi_latent_attention": True}, r"multi-latent attention \(multi_latent_attention True\), as args say"),
+    "mtp": ({"mtp_num_layers": 1}, r"layers that predict several tokens \(MTP\) \(mtp_num_layers 1\), as args say"),
+    "softmax": ({"softmax_type": "off-by-one"}, "another softmax"),
+    "scale": ({"softmax_scale": 0.5}, "another scale of the attention's scores"),
+    "norms of queries": ({"qk_l2_norm": True}, "queries and keys of length 1"),
+    "quick": ({"quick_geglu": True}, "another activation"),
+    "an offset": ({"glu_linear_offset": 1.0}, "another gated unit"),
+    "a clamp": ({"activation_func_clamp_value": 7.0}, "a clamped activation"),
+    "muP": ({"use_mup": True}, r"muP\) \(use_mup True\)"),
+    "norms less 1 since 0.16": ({"layernorm_zero_centered_gamma": True}, "norms stored less 1"),
+    "residuals": ({"apply_residual_connection_post_layernorm": True}, "residuals behind the norms"),
     "positions": ({"position_embedding_type": "mrope"}, "positions of the kind mrope, as args say"),
     "part of a head": ({"rotary_percent": 0.25}, "rotary positions in a part of each head"),
     "pairs": ({"rotary_interleaved": True}, "rotary positions by pairs"),
@@ -476,6 +510,11 @@ BROKEN: dict[str, tuple[Callable[[Tree], Tree], bool, str]] = {
     "a stack without an axis": (lambda tree: tree | {FC2: torch.zeros(())}, False, "shape"),
     "a stack of one axis": (lambda tree: tree | {FC2: torch.zeros(12)}, False, "shape"),
     "an empty stack of many layers": (lambda tree: tree | {FC2: torch.empty(3 * 10**6, 0)}, False, "shape"),
+    "a stack of a thousand times the layers": (
+        lambda tree: {n: t.repeat(1000, *(1,) * (t.dim() - 1)) if ".layers." in n else t for n, t in tree.items()},
+        False,
+        "args say 12 layers, 12000 are there",
+    ),
     "another width": (lambda tree: tree | {FC2: tree[FC2][:, :, :5].clone()}, False, r"mlp\.dense_4h_to_h\.weight is"),
 }
 
@@ -525,3 +564,45 @@ def test_a_root_of_both_containers_reads_the_one_that_is_meant(tmp_path: Path) -
     (tmp_path / "src" / files.TRACKER).write_text("3")
     assert plan(tmp_path / "src").source_format == "Megatron-Core, torch"
     assert plan(tmp_path / "src", tag="iter_0000007").source_format == "Megatron-Core, torch_dist"
+
+
+def test_a_description_beside_the_tracker_is_none_of_a_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path / "src", GPT, even(1, 1))
+    (tmp_path / "src" / "metadata.json").write_text("{}")
+    check_hugging_face(tmp_path / "src", tmp_path / "out", GPT)
+
+
+@pytest.mark.parametrize("container", ["torch", "torch_dist"])
+def test_args_that_are_no_namespace_are_named(container: str, tmp_path: Path) -> None:
+    if container == "torch":
+        saved(tmp_path / "src", GPT, even(1, 1))
+        edit(tmp_path / "src", lambda state: state.update(args=["no", "namespace"]))
+    else:
+        files.save_dist(
+            tmp_path / "src", files.whole_tensors(GPT.model(), 4), {**common_of(GPT), "args": "no namespace"}
+        )
+    with pytest.raises(DamagedError, match="`args` is no namespace of arguments"):
+        plan(tmp_path / "src")
+
+
+def test_torch_dist_of_another_version_is_refused(tmp_path: Path) -> None:
+    files.save_dist(
+        tmp_path / "src", files.whole_tensors(GPT.model(), 4), {**common_of(GPT), "checkpoint_version": 1.0}
+    )
+    with pytest.raises(UnsupportedError, match=r"checkpoint_version 1\.0"):
+        plan(tmp_path / "src")
+
+
+def test_too_many_layers_without_args_are_refused(tmp_path: Path) -> None:
+    tree = files.whole_tensors(GPT.model(), 4)
+    high = {n: t.repeat(1000, *(1,) * (t.dim() - 1)) if ".layers." in n else t for n, t in tree.items()}
+    files.save_dist(tmp_path / "src", high, {"iteration": 7, "checkpoint_version": 3.0})
+    with pytest.raises(DamagedError, match=r"has 12000 layers: more than 10000"):
+        plan(tmp_path / "src", num_heads=4)
+
+
+def test_a_kind_of_positions_that_is_a_word_goes_along_to_legacy(tmp_path: Path) -> None:
+    """It is bigscience's enum that stays behind, with a warning."""
+    saved(tmp_path / "src", GPT, even(1, 1))
+    edit(tmp_path / "src", args_of(position_embedding_type="learned_absolute"))
+    assert not any("enum" in warning for warning in plan(tmp_path / "src", to="megatron-legacy").warnings)
