@@ -283,8 +283,7 @@ class Never(Setting):
     why: str
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
-        said = args.get(self.arg)
-        if said is not None and said is not False:
+        if (said := args.get(self.arg)) is not None and said is not False:
             yield f"args.{self.arg} {shown(said)}: {self.why}"
 
 
