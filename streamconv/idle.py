@@ -21,12 +21,15 @@ def refuse_idle(model: ShardedModel, target: TargetFormat, options: ConvertOptio
     Raises:
         UsageError: one is said; what it is for is named.
     """
+    where = f"--to {target.name}"
+    if options.to not in (target.name, "null"):
+        where += f", which --to {options.to} is for this model"
     for said, flag, purpose in _for_whole(options) if target.is_sharded else _for_ranks(options):
         if said:
-            raise UsageError(f"{flag} ({purpose}) has no meaning with --to {target.name}", remedy="leave it out")
+            raise UsageError(f"{flag} ({purpose}) has no meaning with {where}", remedy="leave it out")
     for said, flag, purpose in _for_some(options):
         if said and flag not in target.takes:
-            raise UsageError(f"{flag} ({purpose}) has no meaning with --to {target.name}", remedy="leave it out")
+            raise UsageError(f"{flag} ({purpose}) has no meaning with {where}", remedy="leave it out")
     for said, flag, purpose in _for_megatron(options) if model.config is not None else ():
         if said:
             raise UsageError(f"{flag} ({purpose}) has no meaning for a Hugging Face source", remedy="leave it out")

@@ -14,8 +14,10 @@ from streamconv.files.torch_file import open_torch
 from streamconv.inspection.names import count, guess_family, place_of
 from streamconv.inspection.opening import global_rows, joined_globals, open_all, unsafe_globals
 from streamconv.inspection.report import (
+    BROKEN,
     Evidence,
     FileRow,
+    Finding,
     ModelFacts,
     ParallelFacts,
     Report,
@@ -29,7 +31,8 @@ from streamconv.lazy import LazyTensor
 
 __all__ = ["by_layer", "describe_torch_dist", "is_torch_dist"]
 
-_COMMON = "common.pt"
+_COMMON, _CONFIG = "common.pt", "metadata.json"
+_COPY = "copy the missing file from the training run's storage"
 _COMMON_OBJECT = "common_state/shard_0_1"
 # Homogeneous models: all layers in one tensor, the layer its first axis
 # [megatron/core/transformer/transformer_block.py:sharded_state_dict].
@@ -46,7 +49,7 @@ def is_torch_dist(folder: Path) -> bool:
 def describe_torch_dist(folder: Path, report: Report) -> dict[str, LazyTensor]:
     """Fill a report from a folder of ``.distcp`` files; returns its tensors by name."""
     names = sorted(path.name for path in folder.glob("*.distcp"))
-    is_megatron = (folder / _COMMON).is_file() or (folder / "metadata.json").is_file()
+    is_megatron = (folder / _COMMON).is_file() or (folder / _CONFIG).is_file()
     report.what = "Megatron-Core, torch_dist" if is_megatron else "torch.distributed.checkpoint"
     report.evidence.append(
         Evidence(report.what, f"{len(names)} .distcp files, .metadata" + ", metadata.json" * is_megatron)
@@ -116,6 +119,9 @@ def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: Repor
             # Objects are saved as lists of one [megatron/core/dist_checkpointing/serialization.py].
             state = state[0] if isinstance(state, list) and len(state) == 1 else state
         else:
+            if (folder / _CONFIG).is_file():
+                what = f"neither {_COMMON} nor the object {_COMMON_OBJECT}: Megatron-Core loads no checkpoint without"
+                report.findings.append(Finding("damage", what, str(folder), _COPY, BROKEN))
             return {}
     except StreamconvError as error:
         report.findings.append(finding_of(error, "damage"))

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from streamconv import inspect
+from streamconv.cli.main import main
 from streamconv.errors import DamagedError, SourceError
 from tests import oracle
 from tests.inspection.samples import BLOOM, GPT, LLAMA, Attack, copied, cut_off, look, pickled, step_of, words_of
@@ -203,3 +205,15 @@ def test_what_cannot_be_described_at_all_is_refused(tmp_path: Path) -> None:
     (root / "latest").write_text("../../etc")
     with pytest.raises(DamagedError, match="not the name of a folder"):
         look(root)
+
+
+def test_torch_dist_without_its_common_state(tmp_path: Path) -> None:
+    """Tensors and ``metadata.json`` are whole, and Megatron-Core loads none of it."""
+    shutil.copytree(FRAMEWORKS / "mcore_llama_dist_tp2pp2", tmp_path / "d")
+    assert not inspect(tmp_path / "d").findings
+    (common,) = tmp_path.rglob("common.pt")
+    common.unlink()
+    (found,) = inspect(tmp_path / "d").findings
+    assert found.exit_code == 6
+    assert "neither common.pt nor the object common_state/shard_0_1" in found.what
+    assert main(["verify", str(tmp_path / "d")]) == 6
