@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from streamconv.inspection.report import Finding
 
 __all__ = ["DeepSpeedNames", "RecordedSizes", "missing_files", "parse_names"]
 
-_LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
-_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-_OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
-_ZERO3 = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
-_PARTITION = re.compile(r"(.*zero_pp_rank_)\d+_mp_rank_\d+_(.+)")
+# No run has more layers or ranks than these digits can say; a name that says so is not the framework's.
+_N = r"([0-9]{1,6})"
+_LAYER = re.compile(rf"layer_{_N}(?:-model_{_N})?-model_states\.pt")
+_RANK = re.compile(rf"mp_rank_{_N}_model_states\.pt")
+_OPTIMIZER = re.compile(rf"(?:bf16_)?zero_pp_rank_{_N}_mp_rank_{_N}_optim_states\.pt")
+_ZERO3 = re.compile(rf"zero_pp_rank_{_N}_mp_rank_{_N}_model_states\.pt")
+_PARTITION = re.compile(r"(.*zero_pp_rank_)[0-9]+_mp_rank_[0-9]+_(.+)")
+_SHOWN = 4
 _COPY = "copy the missing files from the training run's storage"
 
 
@@ -88,20 +92,22 @@ def missing_files(names: DeepSpeedNames, sizes: RecordedSizes | None = None) -> 
     yield from _beyond(names, tp, model_ranks)
     if names.layers and tp:
         indices = sorted({index for index, _ in names.layers})
-        grid = [(index, rank) for index in indices for rank in range(tp)]
-        lost = [f"layer_{i:02d}-model_{r:02d}-model_states.pt" for i, r in grid if (i, r) not in names.layers]
-        yield from _finding("layer files", lost, len(grid))
+        grid = ((index, rank) for index in indices for rank in range(tp))
+        lost = (f"layer_{i:02d}-model_{r:02d}-model_states.pt" for i, r in grid if (i, r) not in names.layers)
+        there = sum(rank < tp for _, rank in names.layers)
+        yield from _finding("layer files", lost, there, len(indices) * tp)
         gaps = [f"layer_{index:02d}" for index in sorted(_gaps(indices, sizes.lost_layers))]
         if gaps:
             yield Finding("damage", f"no file has the layer of {_list(gaps)}", None, _COPY, exit_code=6)
     if names.ranks or (names.optimizer and not names.zero3):
-        lost = [f"mp_rank_{r:02d}_model_states.pt" for r in range(model_ranks) if r not in names.ranks]
-        yield from _finding("mp_rank files", lost, model_ranks)
+        lost = (f"mp_rank_{r:02d}_model_states.pt" for r in range(model_ranks) if r not in names.ranks)
+        yield from _finding("mp_rank files", lost, sum(rank < model_ranks for rank in names.ranks), model_ranks)
     for what, found in (("optimizer files", names.optimizer), ("ZeRO-3 model files", names.zero3)):
         if found:
             # More partitions than data-parallel ranks are no fault: sequence parallelism makes them.
             dp = max(names.dp or 1, sizes.dp or 1)
-            yield from _finding(what, _lost_partitions(found, model_ranks, dp), dp * model_ranks)
+            there = sum(rank < model_ranks for _, rank in found)
+            yield from _finding(what, _lost_partitions(found, model_ranks, dp), there, dp * model_ranks)
 
 
 def _beyond(names: DeepSpeedNames, tp: int | None, model_ranks: int) -> Iterator[Finding]:
@@ -114,12 +120,12 @@ def _beyond(names: DeepSpeedNames, tp: int | None, model_ranks: int) -> Iterator
         yield Finding("damage", words, None, "move them out of the folder, or say which checkpoint they are of", 6)
 
 
-def _lost_partitions(found: Mapping[tuple[int, int], str], model_ranks: int, dp: int) -> list[str]:
+def _lost_partitions(found: Mapping[tuple[int, int], str], model_ranks: int, dp: int) -> Iterator[str]:
     """The files of the grid of data ranks and model-parallel ranks that are not there, named like one that is."""
     match = _PARTITION.fullmatch(next(iter(found.values())))
     head, tail = (match[1], match[2]) if match else ("", "")
-    grid = [(data, rank) for rank in range(model_ranks) for data in range(dp)]
-    return [f"{head}{d}_mp_rank_{r:02d}_{tail}" for d, r in grid if (d, r) not in found]
+    grid = ((data, rank) for data in range(dp) for rank in range(model_ranks))
+    return (f"{head}{d}_mp_rank_{r:02d}_{tail}" for d, r in grid if (d, r) not in found)
 
 
 def _gaps(indices: Sequence[int], lost: int | None) -> Iterator[int]:
@@ -131,13 +137,14 @@ def _gaps(indices: Sequence[int], lost: int | None) -> Iterator[int]:
     yield from (index for index in inner if index not in (indices[0] + 1, indices[-1] - 1))
 
 
-def _finding(what: str, lost: Collection[str], of: int) -> Iterator[Finding]:
-    if lost:
-        yield Finding(
-            "damage", f"{len(lost)} of {of} {what} are missing: {_list(sorted(lost))}", None, _COPY, exit_code=6
-        )  # fmt: skip
+def _finding(what: str, lost: Iterator[str], there: int, of: int) -> Iterator[Finding]:
+    """What is missing of a grid, whose size may be any number: a damaged file says it."""
+    if count := of - there:
+        words = f"{count} of {of} {what} are missing: {_list(list(islice(lost, _SHOWN)), count)}"
+        yield Finding("damage", words, None, _COPY, exit_code=6)
 
 
-def _list(items: Sequence[object]) -> str:
-    shown = ", ".join(map(str, items[:4]))
-    return f"{shown} and {len(items) - 4} more" if len(items) > 4 else shown
+def _list(items: Sequence[object], count: int | None = None) -> str:
+    """The first of some items, or of the first of ``count``."""
+    shown, more = ", ".join(map(str, items[:_SHOWN])), (len(items) if count is None else count) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

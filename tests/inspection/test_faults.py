@@ -217,3 +217,27 @@ def test_torch_dist_without_its_common_state(tmp_path: Path) -> None:
     assert found.exit_code == 6
     assert "neither common.pt nor the object common_state/shard_0_1" in found.what
     assert main(["verify", str(tmp_path / "d")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "zero_pp_rank_999999_mp_rank_00_optim_states.pt",
+            "3999999 of 4000000 optimizer files are missing: zero_pp_rank_0_",
+        ),
+        ("mp_rank_999999_model_states.pt", "999999 of 1000000 mp_rank files are missing: mp_rank_00_model_states.pt, "),
+        ("layer_04-model_999999-model_states.pt", "5999987 of 6000000 layer files are missing: layer_01-model_02-"),
+    ],
+)
+def test_a_name_of_an_absurd_rank_makes_a_grid_with_gaps(name: str, words: str, tmp_path: Path) -> None:
+    """The gaps are counted, and the first of them named; they are more than could be listed."""
+    folder = step_of(copied(BLOOM, tmp_path))
+    if not name.startswith("zero"):
+        # What says how many ranks there are.
+        for path in folder.glob("mp_rank_*"):
+            path.unlink()
+    (folder / name).touch()
+    found = words_of(look(folder))
+    assert words in found
+    assert " more None" in found
