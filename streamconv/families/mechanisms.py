@@ -138,7 +138,9 @@ class Window(Setting):
     def read(self, config: Config) -> dict[str, Any]:
         if self.switched and "use_sliding_window" not in config:
             return {}
-        sliding = _sliding_layers(config) if self.switched and config["use_sliding_window"] else {not self.switched}
+        sliding = {True}
+        if self.switched:
+            sliding = _sliding_layers(config) if config["use_sliding_window"] else {False}
         if sliding == {False}:
             return {"sliding_window": None}
         found = {_IN_SOME: True} if len(sliding) > 1 else {}

@@ -19,6 +19,7 @@ __all__ = ["flags_of", "layers_per_chunk", "stage_args"]
 
 _DEFAULT_NORM_EPSILON = 1e-5
 _DEFAULT_BASE = 10000
+_DEFAULT_DIVISOR = 128
 # Flags with a value that are taken from args where there are any, and those without that are given where args say so.
 _SIZES = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings"),
@@ -102,6 +103,8 @@ def _shape_flags(args: Mapping[str, Any]) -> Iterator[str]:
     yield from (_flag(name) for name in _SWITCHES if args.get(name))
     if args.get("add_bias_linear") is False:
         yield "--disable-bias-linear"
+    if (divisor := args.get("make_vocab_size_divisible_by")) not in (None, _DEFAULT_DIVISOR):
+        yield f"--make-vocab-size-divisible-by {divisor}"
 
 
 def _model_flags(args: Mapping[str, Any]) -> Iterator[str]:

@@ -89,6 +89,7 @@ def test_without_args_all_of_the_model_is_said(container: str, stored: Stored, t
         flags
     )
     assert flags["--num-query-groups"] == "2"
+    assert flags["--make-vocab-size-divisible-by"] == "4"
     assert flags["--normalization"] == "RMSNorm"
     assert flags["--position-embedding-type"] == "rope"
     switches = ("--group-query-attention", "--swiglu", "--disable-bias-linear", "--qk-layernorm")
