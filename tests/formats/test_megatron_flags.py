@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamconv import convert, plan
 from tests.formats import megatron_files as files
@@ -124,3 +125,25 @@ def test_a_tokenizer_of_megatron_lm_stays(tmp_path: Path) -> None:
     assert args.data_parallel_random_init is False
     notes = plan(LLAMA_RUN.folder, to="megatron-core", config=config).notes
     assert not any("tokenizer" in note.what for note in notes)
+
+
+# -- what --use-mp-args-from-checkpoint-args takes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "vpp", "each"),
+    [({"pp": 2}, None, None), ({"pp": 2, "vpp": 3}, 3, 2), ({"pp_layers": (2, 4, 6), "vpp": 2}, 2, None)],
+    ids=str,
+)
+def test_virtual_stages_in_args(
+    layout: dict[str, Any], vpp: int | None, each: int | None, stored: Stored, tmp_path: Path
+) -> None:
+    convert(stored(GPT), tmp_path / "out", container="torch", config=MULTIPLE, **layout, **CORE)
+    (path,) = tmp_path.glob("out/*/mp_rank_00_000/model_optim_rng.pt")
+    args = torch.load(path, weights_only=False)["args"]
+    assert args.virtual_pipeline_model_parallel_size == vpp
+    assert args.num_layers_per_virtual_pipeline_stage == each
+    assert args.pipeline_model_parallel_size == len(layout.get("pp_layers", (6, 6)))
+    assert (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers) == (
+        (2, 6) if "pp_layers" in layout else (None, None)
+    )
