@@ -10,7 +10,7 @@ from typing import Any
 from streamconv.families.arguments import LLAMA3_SCALING
 from streamconv.families.base import ModelSizes
 from streamconv.families.settings import Args, Config, Setting
-from streamconv.families.values import number
+from streamconv.families.values import number, positive
 
 __all__ = ["Rope", "scaling_of"]
 
@@ -50,7 +50,7 @@ class Rope(Setting):
     def read(self, config: Config) -> dict[str, Any]:
         old, new = _table(config, "rope_scaling"), _table(config, "rope_parameters")
         theta = _one(("rope_theta", old), ("rope_theta", new), (self.base, config), ("rope_theta", config))
-        found: dict[str, Any] = {} if theta is None else {"rope_theta": float(theta)}
+        found: dict[str, Any] = {} if theta is None else {"rope_theta": float(positive("rope_theta", theta))}
         if self.part:
             part = _one((_PARTIAL, old), (_PARTIAL, new), (self.part, config), (_PARTIAL, config))
             found |= {} if part is None else {self.part: float(part)}
@@ -100,7 +100,7 @@ class Rope(Setting):
     def to_config(self, args: Args) -> dict[str, Any]:
         found: dict[str, Any] = {"rope_scaling": scaling_of(args)} if args else {}
         if args.get("rope_theta") is not None:
-            found["rope_theta"] = float(number("args.rope_theta", args["rope_theta"]))
+            found["rope_theta"] = float(positive("args.rope_theta", args["rope_theta"]))
         if self.part and args.get("rotary_percent") is not None:
             found[self.part] = float(number("args.rotary_percent", args["rotary_percent"]))
         return found

@@ -6,7 +6,20 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-__all__ = ["Check", "Rule", "count", "default_of", "flag", "number", "quotient", "same_as", "shown", "text", "times"]
+__all__ = [
+    "Check",
+    "Rule",
+    "count",
+    "default_of",
+    "flag",
+    "number",
+    "positive",
+    "quotient",
+    "same_as",
+    "shown",
+    "text",
+    "times",
+]
 
 Check = Callable[[str, Any], Any]
 """Gives the value of an entry back, or raises ValueError with the entry's name."""
@@ -49,6 +62,14 @@ def number(name: str, value: Any) -> float | int:
     if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value) or value < 0:
         raise ValueError(f"{name} is {shown(value)}, not a number")
     return value
+
+
+def positive(name: str, value: Any) -> float | int:
+    """A finite number above 0."""
+    checked = number(name, value)
+    if not checked:
+        raise ValueError(f"{name} is {shown(value)}, not a number above 0")
+    return checked
 
 
 def flag(name: str, value: Any) -> bool:

@@ -16,7 +16,7 @@ from streamconv.families.base import Section
 from streamconv.families.mechanisms import activation_of
 from streamconv.families.rotary import scaling_of
 from streamconv.families.rows import RowOrders
-from streamconv.families.values import count, number, shown
+from streamconv.families.values import count, number, positive, shown
 from streamconv.files.safe_pickle import Global
 from streamconv.formats.megatron_core_releases import (
     LINEAR_ROPE_SCALING,
@@ -96,9 +96,11 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
 def _checked(said: dict[str, Any]) -> dict[str, Any]:
     """The arguments, those that must be numbers checked; scaling as ``rope_scaling``, by whatever name it is said."""
     try:
-        for name in ("layernorm_epsilon", "rope_theta", "rotary_percent", "attention_dropout", "hidden_dropout"):
+        for name in ("layernorm_epsilon", "rotary_percent", "attention_dropout", "hidden_dropout"):
             if said.get(name) is not None:
                 number(f"args.{name}", said[name])
+        if said.get("rope_theta") is not None:
+            positive("args.rope_theta", said["rope_theta"])
         for name in ("seq_length", "max_position_embeddings", "make_vocab_size_divisible_by", "sliding_window"):
             if said.get(name) is not None:
                 count(f"args.{name}", said[name])

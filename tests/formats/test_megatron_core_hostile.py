@@ -64,6 +64,7 @@ def test_what_no_target_takes(name: str, value: Any, kind: type[Exception], core
     [
         ("rotary_base", b"x"),
         ("rotary_base", float("nan")),
+        ("rotary_base", 0),
         ("norm_epsilon", "x"),
         ("sliding_window", "x"),
         ("sliding_window", (1, 2, 3)),

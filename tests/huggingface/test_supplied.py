@@ -140,6 +140,7 @@ def test_what_makes_no_sense_is_the_users(said: dict[str, Any], tmp_path: Path) 
         (f'{{"hidden_size": 1{"0" * 400}}}', "hidden_size is 1000"),
         ('{"rope_theta": NaN}', "rope_theta is nan"),
         ('{"rope_theta": "7"}', "rope_theta is '7'"),
+        ('{"rope_theta": 0}', "rope_theta is 0, not a number above 0"),
     ],
 )
 def test_numbers_that_no_model_has(text: str, words: str, tmp_path: Path) -> None:
