@@ -229,8 +229,8 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     model.facts += [] if ranks.chosen is None else [ranks.chosen]
     model.facts += _found(ranks, stages)
     recorded = ranks.state.get("iteration")
-    if recorded not in (None, model.iteration):
-        model.warnings.append(f"--iteration {model.iteration} against the recorded {recorded}")
+    if options.iteration is not None and recorded not in (None, options.iteration):
+        model.warnings.append(f"--iteration {options.iteration} against the recorded {recorded}")
     said = ranks.args or {}
     if ranks.args is None:
         model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")

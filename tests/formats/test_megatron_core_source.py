@@ -606,3 +606,17 @@ def test_a_kind_of_positions_that_is_a_word_goes_along_to_legacy(tmp_path: Path)
     saved(tmp_path / "src", GPT, even(1, 1))
     edit(tmp_path / "src", args_of(position_embedding_type="learned_absolute"))
     assert not any("enum" in warning for warning in plan(tmp_path / "src", to="megatron-legacy").warnings)
+
+
+@pytest.mark.parametrize(("said", "warns"), [(None, False), (7, False), (9, True)])
+def test_an_iteration_against_the_recorded_one_is_warned_of(said: int | None, warns: bool, tmp_path: Path) -> None:
+    saved(tmp_path / "src", GPT, even(1, 1), iteration=7)
+    warnings = plan(tmp_path / "src", to="megatron-core", iteration=said).warnings
+    assert any("--iteration 9 against the recorded 7" in warning for warning in warnings) == warns
+
+
+def test_a_release_without_an_iteration_warns_of_nothing(tmp_path: Path) -> None:
+    GPT.save(tmp_path / "hf")
+    to_torch(tmp_path / "hf", tmp_path / "release", even(1, 1))
+    assert (tmp_path / "release" / "release").is_dir()
+    assert not any("--iteration" in warning for warning in plan(tmp_path / "release", to="megatron-core").warnings)
