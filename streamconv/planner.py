@@ -91,7 +91,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         facts=tuple(model.facts),
         choices=_choices(model, target, reason_for(target, options.to, family), layout, vocabulary),
         notes=laid_out.facts,
-        warnings=(*model.warnings, *laid_out.warnings),
+        warnings=(*model.warnings, *laid_out.warnings, *_spec_caution(model, target, options)),
         dropped=(*assembly.dropped, *model.dropped),
         small=laid_out.small,
         copied=_copied(options, laid_out),
@@ -236,6 +236,15 @@ def _vocabulary(
     args = model.args or {}
     is_padded = model.config is None
     return plan_vocabulary(sizes.vocab, recorded, said, args, model.tp, layout.tp, model.path, is_padded=is_padded)
+
+
+def _spec_caution(model: ShardedModel, target: TargetFormat, options: ConvertOptions) -> list[str]:
+    """Names of norms that change without being asked for: a run of the source's spec would pass over them."""
+    renamed = target.is_core and options.core.container == "torch" and options.core.spec is None
+    if not renamed or model.spec != "local":
+        return []
+    names = "norms get the names of Transformer Engine, and have those of the local spec in the source"
+    return [f"{names}: --spec local keeps them"]
 
 
 def _copies(model: ShardedModel) -> list[Replica]:

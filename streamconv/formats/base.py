@@ -125,7 +125,7 @@ class ShardedModel:
     ``config.json`` of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that
     wrote it (:mod:`streamconv.formats.deepspeed_evidence`), None if unknown. ``qkv`` and ``glu`` are orders of fused
     rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
-    ``cuts_groups`` that they may cut a group's rows.
+    ``cuts_groups`` that they may cut a group's rows. ``spec`` is whose names Megatron-Core's norms have.
     ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
     equal; ``copies_must_equal`` refuses one that does not. ``named`` is what the pickle of each file that was opened
     names, and how often it called it.
@@ -150,6 +150,7 @@ class ShardedModel:
     config: Mapping[str, Any] | None = None
     family: str | None = None
     fork: str | None = None
+    spec: str | None = None
     facts: list[Fact] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)

@@ -69,6 +69,7 @@ def _open_torch(path: Path, options: SourceOptions) -> ShardedModel:
     if len(specs) > 1:
         raise DamagedError(f"norms are named by two specs: {' and '.join(specs)}", where=ranks.folder)
     model.facts.append(Fact(f"names of the spec {specs[0] if specs else 'unknown'}", "where the layers' norms are"))
+    model.spec = specs[0] if specs else None
     copies_aside(ranks, model, _HEAD_COPY)
     _settle_rows(model, options)
     model.facts += facts

@@ -620,3 +620,13 @@ def test_a_release_without_an_iteration_warns_of_nothing(tmp_path: Path) -> None
     to_torch(tmp_path / "hf", tmp_path / "release", even(1, 1))
     assert (tmp_path / "release" / "release").is_dir()
     assert not any("--iteration" in warning for warning in plan(tmp_path / "release", to="megatron-core").warnings)
+
+
+@pytest.mark.parametrize(
+    ("spec", "choices", "warns"), [("local", {}, True), ("local", {"spec": "local"}, False), ("te", {}, False)]
+)
+def test_other_names_of_norms_are_warned_of(spec: str, choices: dict[str, Any], warns: bool, tmp_path: Path) -> None:
+    """Megatron-LM since core_v0.13 passes over norms of the other spec, and they keep their first values."""
+    saved(tmp_path / "src", LLAMA, even(1, 1), spec)
+    work = plan(tmp_path / "src", to="megatron-core", container="torch", **choices)
+    assert any("--spec local keeps them" in warning for warning in work.warnings) == warns
