@@ -27,8 +27,9 @@ def check_ends(ranks: Ranks) -> None:
             (Section.FINAL_NORM, is_last, f"stage {last}"),
         ):
             if (section in sections) != is_home:
-                has = "has a" if section in sections else "has no"
                 what = section.value.replace("_", " ")
+                article = "an" if what.startswith("e") else "a"
+                has = f"has {article if section in sections else 'no'}"
                 raise DamagedError(f"{where} {has} {what}: it belongs on {home}", where=path)
         copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
         if not is_last and (Section.HEAD in sections or copied):

@@ -329,7 +329,7 @@ DAMAGED: dict[str, tuple[Callable[[State], Any], str, str]] = {
     "an embedding too late": (
         lambda s: s["model1"].update({WORDS: torch.zeros(28, 16)}),
         FIRST,
-        "stage 0 of 2, chunk 1, has a embedding",
+        "stage 0 of 2, chunk 1, has an embedding",
     ),
     "no final norm": (popped("model1", "decoder.final"), LAST, "stage 1 of 2, chunk 1, has no final norm"),
     "half a final norm": (popped("model1", NORM), LAST, "the final norm: missing tensors weight"),
