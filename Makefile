@@ -50,14 +50,14 @@ $(VENV)/deepspeed: $(VENV)/ready
 
 test-deepspeed: $(VENV)/deepspeed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) \
-		tests/test_deepspeed_engine.py tests/cli/test_original_inspectors.py
+		tests/formats/deepspeed/test_real_engine.py tests/bigscience/test_inspectors.py
 
 $(VENV)/megatron: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt megatron-core
 	touch $@
 
 test-megatron: $(VENV)/megatron
-	$(BIN)/python -m pytest -n $(WORKERS) tests/megatron_core
+	$(BIN)/python -m pytest -n $(WORKERS) tests/formats/megatron/core/real
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamconv.api import convert, plan, stream
-    from streamconv.checkpoint import Checkpoint, open_checkpoint
-    from streamconv.comparison import Comparison
-    from streamconv.conversion import Report
-    from streamconv.errors import StreamconvError
-    from streamconv.inspection import Inspection, inspect
-    from streamconv.lazy import LazyTensor
-    from streamconv.plans import Plan
-    from streamconv.streaming import StreamedTensor
-    from streamconv.verification import Verification, diff, verify
+    from streamconv.core.errors import StreamconvError
+    from streamconv.core.lazy import LazyTensor
+    from streamconv.execution.run import Report
+    from streamconv.execution.stream import StreamedTensor
+    from streamconv.inspection.inspect import Inspection, inspect
+    from streamconv.inspection.open_checkpoint import Checkpoint, open_checkpoint
+    from streamconv.planning.plan import Plan
+    from streamconv.verification.compare import Comparison
+    from streamconv.verification.verify import Verification, diff, verify
 
 __all__ = [
     "Checkpoint",
@@ -48,22 +48,22 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
-    "Checkpoint": "checkpoint",
-    "Comparison": "comparison",
-    "Inspection": "inspection",
-    "LazyTensor": "lazy",
-    "Plan": "plans",
-    "Report": "conversion",
-    "StreamconvError": "errors",
-    "StreamedTensor": "streaming",
-    "Verification": "verification",
+    "Checkpoint": "inspection.open_checkpoint",
+    "Comparison": "verification.compare",
+    "Inspection": "inspection.inspect",
+    "LazyTensor": "core.lazy",
+    "Plan": "planning.plan",
+    "Report": "execution.run",
+    "StreamconvError": "core.errors",
+    "StreamedTensor": "execution.stream",
+    "Verification": "verification.verify",
     "convert": "api",
-    "diff": "verification",
-    "inspect": "inspection",
-    "open_checkpoint": "checkpoint",
+    "diff": "verification.verify",
+    "inspect": "inspection.inspect",
+    "open_checkpoint": "inspection.open_checkpoint",
     "plan": "api",
     "stream": "api",
-    "verify": "verification",
+    "verify": "verification.verify",
 }
 
 

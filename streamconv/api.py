@@ -6,23 +6,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from streamconv.budget import RunChoices
-from streamconv.dtypes import DType, parse_dtype
-from streamconv.errors import UsageError
-from streamconv.files.json_file import read_config
-from streamconv.formats.base import SourceOptions
+from streamconv.containers.json_file import read_config
+from streamconv.core.dtypes import DType, parse_dtype
+from streamconv.core.errors import UsageError
+from streamconv.execution.fit import RunChoices
+from streamconv.formats.source import SourceOptions
 from streamconv.formats.target import CoreChoices
-from streamconv.layouts import WantedLayout
-from streamconv.memory import parse_size
-from streamconv.planner import REPLICATED_POLICIES, ConvertOptions, make_plan
-from streamconv.plans import Plan
-from streamconv.vocabulary import PADDING_POLICIES
+from streamconv.memory.budget import parse_size
+from streamconv.planning.plan import Plan
+from streamconv.planning.planner import REPLICATED_POLICIES, make_plan
+from streamconv.planning.request import ConvertOptions, WantedLayout
+from streamconv.planning.vocabulary import PADDING_POLICIES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from streamconv.conversion import Progress, Report
-    from streamconv.streaming import StreamedTensor
+    from streamconv.execution.run import Progress, Report
+    from streamconv.execution.stream import StreamedTensor
 
 __all__ = ["Choices", "ConvertChoices", "convert", "plan", "stream"]
 
@@ -95,7 +95,7 @@ def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
         choices: see :class:`Choices`.
 
     Raises:
-        StreamconvError: everything that can be refused, see :mod:`streamconv.errors`.
+        StreamconvError: everything that can be refused, see :mod:`streamconv.core.errors`.
     """
     return make_plan(Path(src), _options(choices))
 
@@ -120,9 +120,9 @@ def convert(
         choices: see :class:`Choices` and :class:`RunChoices`.
 
     Raises:
-        StreamconvError: see :mod:`streamconv.errors`. Before the first write for all that can be known before.
+        StreamconvError: see :mod:`streamconv.core.errors`. Before the first write for all that can be known before.
     """
-    from streamconv.conversion import run_plan
+    from streamconv.execution.run import run_plan
 
     how, what = _split(choices)
     return run_plan(plan(src, **what), dst, overwrite=overwrite, restart=restart, progress=progress, **how)
@@ -148,7 +148,7 @@ def stream(
         MemoryBudgetError: the budget is below the largest tensor and the buffers; the message says what works.
         StreamconvError: whatever :func:`convert` refuses, when this is called; damage where it is met.
     """
-    from streamconv.streaming import stream_plan
+    from streamconv.execution.stream import stream_plan
 
     how, what = _split(choices)
     return stream_plan(plan(src, **what), copy=copy, framework=framework, how=how)

@@ -1,11 +1,12 @@
-"""The checkpoints in the repository that tests convert."""
+"""The repository, and the checkpoints in it that tests convert."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
 FRAMEWORKS = FIXTURES / "frameworks"
 MADE = FIXTURES / "made"
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from streamconv.engines import EngineSettings, threads
-from streamconv.engines.threads import Crew
-from streamconv.files.output_io import OutputFileWriter
-from streamconv.jobs import Job
-from streamconv.ledger import Ledger
-from streamconv.tiles import Tile
+from streamconv.execution import threads
+from streamconv.execution.settings import EngineSettings
+from streamconv.execution.threads import Crew
+from streamconv.execution.tile_log import Ledger
+from streamconv.io.output import OutputFileWriter
+from streamconv.moves.jobs import Job
+from streamconv.moves.tiles import Tile
 
 
 def tiles_of(job: Job, block: int) -> Iterator[Tile]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from streamconv.files.torch_zip import open_torch_zip
-from streamconv.lazy import LazyTensor
+from streamconv.containers.torch_save.zip_reader import open_torch_zip
+from streamconv.core.lazy import LazyTensor
 
 
 def counted(*shape: int, dtype: torch.dtype = torch.float32, start: int = 0) -> torch.Tensor:

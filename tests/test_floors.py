@@ -1,75 +1,143 @@
-"""Imports only point down, as docs/design.md draws the floors."""
+"""Imports go one way: between the folders of the package as docs/design.md draws them, and inside each folder.
+
+An import counts wherever it stands: at the top, inside a function, or for type checking alone. What a registry finds by
+name counts as an import too.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 import streamconv
+from streamconv.formats.registry import FRAMEWORKS
 
 PACKAGE = Path(streamconv.__file__).parent
-FLOORS = (
-    {"errors", "dtypes", "boxes"},
-    {"lazy", "parallel", "memory", "checksums"},
-    {"files", "families"},
-    {"formats", "capabilities", "configuration", "vocabulary", "recognise", "generation"},
-    {"coverage", "tiles", "jobs", "lower", "ledger", "plans", "assembly", "filling"}
-    | {"layouts", "planner", "tokenizers", "idle"},
-    {"engines", "destination", "distance", "journal", "publish", "reading", "replicas"}
-    | {"sweep", "statistics", "measuring"},
-    {"api", "budget", "conversion", "streaming", "disk", "checkpoint", "describe"}
-    | {"inspection", "sides", "comparison", "verification", "rendering", "originals"},
-    {"cli", "__main__"},
+TOP = (
+    *("core", "memory", "io", "containers", "models", "formats", "moves", "values", "planning", "execution"),
+    *("inspection", "verification", "report", "api", "cli", "bigscience"),
 )
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-STRANGERS = {("files", "families"), ("families", "files"), ("engines", "families"), ("engines", "formats")}
+"""The rooms from the lowest floor to the highest: each may import those before it."""
+STRANGERS = {frozenset(("containers", "models"))}
+FOUND_BY_NAME = {
+    "formats.registry": {f"formats.{name}.{half}" for name in FRAMEWORKS for half in ("source", "target")},
+    "models.registry": {f"models.families.{path.stem}" for path in (PACKAGE / "models" / "families").glob("[a-z]*.py")},
+}
+# A framework may use another one's modules where it is built on it.
+FRAMEWORK_MAY_USE = {("gpt_neox", "deepspeed")}
+SHARED_WITHIN = {"names", "args", "refusals"}
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
-    """The rooms of the package that a module imports, those for type checking alone left out."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("streamconv"):
-            tail = node.module.split(".")[1:]
-            names |= {tail[0]} if tail else {alias.name for alias in node.names}
-    return names - {"__version__"}
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert rooms == set(FLOOR)
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a module names in an import, wherever it stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "streamconv":
+            base = node.module.partition(".")[2]
+            for alias in node.names:
+                inside = f"{base}.{alias.name}" if base else alias.name
+                found.add(inside if inside in MODULES else base)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("streamconv.")}
+    return found - {""}
 
 
-def test_imports_only_point_down() -> None:
-    upward = [
-        f"{path.relative_to(PACKAGE)} imports {other}"
-        for path in PACKAGE.rglob("*.py")
-        if room_of(path) != "__init__"
-        for other in imports(path)
-        if FLOOR[other] > FLOOR[room_of(path)] or (room_of(path), other) in STRANGERS
-    ]
+@cache
+def arrows() -> tuple[tuple[str, str], ...]:
+    """(module, module that it imports); the package's own front door, which imports everything, left out."""
+    named = {name: imported(path) | FOUND_BY_NAME.get(name, set()) for name, path in MODULES.items()}
+    return tuple((name, other) for name, others in named.items() if name not in ("", "__main__") for other in others)
+
+
+def inside(folder: str) -> dict[str, set[str]]:
+    """Which children of a folder import which other children; a sub-folder is one child with all that is in it."""
+    prefix = f"{folder}." if folder else ""
+    children: dict[str, set[str]] = defaultdict(set)
+    for importer, other in arrows():
+        if importer.startswith(prefix) and other.startswith(prefix):
+            first, second = (name.removeprefix(prefix).split(".")[0] for name in (importer, other))
+            if first != second:
+                children[first].add(second)
+    return children
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The children that lie on a circle or lead only to one: none if imports go one way."""
+    left = {name: set(others) for name, others in graph.items()}
+    while free := {name for others in left.values() for name in others if not left.get(name)}:
+        left = {name: others - free for name, others in left.items() if others - free}
+    return sorted(left)
+
+
+FOLDERS = sorted({name.rpartition(".")[0] for name in MODULES if name})
+
+
+def test_every_room_is_drawn() -> None:
+    assert {name.split(".")[0] for name in MODULES} - {"", "__main__"} == set(TOP)
+
+
+def test_rooms_import_only_those_before_them() -> None:
+    floor = {room: number for number, room in enumerate(TOP)}
+    upward = []
+    for importer, other in arrows():
+        first, second = importer.split(".")[0], other.split(".")[0]
+        if floor[second] > floor[first] or frozenset((first, second)) in STRANGERS:
+            upward.append(f"{importer} imports {other}")
     assert upward == []
 
 
-def test_the_design_document_draws_the_same_floors() -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_circle_inside_a_folder(folder: str) -> None:
+    assert circle(inside(folder)) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}}) == []
+    assert circle({"a": {"b"}, "b": {"c", "a"}, "d": {"a"}}) == ["a", "b", "d"]
+
+
+def test_frameworks_are_strangers() -> None:
+    frameworks = {name.split(".")[0] for name in FRAMEWORKS}
+    crossing = [
+        f"{importer} imports {other}"
+        for importer, other in arrows()
+        if importer.startswith("formats.") and other.startswith("formats.")
+        for first, second in [(importer.split(".")[1], other.split(".")[1])]
+        if {first, second} <= frameworks and first != second and (first, second) not in FRAMEWORK_MAY_USE
+    ]
+    assert crossing == []
+
+
+def test_source_and_target_of_a_framework_are_strangers() -> None:
+    crossing = [
+        f"{importer} imports {other}"
+        for importer, other in arrows()
+        if importer.startswith("formats.") and importer.count(".") > 1
+        for first, second in [(importer.rpartition("."), other.rpartition("."))]
+        if {first[2].removeprefix("dist_"), second[2].removeprefix("dist_")} == {"source", "target"}
+        and first[0] == second[0]
+    ]
+    assert crossing == []
+
+
+def test_the_design_document_draws_the_same_rooms() -> None:
     text = (PACKAGE.parent / "docs" / "design.md").read_text()
-    drawn = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ") and line[2].isdigit()]
-    for rooms, words in zip(FLOORS, drawn, strict=True):
-        assert rooms - {"__main__"} == {word.strip("/") for word in words.split("`")[1::2]}
+    drawn = [line.split("`")[1].rstrip("/") for line in text.splitlines() if line.startswith("| `")]
+    assert tuple(drawn) == TOP
 
 
 def test_modules_stay_short() -> None:
-    long = {
-        str(path.relative_to(PACKAGE)): n
-        for path in PACKAGE.rglob("*.py")
-        if (n := len(path.read_text().splitlines())) > 300
-    }
+    long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 300}
     assert long == {}

@@ -15,11 +15,10 @@ import torch
 import streamconv
 from streamconv.cli import bench, convert, diff, plan, verify
 from streamconv.cli import inspect as inspect_verb
-from streamconv.errors import StreamconvError, UsageError
+from streamconv.core.errors import StreamconvError, UsageError
 from tests import oracle
-from tests.places import FRAMEWORKS, REAL
+from tests.places import FRAMEWORKS, REAL, ROOT
 
-ROOT = Path(__file__).parent.parent
 MODULES = [
     info.name for info in pkgutil.walk_packages(streamconv.__path__, "streamconv.") if "__main__" not in info.name
 ]

@@ -7,13 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from streamconv.cli.options import (
-    add_run_options,
-    add_source_options,
-    add_target_options,
-    choices_of,
-    run_choices_of,
-)
+from streamconv.cli.options import add_run_options, add_source_options, add_target_options, choices_of, run_choices_of
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -33,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from streamconv.api import plan
-    from streamconv.budget import settings_for
-    from streamconv.describe import speed_dict, speed_text
-    from streamconv.disk import measure_disk, predict
-    from streamconv.memory import parse_size
+    from streamconv.execution.disk_speed import measure_disk, predict
+    from streamconv.execution.fit import settings_for
+    from streamconv.memory.budget import parse_size
+    from streamconv.report.plans import speed_dict, speed_text
 
     began = time.monotonic()
     work = None if arguments.src is None else plan(arguments.src, **choices_of(arguments))

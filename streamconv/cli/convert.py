@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from streamconv.cli import plan as plan_verb
 from streamconv.cli.options import DEFAULT_TARGET, add_conversion_options, choices_of, run_choices_of
-from streamconv.errors import UsageError
+from streamconv.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from streamconv.plans import Plan
+    from streamconv.planning.plan import Plan
 
 __all__ = ["HELP", "add_arguments", "execute", "run"]
 
@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 def execute(work: Plan, arguments: argparse.Namespace) -> int:
     """Carry out a plan with progress on stderr and the report on stdout."""
     from streamconv.cli.progress import progress_bar
-    from streamconv.conversion import run_plan
-    from streamconv.describe import plan_text, report_dict, report_text
+    from streamconv.execution.run import run_plan
+    from streamconv.report.plans import plan_text, report_dict, report_text
 
     if not arguments.json:
         print(plan_text(work, verbose=arguments.verbose > 0), file=sys.stderr)

@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code: 7 if anything differs, dtypes included."""
     from streamconv.cli.output import show
     from streamconv.cli.progress import progress_bar
-    from streamconv.rendering.differences import comparison_blocks, comparison_dict
-    from streamconv.verification import diff
+    from streamconv.report.differences import comparison_blocks, comparison_dict
+    from streamconv.verification.verify import diff
 
     with progress_bar(sys.stderr, quiet=arguments.json, verb="comparing") as progress:
         found = diff(

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from streamconv.capabilities import capability_table
-    from streamconv.rendering.capabilities import capability_markdown, capability_text
+    from streamconv.planning.capabilities import capability_table
+    from streamconv.report.capabilities import capability_markdown, capability_text
 
     cells = list(capability_table())
     if arguments.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.cli.options import add_checkpoint_options, add_look_options, source_options_of
-from streamconv.errors import StorageError, UsageError
+from streamconv.core.errors import StorageError, UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from streamconv.cli.progress import progress_bar
-    from streamconv.inspection import Inspection, inspect, report_dict
+    from streamconv.inspection.inspect import Inspection, inspect, report_dict
 
     if arguments.plot and not arguments.stats:
         raise UsageError("--plot draws statistics", remedy="add --stats")
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(report_dict(report), indent=2))
     else:
         from streamconv.cli.output import show
-        from streamconv.rendering.summary import Detail, report_blocks
+        from streamconv.report.inspection import Detail, report_blocks
 
         detail = Detail(tensors=arguments.tensors is not None, tree=arguments.tree, globals=arguments.globals)
         show(report_blocks(report, detail))
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write_pictures(report: dict[str, Any], arguments: argparse.Namespace) -> None:
     if arguments.html:
-        from streamconv.rendering.html import html_report
+        from streamconv.report.html import html_report
 
         page = html_report(report)
         try:
@@ -83,6 +83,6 @@ def _write_pictures(report: dict[str, Any], arguments: argparse.Namespace) -> No
         except OSError as error:
             raise StorageError(f"cannot write the page: {error.strerror}", where=arguments.html) from error
     if arguments.plot:
-        from streamconv.rendering.plot import plot_norms
+        from streamconv.report.plot import plot_norms
 
         plot_norms(report, Path(arguments.plot))

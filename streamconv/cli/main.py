@@ -12,7 +12,7 @@ from types import FrameType
 
 from streamconv import __version__
 from streamconv.cli import bench, convert, diff, families, inspect, plan, verify
-from streamconv.errors import StreamconvError
+from streamconv.core.errors import StreamconvError
 
 __all__ = ["guarded", "main"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamconv.api import Choices
-    from streamconv.budget import RunChoices
-    from streamconv.formats.base import SourceOptions
+    from streamconv.execution.fit import RunChoices
+    from streamconv.formats.source import SourceOptions
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -219,7 +219,7 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
 
 def source_options_of(arguments: argparse.Namespace) -> SourceOptions:
     """What the user says of a checkpoint that is looked at."""
-    from streamconv.formats.base import SourceOptions
+    from streamconv.formats.source import SourceOptions
 
     return SourceOptions.said(
         tag=arguments.tag,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from streamconv.rendering.blocks import Block, plain_text
+from streamconv.report.blocks import Block, plain_text
 
 __all__ = ["show"]
 
@@ -13,7 +13,7 @@ __all__ = ["show"]
 def show(blocks: Sequence[Block]) -> None:
     """Print a document on stdout."""
     if sys.stdout.isatty():
-        from streamconv.rendering import terminal
+        from streamconv.report import terminal
 
         terminal.show(blocks, sys.stdout)
     else:

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from streamconv.api import plan
-    from streamconv.budget import check_budget
-    from streamconv.describe import plan_dict, plan_text
+    from streamconv.execution.fit import check_budget
+    from streamconv.report.plans import plan_dict, plan_text
 
     work = plan(arguments.src, **choices_of(arguments))
     fit = check_budget(work, run_choices_of(arguments))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TextIO
 
-from streamconv.memory import format_bytes
+from streamconv.memory.budget import format_bytes
 
 __all__ = ["progress_bar"]
 

@@ -7,7 +7,7 @@ import json
 import sys
 
 from streamconv.cli.options import add_comparison_options, add_look_options, source_options_of
-from streamconv.errors import UsageError
+from streamconv.core.errors import UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb; returns the exit code: 6 if DST is not whole, 7 if values differ."""
     from streamconv.cli.output import show
     from streamconv.cli.progress import progress_bar
-    from streamconv.rendering.differences import verification_blocks, verification_dict
-    from streamconv.verification import verify
+    from streamconv.report.differences import verification_blocks, verification_dict
+    from streamconv.verification.verify import verify
 
     if arguments.replicated not in _POLICIES:
         raise UsageError(f"--replicated {arguments.replicated}: no such choice", remedy="choose first or mean")

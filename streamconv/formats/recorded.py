@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import DamagedError, SourceError
-from streamconv.files.pickle_machine import Record
+from streamconv.containers.pickles.machine import Record
+from streamconv.core.errors import DamagedError, SourceError
 
 __all__ = [
     "RELEASE",

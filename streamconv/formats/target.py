@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from streamconv.dtypes import DType
-from streamconv.families.base import ModelFamily, ModelSizes, Section
-from streamconv.families.rows import RowOrders
-from streamconv.formats.base import Fact
-from streamconv.lazy import LazyTensor
-from streamconv.parallel import ParallelLayout
+from streamconv.core.dtypes import DType
+from streamconv.core.layout import ParallelLayout
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.source import Fact
+from streamconv.models.family import ModelFamily
+from streamconv.models.orders import RowOrders
+from streamconv.models.parameter import ModelSizes, Section
 
 __all__ = ["Container", "CoreChoices", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamconv.families.base import Section
-from streamconv.files.stored_file import StoredFile
+from streamconv.containers.stored_file import StoredFile
 from streamconv.inspection.deepspeed_names import DeepSpeedNames, RecordedSizes, missing_files
 from streamconv.inspection.names import count
 from streamconv.inspection.report import Finding
+from streamconv.models.parameter import Section
 
 __all__ = ["faults_of", "section_of", "unfinished_zips"]
 

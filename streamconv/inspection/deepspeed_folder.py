@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import DamagedError, StreamconvError
-from streamconv.families.base import Section
-from streamconv.files.safe_pickle import Global
-from streamconv.files.stored_file import StoredFile
-from streamconv.formats.base import Place, ShardedModel
+from streamconv.containers.pickles.reader import Global
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.errors import DamagedError, StreamconvError
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.source import Place, ShardedModel
 from streamconv.inspection.deepspeed_faults import faults_of, section_of, unfinished_zips
 from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.names import count, guess_family
@@ -29,7 +29,7 @@ from streamconv.inspection.report import (
 )
 from streamconv.inspection.stored import tensor_rows
 from streamconv.inspection.values import args_table
-from streamconv.lazy import LazyTensor
+from streamconv.models.parameter import Section
 
 __all__ = ["OWN_OPTIMIZER", "describe_parts", "optimizer_facts"]
 

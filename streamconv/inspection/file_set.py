@@ -8,15 +8,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import SourceError, StreamconvError, UnsupportedError
-from streamconv.families import known_families
-from streamconv.files.any_file import checkpoint_files
-from streamconv.files.stored_file import StoredFile
+from streamconv.containers.open_any import checkpoint_files
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError
+from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import global_rows, open_all, unsafe_globals
 from streamconv.inspection.report import Evidence, FileRow, Finding, ModelFacts, Report, Vocabulary, finding_of
 from streamconv.inspection.stored import tensor_rows
-from streamconv.lazy import LazyTensor
+from streamconv.models.registry import known_families
 
 __all__ = ["describe_file_set"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamconv.files.any_file import open_any
-from streamconv.files.stored_file import StoredFile
+from streamconv.containers.open_any import open_any
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import global_rows, unsafe_globals
 from streamconv.inspection.report import Evidence, FileRow, Finding, ModelFacts, Report
 from streamconv.inspection.stored import storage_facts, tensor_rows
 from streamconv.inspection.values import args_table, readable_values
-from streamconv.lazy import LazyTensor
 
 __all__ = ["inspect_file"]
 

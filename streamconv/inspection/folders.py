@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from streamconv.errors import SourceError, StreamconvError
-from streamconv.files.pickle_machine import Global
-from streamconv.formats import find_source
-from streamconv.formats.base import SourceOptions
-from streamconv.formats.deepspeed import resolve_tag
-from streamconv.formats.megatron_folder import TRACKER
+from streamconv.containers.pickles.machine import Global
+from streamconv.core.errors import SourceError, StreamconvError
+from streamconv.execution.staging import JOURNAL, WORK_FOLDER
+from streamconv.formats.deepspeed.source import resolve_tag
+from streamconv.formats.megatron.folder import TRACKER
+from streamconv.formats.registry import open_source
+from streamconv.formats.source import SourceOptions
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.deepspeed_names import DeepSpeedNames, RecordedSizes, missing_files, parse_names
 from streamconv.inspection.file_set import describe_file_set
@@ -20,7 +21,6 @@ from streamconv.inspection.opening import global_rows, joined_globals, unsafe_gl
 from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report
 from streamconv.inspection.sharded import Recognised, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
-from streamconv.publish import JOURNAL, WORK_FOLDER
 
 __all__ = ["inspect_folder"]
 
@@ -87,8 +87,7 @@ def _tracked(path: Path, tag: str | None) -> Path:
 def _framework_folder(folder: Path, options: SourceOptions, report: Report) -> Inspected:
     names = parse_names(child.name for child in folder.iterdir() if child.is_file())
     try:
-        source = find_source(folder, options.tag)
-        model = source.open(folder, options)
+        source, model = open_source(folder, options)
     except StreamconvError as error:
         return _unopened(folder, names, error, report)
     if source.name == "huggingface":

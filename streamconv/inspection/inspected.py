@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.report import Report
-from streamconv.lazy import LazyTensor
 
 __all__ = ["Inspected", "Places"]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from streamconv.checksums import crc32
-from streamconv.dtypes import DTYPES
-from streamconv.errors import StreamconvError
-from streamconv.files.any_file import CHECKPOINT_SUFFIXES, open_any
-from streamconv.files.pickle_machine import Global
+from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, open_any
+from streamconv.containers.pickles.machine import Global
+from streamconv.core.dtypes import DTYPES
+from streamconv.core.errors import StreamconvError
+from streamconv.core.lazy import LazyTensor, Storage, View
 from streamconv.inspection.report import Finding, finding_of
-from streamconv.lazy import LazyTensor, Storage, View
-from streamconv.sweep import Part, SweepSettings, sweep
+from streamconv.io.checksums import crc32
+from streamconv.values.sweep import Part, SweepSettings, sweep
 
 __all__ = ["Verdict", "check_files"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from streamconv.errors import StreamconvError
-from streamconv.files.any_file import open_any
-from streamconv.files.globals import verdict
-from streamconv.files.safe_pickle import Global
-from streamconv.files.stored_file import StoredFile
+from streamconv.containers.open_any import open_any
+from streamconv.containers.pickles.reader import Global
+from streamconv.containers.pickles.verdicts import verdict
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.errors import StreamconvError
 from streamconv.inspection.report import Finding, GlobalRow, finding_of
 
 __all__ = ["global_rows", "joined_globals", "open_all", "unsafe_globals"]

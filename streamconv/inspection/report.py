@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from streamconv.errors import DamagedError, StreamconvError, UnsafeError
-from streamconv.statistics import Statistics
+from streamconv.core.errors import DamagedError, StreamconvError, UnsafeError
+from streamconv.values.statistics import Statistics
 
 __all__ = [
     "SCHEMA",

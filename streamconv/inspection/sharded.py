@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamconv.errors import StreamconvError
-from streamconv.families.base import ModelFamily, ModelSizes, Section
-from streamconv.formats.base import ShardedModel
+from streamconv.core.errors import StreamconvError
+from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.source import ShardedModel
 from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.inspected import Places
 from streamconv.inspection.names import count
@@ -28,8 +28,9 @@ from streamconv.inspection.report import (
 from streamconv.inspection.stored import first_byte
 from streamconv.inspection.target_map import FIRST, LAST
 from streamconv.inspection.values import readable
-from streamconv.lazy import LazyTensor, concat
-from streamconv.recognise import recognise
+from streamconv.models.family import ModelFamily
+from streamconv.models.parameter import ModelSizes, Section
+from streamconv.planning.recognise import recognise
 
 __all__ = ["Recognised", "canonical_tensors", "describe_sharded", "recognised"]
 

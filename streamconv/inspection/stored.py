@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from streamconv.core.lazy import LazyTensor, Storage
 from streamconv.inspection.names import place_of
 from streamconv.inspection.report import TensorRow
-from streamconv.lazy import LazyTensor, Storage
 
 __all__ = ["first_byte", "storage_facts", "tensor_rows"]
 

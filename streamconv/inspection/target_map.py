@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from streamconv.errors import UsageError
+from streamconv.core.errors import UsageError
+from streamconv.core.layout import ParallelLayout, even_stages
 from streamconv.inspection.report import Cell, ParallelFacts
-from streamconv.parallel import ParallelLayout, even_stages
 
 __all__ = ["FIRST", "LAST", "map_target"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from streamconv.errors import StreamconvError
-from streamconv.families.arguments import neutral_args
-from streamconv.files.distcp import DistributedCheckpoint, open_distributed
-from streamconv.files.torch_file import open_torch
+from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distributed
+from streamconv.containers.torch_save.open import open_torch
+from streamconv.core.errors import StreamconvError
+from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.names import count, guess_family, place_of
 from streamconv.inspection.opening import global_rows, joined_globals, open_all, unsafe_globals
 from streamconv.inspection.report import (
@@ -27,7 +27,7 @@ from streamconv.inspection.report import (
 )
 from streamconv.inspection.stored import first_byte, tensor_rows
 from streamconv.inspection.values import args_table, readable, readable_values
-from streamconv.lazy import LazyTensor
+from streamconv.models.config.training_args import neutral_args
 
 __all__ = ["by_layer", "describe_torch_dist", "is_torch_dist"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from streamconv.files.safe_pickle import Global, Record
-from streamconv.lazy import LazyTensor, Storage
+from streamconv.containers.pickles.reader import Global, Record
+from streamconv.core.lazy import LazyTensor, Storage
 
 __all__ = ["args_table", "readable", "readable_values"]
 

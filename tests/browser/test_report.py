@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from streamconv.rendering.html import html_report
-from tests.rendering.sample import HOSTILE, NOTHING, bloom, hostile, with_target
+from streamconv.report.html import html_report
+from tests.report.sample import HOSTILE, NOTHING, bloom, hostile, with_target
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -22,7 +22,11 @@ from tests.places import FRAMEWORKS, REAL
 
 BLOOM = REAL[1]
 STREAMCONV = [sys.executable, "-m", "streamconv"]
-SCRIPT = [sys.executable, "-c", "import sys; from streamconv.cli.deepspeed_to_megatron import main; sys.exit(main())"]
+SCRIPT = [
+    sys.executable,
+    "-c",
+    "import sys; from streamconv.bigscience.deepspeed_to_megatron import main; sys.exit(main())",
+]
 
 
 def run(*words: object, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -174,7 +178,7 @@ def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, code: int, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time\n"
-        "import streamconv.engines.threads as engine\n"
+        "import streamconv.execution.threads as engine\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us with it ignored
         "work = engine._Worker.run\n"
         "engine._Worker.run = lambda self, *rest: (time.sleep(0.2), work(self, *rest))[1]\n"

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv.capabilities import capability_table
-from streamconv.errors import AmbiguousError, DamagedError, StreamconvError, UnsupportedError
-from streamconv.families import known_families
-from streamconv.families.base import Section
-from streamconv.families.rows import GluOrder, QkvLayout, gather
-from streamconv.formats import deepspeed, megatron_legacy_source
-from streamconv.formats.base import ShardedModel, SourceOptions
-from streamconv.formats.deepspeed_evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
-from streamconv.recognise import recognise
+from streamconv.core.errors import AmbiguousError, DamagedError, StreamconvError, UnsupportedError
+from streamconv.formats.deepspeed import source as deepspeed
+from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.megatron.legacy import source as megatron_legacy_source
+from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.models.fused import gather
+from streamconv.models.orders import GluOrder, QkvLayout
+from streamconv.models.parameter import Section
+from streamconv.models.registry import known_families
+from streamconv.planning.capabilities import capability_table
+from streamconv.planning.recognise import recognise
 from tests.places import FRAMEWORKS, LABELLED, REAL
 
 REAL_LLAMA = FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0"
@@ -462,7 +464,7 @@ def test_a_part_of_a_gpt_neox_folder_is_refused_with_the_families_there_are(tmp_
     torch.save({"attention.dense.weight": torch.zeros(2)}, root / "global_step7/layer_02-model_00-model_states.pt")
     with pytest.raises(UnsupportedError, match="GPT-NeoX") as caught:
         opened(root)
-    cells = [cell for cell in capability_table() if cell.source.name in ("deepspeed", "megatron-legacy")]
+    cells = [cell for cell in capability_table() if cell.source.name == "deepspeed"]
     allowed = {cell.family.title for cell in cells if cell.source.refusal(cell.family) is None}
     assert {"Llama", "BLOOM"} < allowed < {family.title for family in known_families()}
     assert set(str(caught.value.remedy).partition(": ")[2].split(", ")) == allowed

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from streamconv.inspection import Inspection, Report, inspect
+from streamconv.inspection.inspect import Inspection, Report, inspect
 from tests.places import FRAMEWORKS
 
 GPT = FRAMEWORKS / "bs_gpt2_tp2pp2_fp16_z1"

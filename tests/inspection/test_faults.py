@@ -12,7 +12,7 @@ import torch
 
 from streamconv import inspect
 from streamconv.cli.main import main
-from streamconv.errors import DamagedError, SourceError
+from streamconv.core.errors import DamagedError, SourceError
 from tests import oracle
 from tests.inspection.samples import BLOOM, GPT, LLAMA, Attack, copied, cut_off, look, pickled, step_of, words_of
 from tests.places import FRAMEWORKS, MADE, REAL

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv.errors import DamagedError, SourceError
+from streamconv.core.errors import DamagedError, SourceError
 from streamconv.inspection.report import Report, TensorRow
 from tests import oracle
 from tests.inspection.samples import GPT, Attack, cut_off, look, pickled, step_of

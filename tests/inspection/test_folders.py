@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streamconv.errors import UsageError
+from streamconv.core.errors import UsageError
 from streamconv.inspection.report import ParallelFacts
 from tests import oracle
 from tests.inspection.samples import BLOOM, GPT, LLAMA, copied, look, step_of, words_of

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from streamconv import convert
-from streamconv.errors import DamagedError
+from streamconv.core.errors import DamagedError
 from tests import oracle
-from tests.files.test_distcp import sharded
+from tests.containers.dcp.test_reader import sharded
 from tests.inspection.samples import BLOOM, Attack, cut_off, look, words_of
 from tests.places import FRAMEWORKS, REAL
 

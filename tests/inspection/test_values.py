@@ -12,7 +12,7 @@ import torch
 from tests import oracle
 from tests.inspection.samples import BLOOM, LLAMA, changed, copied, look, step_of, words_of
 from tests.places import LABELLED, MADE, REAL, Source
-from tests.test_statistics import assert_equal, expected
+from tests.values.test_statistics import assert_equal, expected
 
 DEEP = MADE / "bloom_L7_tp2pp3_embpart_z0"
 

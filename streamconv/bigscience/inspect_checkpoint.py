@@ -1,0 +1,38 @@
+"""``inspect_checkpoint``: every value of a torch file, a line each, as bigscience's script of that name prints them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from streamconv.cli.main import guarded
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(words), words.count("-v") + 2 * words.count("-vv"))
+
+
+def _run(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="inspect_checkpoint",
+        description="Print the shape of every tensor in a torch file, and every other value, with the lines of the "
+        "script of that name. Metadata is read and no pickle is executed. `streamconv inspect` says more.",
+    )
+    parser.add_argument("file", metavar="FILE", help="a file that torch.save wrote")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks too")
+    arguments = parser.parse_args(words)
+    from streamconv.bigscience.python_text import dump_lines
+    from streamconv.containers.torch_save.open import open_torch
+
+    state = open_torch(Path(arguments.file)).state
+    print(f"loading checkpoint file: {arguments.file}")
+    for line in dump_lines(state, arguments.file):
+        print(line)
+    sys.stdout.flush()
+    return 0

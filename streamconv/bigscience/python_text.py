@@ -1,0 +1,297 @@
+"""Values of a checkpoint as Python would print them, although no class that the pickle names is imported.
+
+Plain values, ``argparse.Namespace``, sets, ``torch.Size``, devices and numpy scalars come out as ``print`` shows them;
+any other object as ``module.Class(args, attribute=value)``. Tensors are their shape, arrays and long byte strings
+their size. An ``OrderedDict`` is a dictionary to the loader and prints as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, Global, Record
+from streamconv.core.errors import UnsafeError
+from streamconv.core.lazy import LazyTensor
+
+__all__ = ["dump_lines", "size_text", "text_of"]
+
+_LONGEST_TEXT = 1 << 20
+_LONGEST_BYTES = 64
+_DEEPEST = 200
+# Each value takes a byte of its pickle; more visits than that come from containers that hold one another many times.
+_MOST_VALUES = MAX_PICKLE_NBYTES
+# Where DeepSpeed's engine records ``param.shape``, so that a tuple of integers is a torch.Size
+# [deepspeed/runtime/engine.py: _get_zero_param_shapes, _get_zero_frozen_param_attributes].
+_SIZES = ("param_shapes", "frozen_param_shapes")
+_NAMESPACES = {"argparse.Namespace": "Namespace", "types.SimpleNamespace": "namespace"}
+_NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.")
+_CUT = f".. (cut after {_LONGEST_TEXT} characters)"
+_NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
+
+
+def dump_lines(state: Any, where: str) -> Iterator[str]:
+    """A line for each value below nested dictionaries, lists and tuples: its keys, and its shape or itself.
+
+    These are the lines of ``dump_data`` in ``tools/convert_checkpoint/inspect_checkpoint.py`` of Megatron-DeepSpeed:
+    the places in lists and tuples are not part of a name.
+
+    Raises:
+        UnsafeError: values are nested too deep, or hold one another so often that there is no end to them.
+    """
+    return _Dump(where).lines(state, (), 0, sizes=False)
+
+
+class _Dump:
+    def __init__(self, where: str) -> None:
+        self.where, self.seen = where, 0
+
+    def lines(self, value: Any, names: tuple[str, ...], depth: int, *, sizes: bool) -> Iterator[str]:
+        self.seen += 1
+        if depth > _DEEPEST or self.seen > _MOST_VALUES:
+            what = f"values nested deeper than {_DEEPEST}" if depth > _DEEPEST else f"more than {_MOST_VALUES} values"
+            raise UnsafeError(what, where=self.where)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                below = sizes or (not names and key in _SIZES)
+                yield from self.lines(item, (*names, text_of(key, self.where)), depth + 1, sizes=below)
+        elif isinstance(value, list | tuple) and not _is_size(value, sizes=sizes):
+            for item in value:
+                yield from self.lines(item, names, depth + 1, sizes=sizes)
+        elif isinstance(value, LazyTensor):
+            yield f"[tensor] {'.'.join(names)} = {size_text(value.shape)}"
+        else:
+            words = size_text(value) if isinstance(value, tuple) else text_of(value, self.where)
+            yield f"[other] {'.'.join(names)} = {words}"
+
+
+def _is_size(value: Any, *, sizes: bool) -> bool:
+    """Whether a value is a torch.Size: a tuple of a class of its own, or a tuple of integers where only sizes are."""
+    if type(value) is tuple:
+        return sizes and all(type(item) is int for item in value)
+    return isinstance(value, tuple)
+
+
+def size_text(shape: Iterable[int]) -> str:
+    """A shape as torch prints it."""
+    return f"torch.Size([{', '.join(map(str, shape))}])"
+
+
+def text_of(value: Any, where: str) -> str:
+    """What an f-string shows for a value, cut after a megabyte; control characters but line ends and tabs are escaped.
+
+    Raises:
+        UnsafeError: it is nested too deep.
+    """
+    if isinstance(value, str):
+        text = value if value.isprintable() else "".join(map(_visible, value))
+        return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + _CUT
+    device, number = _device(value), _number(value)
+    if device is not None:
+        return ":".join(map(str, device))
+    if number is not None:
+        return format(number, "")  # of a float32, all digits of a Python float
+    writer = _Writer(where)
+    try:
+        writer.value(value)
+    except _FullError:
+        return "".join(writer.words)[:_LONGEST_TEXT] + _CUT
+    return "".join(writer.words)
+
+
+def _visible(letter: str) -> str:
+    return letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+
+
+class _FullError(Exception):
+    """The text is as long as it may be."""
+
+
+class _Writer:
+    """What ``repr`` gives of a value, in ``words``."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.words, self.room, self.depth = where, [""], _LONGEST_TEXT, 0
+
+    def add(self, word: str) -> None:
+        self.words.append(word)
+        self.room -= len(word)
+        if self.room < 0:
+            raise _FullError
+
+    def value(self, value: Any) -> None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise UnsafeError(f"values nested deeper than {_DEEPEST}", where=self.where)
+        if isinstance(value, Record):
+            self.record(value)
+        elif isinstance(value, dict):
+            self.mapping(value)
+        elif isinstance(value, list):
+            self.sequence("[", value, "]")
+        elif type(value) is tuple:
+            self.sequence("(", value, ",)" if len(value) == 1 else ")")
+        else:
+            self.add(_atom(value))
+        self.depth -= 1
+
+    def sequence(self, before: str, values: Iterable[Any], after: str) -> None:
+        self.add(before)
+        for number, value in enumerate(values):
+            self.add(", " if number else "")
+            self.value(value)
+        self.add(after)
+
+    def mapping(self, values: dict[Any, Any]) -> None:
+        self.add("{")
+        for number, (key, value) in enumerate(values.items()):
+            self.add(", " if number else "")
+            self.value(key)
+            self.add(": ")
+            self.value(value)
+        self.add("}")
+
+    def call(self, name: str, positional: Iterable[Any], named: Iterable[tuple[str, Any]]) -> None:
+        self.add(f"{name}(")
+        arguments = [("", value) for value in positional] + [(f"{key}=", value) for key, value in named]
+        for number, (key, value) in enumerate(arguments):
+            self.add(f", {key}" if number else key)
+            self.value(value)
+        self.add(")")
+
+    def record(self, record: Record) -> None:
+        name = _name(record.cls)
+        if name in _NAMESPACES:
+            self.namespace(record, _NAMESPACES[name])
+        elif name in ("set", "frozenset"):
+            self.set(record, name)
+        elif (plain := _plain(record, name)) is not None:
+            self.add(plain)
+        else:
+            named = list(record.attributes.items())
+            if record.state is not None and not isinstance(record.state, dict):
+                named.append(("state", record.state))
+            if record.items:
+                named.append(("items", record.items))
+            self.call(name, record.args, named)
+
+    def namespace(self, record: Record, name: str) -> None:
+        """``Namespace(a=1, **{'b-c': 2})``, as ``argparse._AttributeHolder.__repr__`` writes it."""
+        found = record.attributes
+        odd = {key: value for key, value in found.items() if not key.isidentifier()}
+        self.call(name, (), [(key, value) for key, value in found.items() if key not in odd])
+        if odd:
+            self.words[-1] = ", **" if len(odd) < len(found) else "**"
+            self.mapping(odd)
+            self.add(")")
+
+    def set(self, record: Record, name: str) -> None:
+        first = record.args[0] if record.args else ()
+        values = [*(first if isinstance(first, list | tuple) else ()), *record.items]
+        if values:
+            self.sequence(*(("{", values, "}") if name == "set" else (f"{name}({{", values, "})")))
+        else:
+            self.add(f"{name}()")
+
+
+# -- what is no container ----------------------------------------------------------------------------------------------
+
+
+def _atom(value: Any) -> str:
+    if isinstance(value, tuple):
+        return size_text(value)
+    if isinstance(value, bytes | bytearray):
+        return _bytes(value)
+    if isinstance(value, LazyTensor):
+        return f"tensor({size_text(value.shape)}, dtype=torch.{value.dtype})"
+    if isinstance(value, Global):
+        return _name(value)
+    return repr(value) if value is None or isinstance(value, str | int | float) else f"<{type(value).__name__}>"
+
+
+def _bytes(value: bytes | bytearray) -> str:
+    if len(value) <= _LONGEST_BYTES:
+        return repr(value)
+    return f"{bytes(value[:_LONGEST_BYTES])!r}.. ({len(value)} bytes)"
+
+
+def _name(value: Global) -> str:
+    """A class's name; protocol 2, which torch.save writes, knows builtins by their names of Python 2."""
+    if value.module not in ("builtins", "__builtin__"):
+        return str(value)
+    return "range" if value.name == "xrange" else value.name
+
+
+def _plain(record: Record, name: str) -> str | None:
+    """Objects that stand for a plain value: a device, an enum's member by name, bytes, numpy's scalars and arrays."""
+    args = record.args
+    device = _device(record)
+    if device is not None:
+        index = f", index={device[1]}" if len(device) > 1 else ""
+        return f"device(type={device[0]!r}{index})"
+    if name == "getattr" and len(args) == 2 and isinstance(args[0], Global):
+        return f"{_name(args[0])}.{args[1]}"  # an enum's member, as Python 3.11.0 to 3.11.3 pickle it
+    data = _data(record)
+    if data is not None:
+        return _bytes(data)
+    number = _number(record)
+    if number is not None:
+        return repr(number)
+    return _array(record)
+
+
+def _device(value: Any) -> tuple[Any, ...] | None:
+    """``torch.device("cuda", 0)`` as (type, index)."""
+    if not isinstance(value, Record) or str(value.cls) != "torch.device":
+        return None
+    known = 1 <= len(value.args) <= 2 and isinstance(value.args[0], str)
+    return value.args if known and all(isinstance(index, int) for index in value.args[1:]) else None
+
+
+def _data(value: Any) -> bytes | bytearray | None:
+    """Bytes, which protocol 2 writes as a call of ``_codecs.encode(text, "latin1")`` or of ``bytes()``."""
+    if isinstance(value, bytes | bytearray):
+        return value
+    if isinstance(value, Record):
+        text = value.args[0] if value.args else ""
+        known = ("_codecs.encode", 2) if value.args else ("bytes", 0)
+        if (_name(value.cls), len(value.args)) == known and isinstance(text, str):
+            return text.encode("latin1", errors="replace")
+    return None
+
+
+def _dtype(value: Any) -> str | None:
+    """The code of a plain little-endian numpy type, ``f8``."""
+    if not isinstance(value, Record) or str(value.cls) != "numpy.dtype" or not value.args:
+        return None
+    little = not isinstance(value.state, tuple) or value.state[1:2] in (("<",), ("|",))
+    code = value.args[0]
+    return code if little and isinstance(code, str) and _NUMBER.fullmatch(code) else None
+
+
+def _is_numpy(value: Any, function: str) -> bool:
+    return isinstance(value, Record) and str(value.cls) in [module + function for module in _NUMPY]
+
+
+def _number(value: Any) -> Any:
+    """A numpy scalar."""
+    if not _is_numpy(value, "scalar") or len(value.args) != 2:
+        return None
+    code, data = _dtype(value.args[0]), _data(value.args[1])
+    if code is None or data is None or len(data) != int(code[1:]):
+        return None
+    import numpy as np
+
+    return np.frombuffer(bytes(data), f"<{code}")[0]
+
+
+def _array(value: Record) -> str | None:
+    """A numpy array's shape, type and size, from the state that ``ndarray.__reduce__`` gives."""
+    if not _is_numpy(value, "_reconstruct") or not isinstance(value.state, tuple) or len(value.state) != 5:
+        return None
+    _, shape, dtype, _, content = value.state
+    code, data = _dtype(dtype), _data(content)
+    if code is None or data is None or not isinstance(shape, tuple) or set(map(type, shape)) - {int}:
+        return None
+    return f"numpy.ndarray(shape={shape}, dtype={code}, {len(data)} bytes)"

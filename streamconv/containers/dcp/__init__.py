@@ -1,0 +1,1 @@
+"""The files of ``torch.distributed.checkpoint``: ``.distcp`` and ``.metadata``."""

@@ -1,0 +1,268 @@
+"""The ``.metadata`` of ``torch.distributed.checkpoint``: which part of which tensor is where, checked.
+
+Layout, from ``torch/distributed/checkpoint/metadata.py`` (``Metadata``, ``TensorStorageMetadata``,
+``ChunkStorageMetadata``, ``BytesStorageMetadata``, ``MetadataIndex``) and ``filesystem.py`` (``_StorageInfo``) of
+PyTorch: a pickle of one ``Metadata`` whose ``state_dict_metadata`` describes each tensor and names each object, and
+whose ``storage_data`` has the file, the offset and the length of each chunk and object.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.pickles.machine import Global, Record
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
+from streamconv.containers.stored_file import reading
+from streamconv.containers.torch_save.tensors import TorchBuilders
+from streamconv.core.dtypes import DType, dtype_named
+from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+
+__all__ = ["NAME", "Chunk", "Item", "Metadata", "TensorEntry", "read_metadata"]
+
+NAME = ".metadata"
+_MODULE = "torch.distributed.checkpoint"
+_MAX_AXES = 64
+_SHOWN = 80
+_WORK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Bytes of one file: a chunk of the tensor ``name`` that begins at ``start``, or (``start`` None) an object."""
+
+    name: str
+    start: tuple[int, ...] | None
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A box of a tensor."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor as a whole, and the boxes that it is stored in, which tile it, by where they begin."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    chunks: dict[tuple[int, ...], Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What ``.metadata`` says; ``rest`` has its entries that say nothing about places."""
+
+    path: Path
+    tensors: dict[str, TensorEntry]
+    objects: tuple[str, ...]
+    items: dict[tuple[str, tuple[int, ...] | None], Item]
+    rest: dict[str, Any]
+    globals: dict[Global, int]
+
+    def chunk(self, item: Item) -> Chunk:
+        """The box that an item of a tensor holds.
+
+        Raises:
+            DamagedError: the tensor has no chunk there.
+        """
+        entry = self.tensors.get(item.name)
+        chunk = entry.chunks.get(item.start) if entry and item.start is not None else None
+        if chunk is None:
+            raise DamagedError(f"{item.name[:_SHOWN]} has no chunk at {item.start}", where=self.path)
+        return chunk
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read a ``.metadata`` file; none of the classes that it names is imported.
+
+    Raises:
+        SourceError: there is no such file.
+        DamagedError: it is cut off or inconsistent, or the chunks of a tensor do not tile it.
+        UnsafeError: the pickle is out of bounds in what it asks for, or an item's file is not in the same folder.
+        UnsupportedError: a tensor is of an unknown dtype, or items are compressed.
+        StorageError: the system refused to read.
+    """
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_PICKLE_NBYTES:
+            raise UnsafeError(f"{size} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
+        data = file.read(size)
+    named: dict[Global, int] = {}
+    root = loads(data, str(path), TorchBuilders(path, str(path)).table(), named=named)
+    return _Parser(path).parse(root, named)
+
+
+class _Parser:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def damaged(self, what: str) -> DamagedError:
+        return DamagedError(what, where=self.path)
+
+    def parse(self, root: Any, named: dict[Global, int]) -> Metadata:
+        fields = self.fields(root, "metadata.Metadata")
+        described, places = fields.pop("state_dict_metadata", None), fields.pop("storage_data", None)
+        if not isinstance(described, dict) or not isinstance(places, dict):
+            raise self.damaged("it has no state_dict_metadata or no storage_data")
+        tensors: dict[str, TensorEntry] = {}
+        objects: list[str] = []
+        for name, entry in described.items():
+            if not isinstance(name, str) or not isinstance(entry, Record):
+                raise self.damaged(f"the entry {str(name)[:_SHOWN]} describes nothing")
+            if entry.cls.name == "BytesStorageMetadata":
+                objects.append(name)
+            else:
+                tensors[name] = self.tensor(name, self.fields(entry, "metadata.TensorStorageMetadata"))
+        items = dict(self.items(places))
+        wanted = {(name, start) for name, entry in tensors.items() for start in entry.chunks}
+        missing = (wanted | {(name, None) for name in objects}) - items.keys()
+        for name, start in sorted(missing, key=str)[:1]:
+            raise self.damaged(f"{name[:_SHOWN]}{'' if start is None else f' at {start}'} is stored nowhere")
+        return Metadata(self.path, tensors, tuple(objects), items, fields, named)
+
+    def fields(self, value: Any, cls: str) -> dict[str, Any]:
+        """The attributes of an object of a class of ``torch.distributed.checkpoint``."""
+        if not isinstance(value, Record) or str(value.cls) != f"{_MODULE}.{cls}":
+            found = value.cls if isinstance(value, Record) else type(value).__name__
+            raise self.damaged(f"a {cls} was due, found a {str(found)[:_SHOWN]}")
+        return dict(value.attributes)
+
+    def sizes(self, value: Any, name: str) -> tuple[int, ...]:
+        good = isinstance(value, tuple) and len(value) <= _MAX_AXES
+        if not good or not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
+            raise self.damaged(f"{name[:_SHOWN]} has an offset or a size that is none")
+        found: tuple[int, ...] = value
+        return found
+
+    def tensor(self, name: str, fields: dict[str, Any]) -> TensorEntry:
+        shape, chunks = self.sizes(fields.get("size"), name), fields.get("chunks")
+        if not isinstance(chunks, list):
+            raise self.damaged(f"{name[:_SHOWN]} has no list of chunks")
+        boxes = []
+        for chunk in chunks:
+            parts = self.fields(chunk, "metadata.ChunkStorageMetadata")
+            boxes.append(Chunk(self.sizes(parts.get("offsets"), name), self.sizes(parts.get("sizes"), name)))
+        problem = _untiled(shape, boxes)
+        if problem:
+            raise self.damaged(f"the chunks of {name[:_SHOWN]} {shape} do not tile it: {problem}")
+        found = {box.start: box for box in boxes}
+        if len(found) != len(boxes):
+            raise self.damaged(f"two chunks of {name[:_SHOWN]} begin at the same place")
+        return TensorEntry(shape, self.dtype(name, fields.get("properties")), found)
+
+    def dtype(self, name: str, properties: Any) -> DType:
+        """The dtype: the first part of the tuple that TensorProperties.__getstate__ gives."""
+        state = properties.state if isinstance(properties, Record) else None
+        first = state[0] if isinstance(state, tuple) and state else None
+        if isinstance(state, dict):
+            first = state.get("dtype")
+        if not isinstance(first, Global):
+            raise self.damaged(f"{name[:_SHOWN]} has no dtype")
+        dtype = dtype_named(first.name) if first.module == "torch" else None
+        if dtype is None:
+            raise UnsupportedError(f"{name[:_SHOWN]} is of the type {str(first)[:_SHOWN]}", where=self.path)
+        return dtype
+
+    def items(self, places: dict[Any, Any]) -> Iterator[tuple[tuple[str, tuple[int, ...] | None], Item]]:
+        seen = set()
+        for key, value in places.items():
+            index = self.fields(key, "metadata.MetadataIndex")
+            info = self.fields(value, "filesystem._StorageInfo")
+            name, start = index.get("fqn"), index.get("offset")
+            if not isinstance(name, str):
+                raise self.damaged("an item without a name")
+            if start is not None:
+                start = self.sizes(start, name)
+            if (name, start) in seen:
+                raise self.damaged(f"{name[:_SHOWN]} is stored twice")
+            seen.add((name, start))
+            yield (name, start), self.item(name, start, info)
+
+    def item(self, name: str, start: tuple[int, ...] | None, info: dict[str, Any]) -> Item:
+        if info.get("transform_descriptors"):
+            # filesystem.py:_StorageWriterTransforms, such as compression with zstandard.
+            words = str(info["transform_descriptors"])[:_SHOWN]
+            raise UnsupportedError(
+                f"{name[:_SHOWN]} was transformed when it was written: {words}",
+                where=self.path,
+                remedy="save it again without extensions",
+            )
+        file = info.get("relative_path")
+        plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & {"/", "\\", "\0"}
+        if not plain or not isinstance(file, str):
+            raise UnsafeError(
+                f"{name[:_SHOWN]} is said to be in {str(file)[:_SHOWN]!r}, which is no file of this folder",
+                where=self.path,
+            )
+        offset, nbytes = self.sizes((info.get("offset"), info.get("length")), name)
+        return Item(name, start, file, offset, nbytes)
+
+
+def _untiled(shape: tuple[int, ...], chunks: list[Chunk]) -> str | None:
+    """What is wrong with boxes that should tile a tensor: as many elements as it has, inside it, none shared."""
+    for chunk in chunks:
+        if len(chunk.start) != len(shape) or len(chunk.shape) != len(shape):
+            return f"one at {chunk.start} has other axes"
+        if any(a + n > m for a, n, m in zip(chunk.start, chunk.shape, shape, strict=True)):
+            return f"one of {chunk.shape} at {chunk.start} leaves it"
+    numel = sum(prod(chunk.shape) for chunk in chunks)
+    if numel != prod(shape):
+        return f"they hold {numel} elements of {prod(shape)}"
+    return _overlap([chunk for chunk in chunks if prod(chunk.shape)], len(shape))
+
+
+def _overlap(chunks: list[Chunk], axes: int) -> str | None:
+    """Two boxes that overlap, or that it would take too long to find any.
+
+    Boxes are parted by cuts through all of them, along one axis after the other, until none is left in one part with
+    another; where no cut goes through, each is compared with each. Chunks on a grid are parted by one round of cuts an
+    axis, so the work is bounded by what a grid of them takes many times over.
+    """
+    work = _WORK * (len(chunks) + 1)
+    parts = [(chunks, 0, 0)] if axes else []
+    while parts:
+        boxes, axis, failed = parts.pop()
+        if len(boxes) < 2:
+            continue
+        work -= len(boxes) if failed < axes else len(boxes) ** 2
+        if work < 0:
+            return f"{len(chunks)} in no order, too many to tell"
+        if failed == axes:
+            pairs = ((one, other) for one, other in combinations(boxes, 2) if _meet(one, other))
+            for one, other in pairs:
+                return f"those at {one.start} and {other.start} overlap"
+            continue
+        found = list(_parted(boxes, axis))
+        following = (axis + 1) % axes
+        parts += [(part, following, failed + 1 if len(found) == 1 else 0) for part in found]
+    return None
+
+
+def _parted(boxes: list[Chunk], axis: int) -> Iterator[list[Chunk]]:
+    """Boxes between cuts across an axis that go through none of them."""
+    part: list[Chunk] = []
+    end = 0
+    for box in sorted(boxes, key=lambda box: box.start[axis]):
+        if part and box.start[axis] >= end:
+            yield part
+            part = []
+        part.append(box)
+        end = max(end, box.start[axis] + box.shape[axis])
+    yield part
+
+
+def _meet(one: Chunk, other: Chunk) -> bool:
+    both = zip(one.start, one.shape, other.start, other.shape, strict=True)
+    return all(a < b + m and b < a + n for a, n, b, m in both)

@@ -1,0 +1,261 @@
+"""Open what ``torch.distributed.checkpoint`` writes: one ``.distcp`` file, or the whole folder by its ``.metadata``.
+
+Layout, from ``torch/distributed/checkpoint/filesystem.py`` (``_write_item``, ``FileSystemReader.read_data``) of
+PyTorch: a ``.distcp`` has its items one behind the other. A chunk of a tensor is a complete torch zip of that chunk;
+an object is the bytes that the planner made of it, by default a complete torch zip too. Only ``.metadata`` says what
+an item is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain, pairwise
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.dcp.metadata_reader import NAME, Item, Metadata, TensorEntry, read_metadata
+from streamconv.containers.dcp.scan import scan
+from streamconv.containers.pickles.machine import Global
+from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.torch_save.zip_reader import open_part
+from streamconv.core.errors import DamagedError, SourceError, UnsupportedError
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.views import Piece, Storage
+
+__all__ = ["DistributedCheckpoint", "open_distcp", "open_distributed"]
+
+_SHOWN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class DistributedCheckpoint:
+    """A folder of ``torch.distributed.checkpoint``, its tensors put together from their chunks.
+
+    Attributes:
+        folder: where it is.
+        tensors: each whole tensor by its name.
+        objects: where the bytes of each object are; ``value`` reads one.
+        metadata: the other entries of ``.metadata``, such as ``planner_data``, as inert values.
+        files: what each file holds, in its order: a tensor, a part of one (``w[0:2, 0:8]``), or an object.
+        globals: each class or function that ``.metadata`` or a tensor's pickle names, and how often it is called.
+    """
+
+    folder: Path
+    tensors: dict[str, LazyTensor]
+    objects: dict[str, Storage]
+    metadata: dict[str, Any]
+    files: dict[str, tuple[str, ...]]
+    globals: Mapping[Global, int]
+
+    def value(self, name: str) -> Any:
+        """An object, inert, if its bytes are a torch zip; else where its bytes are.
+
+        Raises:
+            KeyError: there is no such object.
+            DamagedError: its bytes are no longer what they were.
+            UnsafeError: its pickle is out of bounds in what it asks for.
+            UnsupportedError: it is a zip of something else.
+            StorageError: the system refused to read.
+        """
+        place = self.objects[name]
+        with reading(place.path) as file:
+            part = _open_object(place, file)
+        return place if part is None else part.state
+
+
+def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
+    """Read what is in one ``.distcp``; no tensor byte is read.
+
+    Its state is a flat dictionary of items: a tensor under its name, a part of one as ``w[0:2, 0:8]``, an object as
+    its inert value, or as a :class:`Storage` if it is no torch zip. The names are those of the ``.metadata`` in the
+    same folder; without it the file is read by scanning, and they are ``item_0``, ``item_1`` and so on.
+
+    Args:
+        path: the file.
+        metadata: what ``.metadata`` says, for a caller that opens many files of a folder.
+
+    Raises:
+        SourceError: there is no such file.
+        DamagedError: the file or ``.metadata`` is cut off or inconsistent.
+        UnsafeError: a pickle is out of bounds in what it asks for.
+        UnsupportedError: an item is of a kind that is not read here, or the file is empty.
+        StorageError: the system refused to read.
+    """
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise UnsupportedError("an empty file", where=path)
+        beside = path.with_name(NAME)
+        if metadata is None and beside.is_file():
+            found = beside.stat()
+            metadata = _metadata_beside(beside, found.st_mtime_ns, found.st_size)
+        items = [] if metadata is None else [item for item in metadata.items.values() if item.file == path.name]
+        if metadata is not None and items:
+            named = dict(_named(metadata, items, path, file))
+            notes: tuple[str, ...] = ()
+        else:
+            places = scan(file.fileno(), size, path)
+            named = {
+                f"item_{n}": open_part(path, file, start, nbytes, f"item_{n}/")
+                for n, (start, nbytes) in enumerate(places)
+            }
+            missing = "the .metadata beside it does not know it" if metadata else "there is no .metadata beside it"
+            notes = (f"read by scanning: {missing}; the names of its items are not known",)
+    return _joined(path, named, notes)
+
+
+@lru_cache(maxsize=1)
+def _metadata_beside(path: Path, _time: int, _size: int) -> Metadata:
+    """The ``.metadata`` of a folder whose files are opened one after the other."""
+    return read_metadata(path)
+
+
+def open_distributed(folder: Path) -> DistributedCheckpoint:
+    """Read the metadata of a whole checkpoint: ``.metadata`` and the zip directory of each item; no tensor byte.
+
+    Raises:
+        SourceError: there is no ``.metadata``, or a file that it names is not there.
+        DamagedError: something is cut off or inconsistent, or the chunks of a tensor do not tile it.
+        UnsafeError: a pickle is out of bounds in what it asks for, or names a file elsewhere.
+        UnsupportedError: an item is of a kind that is not read here.
+        StorageError: the system refused to read.
+    """
+    metadata = read_metadata(folder / NAME)
+    by_file: dict[str, list[Item]] = {}
+    for item in metadata.items.values():
+        by_file.setdefault(item.file, []).append(item)
+    missing = sorted(name for name in by_file if not (folder / name).is_file())
+    if missing:
+        raise SourceError(
+            f"{len(missing)} of {len(by_file)} files that {NAME} names are not there: {', '.join(missing[:4])}"
+            + (" .." if missing[4:] else ""),
+            where=folder,
+        )
+    pieces: dict[str, list[Piece]] = {name: [] for name in metadata.tensors}
+    objects: dict[str, Storage] = {}
+    files: dict[str, tuple[str, ...]] = {}
+    calls: Counter[Global] = Counter(metadata.globals)
+    for name, items in sorted(by_file.items()):
+        with reading(folder / name) as file:
+            ordered = _ordered(items, os.fstat(file.fileno()).st_size, folder / name)
+            files[name] = tuple(_label(metadata, item) for item in ordered)
+            for item in ordered:
+                if item.start is None:
+                    objects[item.name] = Storage(folder / name, item.offset, item.nbytes, item.name)
+                else:
+                    part = _open_chunk(metadata, item, folder / name, file)
+                    pieces[item.name] += _moved(part.state, item.start)
+                    calls.update(part.globals)
+    tensors = {name: _assembled(entry, pieces[name]) for name, entry in metadata.tensors.items()}
+    return DistributedCheckpoint(folder, tensors, objects, metadata.rest, files, dict(calls))
+
+
+def _label(metadata: Metadata, item: Item) -> str:
+    """The name of an item: the part of the tensor stands behind the tensor's unless it is the whole."""
+    if item.start is None:
+        return item.name
+    chunk = metadata.chunk(item)
+    if chunk.shape == metadata.tensors[item.name].shape:
+        return item.name
+    return f"{item.name}[{', '.join(f'{a}:{a + n}' for a, n in zip(chunk.start, chunk.shape, strict=True))}]"
+
+
+def _ordered(items: Iterable[Item], size: int, path: Path) -> list[Item]:
+    """The items of a file in its order, checked to lie in it without overlap."""
+    ordered = sorted(items, key=lambda item: (item.offset, item.nbytes))
+    for item in ordered:
+        if item.offset + item.nbytes > size:
+            raise DamagedError(
+                f"{item.name[:_SHOWN]}: bytes {item.offset} to {item.offset + item.nbytes} are not in a file of {size}",
+                where=path,
+            )
+    for left, right in pairwise(ordered):
+        if left.offset + left.nbytes > right.offset:
+            raise DamagedError(f"{left.name[:_SHOWN]} and {right.name[:_SHOWN]} share bytes", where=path)
+    return ordered
+
+
+def _named(
+    metadata: Metadata, items: Iterable[Item], path: Path, file: Any
+) -> Iterator[tuple[str, StoredFile | Storage]]:
+    seen = set()
+    for item in _ordered(items, os.fstat(file.fileno()).st_size, path):
+        label = _label(metadata, item)
+        if label in seen:
+            raise DamagedError(f"two items are named {label[:_SHOWN]}", where=path)
+        seen.add(label)
+        if item.start is not None:
+            yield label, _open_chunk(metadata, item, path, file)
+        else:
+            place = Storage(path, item.offset, item.nbytes, item.name)
+            yield label, _open_object(place, file) or place
+
+
+def _open_object(place: Storage, file: Any) -> StoredFile | None:
+    """What is in an object that is a torch zip; anything else is not opened."""
+    if os.pread(file.fileno(), min(4, place.nbytes), place.offset) != b"PK\x03\x04":
+        return None
+    return open_part(place.path, file, place.offset, place.nbytes, f"{place.name}/")
+
+
+def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> StoredFile:
+    """An item that must be a tensor of the shape and the type that ``.metadata`` says."""
+    entry, chunk = metadata.tensors.get(item.name), metadata.chunk(item)
+    part = open_part(path, file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
+    tensor = part.state
+    if entry is None or not isinstance(tensor, LazyTensor):
+        raise DamagedError(f"{item.name[:_SHOWN]}: byte {item.offset} begins no tensor", where=path)
+    if tensor.shape != chunk.shape or tensor.dtype != entry.dtype:
+        raise DamagedError(
+            f"{item.name[:_SHOWN]} at {item.start} is {tensor.dtype} {tensor.shape}, {NAME} says {entry.dtype} "
+            f"{chunk.shape}",
+            where=path,
+        )
+    if tensor.nbytes > item.nbytes:
+        # The planner clones what is expanded before it is written.
+        raise DamagedError(
+            f"{item.name[:_SHOWN]} at {item.start} is {tensor.shape}, {tensor.nbytes} bytes: they are not in "
+            f"{item.nbytes}",
+            where=path,
+        )
+    return part
+
+
+def _moved(tensor: LazyTensor, start: tuple[int, ...]) -> Iterator[Piece]:
+    return (Piece(tuple(map(add, piece.start, start)), piece.shape, piece.views, piece.fill) for piece in tensor.pieces)
+
+
+def _assembled(entry: TensorEntry, pieces: list[Piece]) -> LazyTensor:
+    return LazyTensor(entry.shape, entry.dtype, tuple(pieces)).coalesced()
+
+
+def _joined(path: Path, items: Mapping[str, StoredFile | Storage], notes: tuple[str, ...]) -> StoredFile:
+    """One file of several items."""
+    state: dict[str, Any] = {}
+    storages: dict[str, Storage] = {}
+    calls: Counter[Global] = Counter()
+    for name, item in items.items():
+        state[name] = item if isinstance(item, Storage) else item.state
+        if isinstance(item, StoredFile):
+            storages |= {f"{name}/{key}": storage for key, storage in item.storages.items()}
+            calls.update(item.globals)
+    opaque = [name for name, item in items.items() if isinstance(item, Storage)]
+    if opaque:
+        notes = (*notes, f"{len(opaque)} objects are no torch zips and are left as bytes: {opaque[0][:_SHOWN]}")
+    with_data = [
+        item
+        for item in items.values()
+        if isinstance(item, StoredFile) and any(storage.nbytes for storage in item.storages.values())
+    ]
+    disabled = bool(with_data) and all(item.crc_disabled for item in with_data)
+    locate = partial(_records, tuple(items.values()))
+    return StoredFile(path, "distcp", state, storages, disabled, dict(calls), notes, locate)
+
+
+def _records(items: tuple[StoredFile | Storage, ...]) -> tuple[Storage, ...]:
+    return tuple(chain.from_iterable((i,) if isinstance(i, Storage) else i.records() for i in items))

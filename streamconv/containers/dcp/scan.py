@@ -1,0 +1,68 @@
+"""Find the torch zips that stand one behind the other in a file, from its end, by what ends each of them.
+
+A zip's last records, from APPNOTE.TXT 4.3.14 to 4.3.16 and ``caffe2/serialize/inline_container.cc`` (miniz), which
+writes no comment and always the zip64 pair: the directory, the zip64 end (56 bytes), its locator (20), the end (22).
+The end has the directory's length, and the directory's place counted from the zip's beginning: so the zip's beginning
+follows, and the zip before it ends there. Nothing else is read.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from streamconv.core.errors import DamagedError
+
+__all__ = ["scan"]
+
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_END_MAGIC, _LOCATOR_MAGIC, _END64_MAGIC, _FIRST_MAGIC = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06", b"PK\x03\x04"
+
+
+def scan(descriptor: int, size: int, path: Path) -> list[tuple[int, int]]:
+    """(offset, nbytes) of each zip in an open file of ``size`` bytes, in the order of the file.
+
+    Raises:
+        DamagedError: the file does not consist of whole zips.
+        OSError: the system refused to read.
+    """
+    found: list[tuple[int, int]] = []
+    end = size
+    while end > 0:
+        start = _start_of(descriptor, end)
+        if start is None:
+            raise DamagedError(
+                f"no zip ends at byte {end} of {size}: the file is cut off, or holds something else than torch zips",
+                where=path,
+                remedy="put the .metadata of its folder beside it, which says where its parts are",
+            )
+        found.append((start, end - start))
+        end = start
+    return found[::-1]
+
+
+def _start_of(descriptor: int, end: int) -> int | None:
+    """Where the zip begins that ends at ``end``, if one does."""
+    tail_nbytes = min(end, _END64.size + _LOCATOR.size + _END.size)
+    tail = os.pread(descriptor, tail_nbytes, end - tail_nbytes)
+    if tail_nbytes < _END.size or len(tail) < tail_nbytes:
+        return None
+    magic, *_, length, place, comment = _END.unpack(tail[-_END.size :])
+    if magic != _END_MAGIC or comment:
+        return None
+    after = end - _END.size
+    if len(tail) == _END64.size + _LOCATOR.size + _END.size and tail[_END64.size :].startswith(_LOCATOR_MAGIC):
+        magic, *_, length, place = _END64.unpack(tail[: _END64.size])
+        if magic != _END64_MAGIC:
+            return None
+        after -= _END64.size + _LOCATOR.size
+        _, _, located, _ = _LOCATOR.unpack(tail[_END64.size : -_END.size])
+        if located != place + length:
+            return None
+    start = after - length - place
+    if start < 0 or os.pread(descriptor, len(_FIRST_MAGIC), start) != _FIRST_MAGIC:
+        return None
+    return int(start)

@@ -1,0 +1,55 @@
+"""JSON files with entries, read within limits: a configuration, an index of shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.stored_file import reading
+from streamconv.core.errors import DamagedError, UsageError
+
+__all__ = ["read_config", "read_entries"]
+
+_MAX_CONFIG_NBYTES = 16 << 20
+
+
+def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
+    """The entries of a JSON object.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        limit: the most bytes that it may have.
+
+    Raises:
+        SourceError: there is no such file.
+        DamagedError: it is too large, or no JSON object.
+        StorageError: the system refused to read.
+    """
+    with reading(path) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path)
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"no JSON: {str(error)[:80]}", where=path) from error
+    if not isinstance(found, dict):
+        raise DamagedError(f"no {what}: a JSON {type(found).__name__}, not an object", where=path)
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file with entries of a configuration.
+
+    Raises:
+        UsageError: there is no such file.
+        DamagedError: it is too large, or no JSON object.
+        StorageError: the system refused to read.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises what the system says of a name that is too long
+        raise UsageError("no such file: it should hold entries of a configuration", where=path)
+    return read_entries(path, "configuration", _MAX_CONFIG_NBYTES)

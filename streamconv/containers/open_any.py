@@ -1,0 +1,43 @@
+"""Open a file of tensors by what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamconv.containers.safetensors.reader import open_safetensors
+from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.torch_save.open import open_torch
+
+__all__ = ["CHECKPOINT_SUFFIXES", "checkpoint_files", "open_any"]
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".distcp")
+"""How files of tensors are called, of whatever container."""
+
+
+def open_any(path: Path) -> StoredFile:
+    """Open a torch file (zip or older), a safetensors file or a ``.distcp``, metadata only.
+
+    Raises:
+        SourceError: there is no such file.
+        UnsupportedError: it is none of these.
+        DamagedError: it is one of these and broken.
+        UnsafeError: its metadata is out of bounds in what it asks for.
+        StorageError: the system refused.
+    """
+    with reading(path) as file:
+        head = file.read(9)
+    if path.suffix == ".distcp":
+        # Imported here: a lone torch file is looked at often, and does without.
+        from streamconv.containers.dcp.reader import open_distcp
+
+        return open_distcp(path)
+    # A safetensors file is a length in 8 bytes and then JSON; no torch file has a brace there.
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return open_safetensors(path)
+    return open_torch(path)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of tensors below a folder, in order of their names; what stands in hidden folders is not part of it."""
+    found = (path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts[:-1]))

@@ -1,0 +1,107 @@
+"""Read a pickle without importing or calling anything that it names, and walk what came out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from mmap import mmap
+from typing import Any, TypeVar
+
+from streamconv.containers.pickles.machine import Builder, Global, PickleMachine, Record
+from streamconv.containers.pickles.opcodes import STEPS
+from streamconv.core.errors import UnsafeError
+
+__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "load_from", "loads", "walk"]
+
+MAX_PICKLE_NBYTES = 64 << 20
+_MAX_DEPTH = 200
+_CONTAINERS = (dict, list, tuple, Record)
+Leaf = TypeVar("Leaf")
+
+
+def loads(
+    data: bytes,
+    where: str,
+    builders: Mapping[str, Builder] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+    named: dict[Global, int] | None = None,
+) -> Any:
+    """The plain data in a pickle; whatever else it holds comes back as inert :class:`Record` and :class:`Global`.
+
+    Args:
+        data: the pickle.
+        where: its name in messages.
+        builders: ``"module.name"`` to a function of the caller's that stands in for it.
+        persistent: what to make of a persistent id (torch's storages); without it such an id is refused.
+        named: each global that the pickle names is added here, with how often the pickle called it.
+
+    Raises:
+        DamagedError: the pickle is cut off or inconsistent.
+        UnsafeError: it is larger than :data:`MAX_PICKLE_NBYTES` or does what no checkpoint needs.
+    """
+    return load_from(data, 0, where, builders, persistent, named)[0]
+
+
+def load_from(
+    data: bytes | mmap,
+    start: int,
+    where: str,
+    builders: Mapping[str, Builder] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+    named: dict[Global, int] | None = None,
+) -> tuple[Any, int]:
+    """What :func:`loads` gives of the pickle that begins at ``start``, and where it ends: other bytes may follow.
+
+    Raises:
+        DamagedError: the pickle is cut off or inconsistent.
+        UnsafeError: ``data`` is larger than :data:`MAX_PICKLE_NBYTES`, or the pickle does what no checkpoint needs.
+    """
+    if len(data) > MAX_PICKLE_NBYTES:
+        raise UnsafeError(f"pickle of {len(data)} bytes; the limit is {MAX_PICKLE_NBYTES}", where=where)
+    machine = PickleMachine(data, where, builders or {}, persistent)
+    value = machine.run(STEPS, start)
+    if named is not None:
+        machine.count_into(named)
+    return value, machine.end
+
+
+def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(key path, leaf) for all leaves of nested dicts, lists, tuples and records, each container once.
+
+    Raises:
+        UnsafeError: containers are nested deeper than 200.
+    """
+    return leaves_of(object, tree, where)
+
+
+def leaves_of(kind: type[Leaf], tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Leaf]]:
+    """What :func:`walk` gives, as far as it is of one kind."""
+    if not isinstance(tree, _CONTAINERS):
+        if isinstance(tree, kind):
+            yield (), tree
+        return
+    seen = {id(tree)}
+    stack: list[tuple[tuple[Any, ...], Iterator[tuple[Any, Any]]]] = [((), _children(tree))]
+    while stack:
+        path, children = stack[-1]
+        for key, child in children:
+            if not isinstance(child, _CONTAINERS):
+                if isinstance(child, kind):
+                    yield (*path, key), child
+            elif id(child) not in seen:
+                seen.add(id(child))
+                if len(path) + 1 >= _MAX_DEPTH:
+                    raise UnsafeError(f"containers nested deeper than {_MAX_DEPTH}", where=where)
+                stack.append(((*path, key), _children(child)))
+                break
+        else:
+            stack.pop()
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(node, dict):
+        return iter(node.items())
+    if not isinstance(node, Record):
+        return enumerate(node)
+    state = () if node.state is None or isinstance(node.state, dict) else (("state", node.state),)
+    return chain(enumerate(node.args), node.attributes.items(), enumerate(node.items), state)

@@ -1,0 +1,90 @@
+"""An opened file of tensors, whatever its container: what each reader in this folder gives."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from streamconv.containers.pickles.machine import Global
+from streamconv.containers.pickles.reader import leaves_of
+from streamconv.core.errors import DamagedError, SourceError, StorageError
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.views import Storage
+
+__all__ = ["StoredFile", "reading"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An opened file: its plain state with :class:`LazyTensor` leaves, and where its bytes are.
+
+    Attributes:
+        path: the file.
+        kind: "torch zip", "torch before 1.6", "safetensors" or "distcp".
+        state: a tree of dicts, lists and tuples, of inert records and globals, with lazy tensors at their places.
+        storages: the tensor data by key.
+        crc_disabled: the container records checksums, and the writer left out those of all tensor data
+            (``torch.serialization.set_crc32_options(False)``).
+        globals: each class or function that a pickle names, and how often the pickle called it.
+        notes: words for a person.
+    """
+
+    path: Path
+    kind: str
+    state: Any
+    storages: dict[str, Storage]
+    crc_disabled: bool = False
+    globals: Mapping[Global, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    locate: Callable[[], tuple[Storage, ...]] | None = field(default=None, repr=False, compare=False)
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Every tensor in the file by the dotted path of its keys.
+
+        Raises:
+            DamagedError: two tensors have the same dotted path.
+        """
+        found: dict[str, LazyTensor] = {}
+        for path, tensor in leaves_of(LazyTensor, self.state, str(self.path)):
+            name = ".".join(map(str, path))
+            if name in found:
+                raise DamagedError(f"two tensors are named {name}", where=self.path)
+            found[name] = tensor
+        return found
+
+    def records(self) -> tuple[Storage, ...]:
+        """Every record of the container that is not empty, in the order of the file, with its CRC-32 if it has one.
+
+        A zip's directory is read again for this: its pickle and its small records are there too.
+
+        Raises:
+            DamagedError: the container has been changed or a record is not where the directory says.
+            UnsupportedError: a record is compressed.
+            SourceError: the file is gone.
+            StorageError: the system refused to read.
+        """
+        found = self.storages.values() if self.locate is None else self.locate()
+        return tuple(sorted((r for r in found if r.nbytes), key=lambda record: record.offset))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The file, open to read; what the system says against it becomes an error of ours.
+
+    Raises:
+        SourceError: there is no such file, or it is a folder or a device.
+        StorageError: the system refused to read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceError("not a file", where=path)
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise SourceError("no such file", where=path) from error
+    except OSError as error:
+        raise StorageError(f"cannot read: {error.strerror}", where=path) from error

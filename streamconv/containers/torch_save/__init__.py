@@ -1,0 +1,1 @@
+"""The files of ``torch.save``: zips, and those of before torch 1.6."""

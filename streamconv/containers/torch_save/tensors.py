@@ -1,0 +1,135 @@
+"""Tensors in the pickles of ``torch.save``: what torch's rebuilding functions stand for, without torch.
+
+A tensor in such a pickle is a call of ``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ..)`` whose
+storage is a persistent id ``("storage", class, key, location, numel, ..)``. The zip and the older format share this;
+where a storage's bytes are is the container's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import mul
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.pickles.machine import Builder, Global, checked_key
+from streamconv.core.dtypes import DType, dtype_from_storage, dtype_named
+from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+from streamconv.core.lazy import LazyTensor, View
+from streamconv.core.views import Storage
+
+__all__ = ["StorageId", "StorageRef", "TorchBuilders", "storage_id"]
+
+
+@dataclass(slots=True, eq=False)
+class StorageRef:
+    """A storage as a pickle refers to it: located, and of a type unless it is a plain run of bytes."""
+
+    storage: Storage
+    dtype: DType | None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageId:
+    """A persistent id of a storage of ``numel`` elements; ``rest`` is what follows the five usual parts."""
+
+    dtype: DType | None
+    key: str
+    numel: int
+    rest: tuple[Any, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element: an untyped storage counts bytes."""
+        return self.dtype.itemsize if self.dtype else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.numel * self.itemsize
+
+
+def storage_id(identifier: Any, path: Path) -> StorageId:
+    """A persistent id ("storage", class, key, location, numel, ..), checked.
+
+    Raises:
+        UnsafeError: it refers to something that is no storage.
+        UnsupportedError: the storage is of a class that is not known.
+        DamagedError: its number of elements is negative.
+        ValueError: it has too few parts (the pickle machine makes a refusal of it).
+    """
+    tag, cls, key, _, numel, *rest = identifier
+    known = isinstance(tag, str) and tag == "storage" and isinstance(cls, Global) and isinstance(numel, int)
+    if not known or not isinstance(key, str):
+        raise UnsafeError("pickle refers to data outside itself that is no storage", where=path)
+    dtype = dtype_from_storage(cls.name)
+    if dtype is None and cls.name != "UntypedStorage":
+        raise UnsupportedError(f"storage of class {cls}", where=path)
+    if numel < 0:
+        raise DamagedError(f"storage {key[:40]} has {numel} elements", where=path)
+    return StorageId(dtype, key, numel, tuple(rest))
+
+
+class TorchBuilders:
+    """Functions that stand in for torch's own, for one file (``where`` is its name in messages)."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.path, self.where = path, where
+
+    def table(self) -> dict[str, Builder]:
+        """The functions by the names that a pickle calls."""
+        builders: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": self.ordered,
+            "torch.Size": lambda sizes: tuple(sizes),
+            "torch._utils._rebuild_tensor": self.rebuild,
+            "torch._utils._rebuild_tensor_v2": self.rebuild,
+            "torch._utils._rebuild_tensor_v3": lambda s, o, n, t, g, h, dtype, *m: self.rebuild(
+                s, o, n, t, g, h, *m, dtype=dtype
+            ),
+            "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+            "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+        }
+        # A tensor with Python attributes is wrapped: the function, the class, its arguments, the attributes.
+        builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: builders[str(function)](*args)
+        return builders
+
+    def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
+        """What ``OrderedDict(pairs)`` stands for."""
+        return {key if type(key) is str else checked_key(key, self.where): value for key, value in pairs}
+
+    def rebuild(
+        self,
+        ref: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+        *,
+        dtype: Any = None,
+    ) -> LazyTensor:
+        """A tensor as a view of its storage, checked to lie inside it."""
+        if not isinstance(ref, StorageRef):
+            raise UnsafeError("a tensor without a storage", where=self.path)
+        kind = dtype_named(dtype.name) if isinstance(dtype, Global) else ref.dtype
+        if kind is None:
+            raise UnsupportedError(f"a tensor of an unknown dtype in {ref.storage.name}", where=self.path)
+        if metadata:
+            raise UnsupportedError(
+                f"a tensor in {ref.storage.name} is marked as conjugated or negated: its bytes are not its values",
+                where=self.path,
+                remedy="save it again after .resolve_conj().resolve_neg()",
+            )
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or set(map(type, numbers)) != {int} or min(numbers) < 0:
+            raise DamagedError(f"a tensor in {ref.storage.name} has no valid offset, size and stride", where=self.path)
+        last = offset + sum(map(mul, size, stride)) - sum(stride) + 1
+        if 0 not in size and last * kind.itemsize > ref.storage.nbytes:
+            raise DamagedError(
+                f"tensor of size {tuple(size)} at {offset} ends behind its record {ref.storage.name} "
+                f"of {ref.storage.nbytes} bytes",
+                where=self.path,
+            )
+        return LazyTensor.stored(View(ref.storage, kind, offset, tuple(stride)), size)

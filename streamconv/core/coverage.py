@@ -1,0 +1,180 @@
+"""Prove, in numbers, that a plan reads every source element and writes every target element, each exactly once.
+
+The proof does not trust the code that made the plan: it takes the boxes of the finished target tensors back to the
+coordinates of the source tensors that they come from, and checks that the boxes tile both sides.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from streamconv.core.errors import StreamconvError
+from streamconv.core.lazy import LazyTensor, Piece, Storage, View
+
+__all__ = ["Box", "Coverage", "CoverageError", "boxes_in_source", "prove", "tiles_exactly"]
+
+Box = tuple[tuple[int, int], ...]
+"""One (start, stop) for each axis."""
+
+
+class CoverageError(StreamconvError):
+    """A plan that loses or repeats an element. It is a bug, found before the first write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What was proved: source tensors consumed whole, left out on purpose, and target tensors written once."""
+
+    consumed: int
+    left_out: int
+    written: int
+
+
+def tiles_exactly(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
+    """Whether the boxes fill a tensor of ``shape`` without a gap and without an overlap."""
+    if len(boxes) == 1 and boxes[0] == _whole(shape):
+        return True
+    if sum(prod(stop - start for start, stop in box) for box in boxes) != prod(shape):
+        return False
+    if any(start < 0 or stop > size for box in boxes for (start, stop), size in zip(box, shape, strict=True)):
+        return False
+    return _disjoint(sorted(boxes), len(shape))
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    return tuple(zip((0,) * len(shape), shape, strict=True))
+
+
+def _disjoint(boxes: Sequence[Box], axes: int) -> bool:
+    """Whether sorted boxes are disjoint: along an axis on which not all agree, runs that overlap are looked at
+    alone.
+    """
+    if len(boxes) < 2:
+        return True
+    for axis in range(axes):
+        ordered = sorted(boxes, key=lambda box: box[axis])
+        groups: list[list[Box]] = []
+        reach = -1
+        for box in ordered:
+            start, stop = box[axis]
+            if start >= reach:
+                groups.append([])
+            groups[-1].append(box)
+            reach = max(reach, stop)
+        if len(groups) > 1:
+            return all(_disjoint(group, axes) for group in groups)
+    # No axis separates them: either two overlap, or they are woven; only a look at each pair tells.
+    return not any(
+        all(a0 < b1 and b0 < a1 for (a0, a1), (b0, b1) in zip(first, second, strict=True))
+        for index, first in enumerate(boxes)
+        for second in boxes[index + 1 :]
+    )
+
+
+def boxes_in_source(piece: Piece, view: View, source: LazyTensor) -> list[Box]:
+    """The boxes of ``source`` (one stored view) that a piece reads through ``view``."""
+    origin = source.pieces[0].views[0]
+    if view.dtype != origin.dtype:
+        raise CoverageError(f"a target reads {origin.dtype} elements as {view.dtype}")
+    if (view.offset, view.strides, piece.shape) == (origin.offset, origin.strides, source.shape):
+        return [_whole(source.shape)]
+    strides = [stride or 1 for stride in origin.strides]
+    axes = [axis for axis, size in enumerate(source.shape) if size > 1]
+    axes.sort(key=origin.strides.__getitem__, reverse=True)
+    steps: list[list[tuple[int, int]]] = [[] for _ in strides]
+    for size, stride in zip(piece.shape, view.strides, strict=True):
+        if size > 1:
+            for axis in axes if stride else ():
+                if stride % strides[axis] == 0:
+                    steps[axis].append((stride // strides[axis], size))
+                    break
+            else:
+                raise CoverageError(f"a view with stride {stride} of a tensor with strides {origin.strides}")
+    start, rest = [0] * len(strides), view.offset - origin.offset
+    for axis in axes:
+        start[axis], rest = divmod(rest, strides[axis])
+    return list(product(*map(_runs, start, steps)))
+
+
+def _runs(start: int, steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The runs of one axis that nested (step, count) loops visit, smallest step first."""
+    if not steps:
+        return [(start, start + 1)]
+    starts, length = [start], 1
+    for step, count in sorted(steps):
+        if step == length and len(starts) == 1:
+            length *= count
+        else:
+            starts = [s + step * index for s in starts for index in range(count)]
+    return [(s, s + length) for s in starts]
+
+
+def prove(
+    sources: Mapping[str, LazyTensor],
+    left_out: Mapping[str, Sequence[Box] | None],
+    targets: Iterable[tuple[str, LazyTensor]],
+) -> Coverage:
+    """Check both sides.
+
+    Args:
+        sources: every parameter's shard, each one stored view, by name.
+        left_out: boxes of a source that stay behind on purpose, None for all of it.
+        targets: (role, tensor) of every target tensor; each role by itself must consume a source whole or not at all
+            (a copy of the tied head is a role of its own).
+
+    Raises:
+        CoverageError: an element is lost or repeated.
+    """
+    index = _Index(sources)
+    read: dict[tuple[str, str], list[Box]] = defaultdict(list)
+    written = 0
+    for role, tensor in targets:
+        written += 1
+        boxes = [tuple([(a, a + n) for a, n in zip(p.start, p.shape, strict=True)]) for p in tensor.pieces]
+        if not tiles_exactly(boxes, tensor.shape):
+            raise CoverageError(f"target tensor of {role} {tensor.shape} would not be written exactly once")
+        for piece in tensor.pieces:
+            for view in () if piece.fill else piece.views:
+                name, found = index.find(piece, view)
+                read[role, name] += found
+    for (role, name), boxes in read.items():
+        extra = left_out.get(name) or ()
+        if not tiles_exactly([*boxes, *extra], sources[name].shape):
+            raise CoverageError(f"source tensor {name} {sources[name].shape} would not be read exactly once for {role}")
+    consumed = {name for _, name in read}
+    lost = [n for n, t in sources.items() if t.numel and n not in consumed and left_out.get(n, ()) is not None]
+    if lost:
+        raise CoverageError(
+            f"{len(lost)} source tensors are neither read nor left out with a reason, the first is {lost[0]}"
+        )
+    return Coverage(len(consumed), len(set(sources) - consumed), written)
+
+
+class _Index:
+    """Which source tensor a view of a storage falls into."""
+
+    def __init__(self, sources: Mapping[str, LazyTensor]) -> None:
+        self.sources = sources
+        self.by_storage: dict[Storage, list[tuple[int, int, str]]] = defaultdict(list)
+        for name, tensor in sources.items():
+            for piece in tensor.pieces:
+                (view,) = piece.views
+                start, nbytes = view.span(tensor.shape)
+                self.by_storage[view.storage].append((start, start + nbytes, name))
+
+    def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
+        """The tensor that has all boxes of the view inside it, and these boxes; column views may interleave."""
+        first, _ = view.span(piece.shape)
+        for start, stop, name in self.by_storage.get(view.storage, ()):
+            if start <= first < stop:
+                source = self.sources[name]
+                boxes = boxes_in_source(piece, view, source)
+                if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):
+                    return name, boxes
+        raise CoverageError(
+            f"a target reads {view.storage.name} of {view.storage.path.name} outside every source tensor"
+        )

@@ -1,0 +1,191 @@
+"""Strided views of stored bytes, and the steps that map boxes of them to boxes: what lazy tensors are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from operator import mul
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamconv.core.dtypes import DType
+from streamconv.core.errors import DamagedError
+
+__all__ = ["Piece", "Storage", "View", "flatten_piece", "merge_along", "put", "unflatten_piece"]
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    NDArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One record of bytes in a file: ``nbytes`` from ``offset``; ``crc`` is its recorded CRC-32, if it has one."""
+
+    path: Path
+    offset: int
+    nbytes: int
+    name: str
+    crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Elements of a storage: ``offset`` and ``strides`` count elements of ``dtype``."""
+
+    storage: Storage
+    dtype: DType
+    offset: int
+    strides: tuple[int, ...]
+
+    def moved(self, dim: int, steps: int) -> View:
+        """The same view, its origin moved by ``steps`` along axis ``dim``."""
+        return View(self.storage, self.dtype, self.offset + steps * self.strides[dim], self.strides) if steps else self
+
+    def strided(self, strides: tuple[int, ...]) -> View:
+        """The same origin with other strides."""
+        return View(self.storage, self.dtype, self.offset, strides)
+
+    def span(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(first byte in the storage, bytes from there to the last element) of a box of ``shape``, not empty."""
+        size = self.dtype.itemsize
+        return self.offset * size, (sum(map(mul, shape, self.strides)) - sum(self.strides) + 1) * size
+
+    def open(self, shape: Sequence[int]) -> NDArray:
+        """The elements of a box of ``shape``, mapped and read-only.
+
+        Raises:
+            DamagedError: the file has become shorter than the box needs.
+        """
+        import numpy as np
+
+        if prod(shape) == 0:
+            return np.empty(tuple(shape), self.dtype.numpy)
+        path = self.storage.path
+        first, extent = self.span(shape)
+        start = self.storage.offset + first
+        if start + extent > path.stat().st_size:
+            raise DamagedError(f"{self.storage.name}: the file ends before byte {start + extent}", where=path)
+        flat = np.memmap(path, np.uint8, "r", start, (extent,))
+        box: NDArray = np.ndarray(
+            tuple(shape), self.dtype.numpy, flat, 0, tuple(s * self.dtype.itemsize for s in self.strides)
+        )
+        return box
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor and what fills it: the element-wise sum of ``views``, divided by ``divisor``.
+
+    Nearly always that is one view as it is stored. ``fill`` marks made-up rows.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    views: tuple[View, ...]
+    fill: bool = False
+    divisor: int = 1
+
+    @property
+    def numel(self) -> int:
+        """Elements in the box."""
+        return prod(self.shape)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether its elements are stored as they are, not computed."""
+        return len(self.views) == 1 and self.divisor == 1
+
+    def at(self, start: tuple[int, ...], shape: tuple[int, ...], views: tuple[View, ...]) -> Piece:
+        """A piece of the same kind: another box, filled in the same way by other views."""
+        return Piece(start, shape, views, self.fill, self.divisor)
+
+
+def put(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
+    """The values with another one at ``dim``."""
+    return (*values[:dim], value, *values[dim + 1 :])
+
+
+def unflatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
+    """Cut a piece at multiples of ``inner`` so that each part is a box of the two new axes."""
+    position, end = piece.start[dim], piece.start[dim] + piece.shape[dim]
+    while position < end:
+        row, column = divmod(position, inner)
+        whole = (end - position) // inner if column == 0 else 0
+        rows, columns = (whole, inner) if whole else (1, min(inner - column, end - position))
+        views = []
+        for view in piece.views:
+            stride = view.strides[dim]
+            strides = (*view.strides[:dim], stride * inner, stride, *view.strides[dim + 1 :])
+            views.append(view.moved(dim, position - piece.start[dim]).strided(strides))
+        yield piece.at(
+            (*piece.start[:dim], row, column, *piece.start[dim + 1 :]),
+            (*piece.shape[:dim], rows, columns, *piece.shape[dim + 1 :]),
+            tuple(views),
+        )
+        position += rows * columns
+
+
+def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
+    """Join two axes of a piece, row by row where the stored strides do not allow one step."""
+    (row, column), (rows, columns) = piece.start[dim : dim + 2], piece.shape[dim : dim + 2]
+    pairs = [view.strides[dim : dim + 2] for view in piece.views]
+    joins = columns == inner and all(rows == 1 or inner == 1 or outer == inner * step for outer, step in pairs)
+    if not joins and rows > 1:
+        for index in range(rows):
+            one = piece.at(
+                put(piece.start, dim, row + index),
+                put(piece.shape, dim, 1),
+                tuple(view.moved(dim, index) for view in piece.views),
+            )
+            yield from flatten_piece(one, dim, inner)
+        return
+    views = tuple(
+        v.strided((*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
+        for v, (outer, step) in zip(piece.views, pairs, strict=True)
+    )
+    yield piece.at(
+        (*piece.start[:dim], row * inner + column, *piece.start[dim + 2 :]),
+        (*piece.shape[:dim], rows * columns, *piece.shape[dim + 2 :]),
+        views,
+    )
+
+
+def merge_along(pieces: list[Piece], dim: int) -> list[Piece]:
+    """The pieces, with those that are neighbours along ``dim`` joined into one."""
+    if len(pieces) < 2:
+        return pieces
+    merged: list[Piece] = []
+    for piece in sorted(pieces, key=lambda p: (put(p.start, dim, 0), put(p.shape, dim, 0), p.start[dim])):
+        joined = _joined(merged[-1], piece, dim) if merged else None
+        if joined is None:
+            merged.append(piece)
+        else:
+            merged[-1] = joined
+    return merged
+
+
+def _joined(left: Piece, right: Piece, dim: int) -> Piece | None:
+    """The two pieces as one box, if they are neighbours on ``dim`` in the tensor and evenly spaced in storage."""
+    if (left.fill, left.divisor, len(left.views)) != (right.fill, right.divisor, len(right.views)):
+        return None
+    if put(left.start, dim, left.start[dim] + left.shape[dim]) != right.start:
+        return None
+    if put(left.shape, dim, 0) != put(right.shape, dim, 0):
+        return None
+    views = []
+    for a, b in zip(left.views, right.views, strict=True):
+        step, rest = divmod(b.offset - a.offset, left.shape[dim])
+        known = {v.strides[dim] for v, n in ((a, left.shape[dim]), (b, right.shape[dim])) if n > 1}
+        others = all(
+            n == 1 or s == t
+            for axis, (n, s, t) in enumerate(zip(left.shape, a.strides, b.strides, strict=True))
+            if axis != dim
+        )
+        same = a.storage is b.storage or a.storage == b.storage
+        if not same or a.dtype != b.dtype or rest or step < 0 or not known <= {step} or not others:
+            return None
+        views.append(a.strided(put(a.strides, dim, step)))
+    return left.at(left.start, put(left.shape, dim, left.shape[dim] + right.shape[dim]), tuple(views))

@@ -1,0 +1,138 @@
+"""Whether a result may go to a destination: what is there already, and whether another run is writing there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from streamconv.core.errors import DestinationError
+
+__all__ = ["WORK_FOLDER", "check_destination", "lock_destination"]
+
+WORK_FOLDER = ".streamconv"
+
+# What any framework's checkpoint has directly in its folder: what every target owns, and what a tag's folder holds.
+_CHECKPOINTS = (
+    "latest",
+    "global_step*",
+    "layer_*-model_*",
+    "mp_rank_*",
+    "latest_checkpointed_iteration.txt",
+    "iter_*",
+    "release",
+    "*.distcp",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model*",
+    "adapter_config.json",
+    "adapter_model*",
+    "config.json",
+    "generation_config.json",
+)
+
+
+def check_destination(
+    source: Path,
+    destination: Path,
+    entries: Sequence[str],
+    *,
+    overwrite: bool,
+    owned: Sequence[str] = (),
+    beside: Sequence[str] = (),
+    sources: Iterable[Path] = (),
+) -> list[str]:
+    """Refuse a destination that must not be written.
+
+    Args:
+        source: the checkpoint that is read.
+        destination: the folder for the result; it may not exist yet.
+        entries: the names that the result will have directly in it, its commit record among them.
+        overwrite: whether what has these names may be replaced.
+        owned: patterns (:mod:`fnmatch`) of further names that make a checkpoint of the result's kind.
+        beside: patterns of names that belong to such a checkpoint where there is one, and to nobody where there is not.
+        sources: files that are read, wherever they are; what is linked below ``source`` counts as read.
+
+    Returns:
+        The files and links there that are ``owned``, or ``beside`` an older checkpoint, and not replaced by one of the
+        ``entries``: if they stayed, they could be loaded in place of the result, or with it.
+
+    Raises:
+        DestinationError: it would change the source, is not a folder, or holds a checkpoint.
+    """
+    children = sorted(destination.iterdir()) if destination.is_dir() else []
+    matching = [child for child in children if _matches(child, owned)]
+    old = [*matching, *(child for child in children if matching and _matches(child, beside))]
+    retired = sorted(
+        {child.name for child in old if child.name not in entries and (child.is_symlink() or child.is_file())}
+    )
+    _refuse_sources(source, destination, (*entries, *retired), sources)
+    if destination.exists() and not destination.is_dir():
+        raise DestinationError("the destination is not a folder", where=destination)
+    if (destination / WORK_FOLDER).is_symlink():
+        raise DestinationError(
+            "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
+        )
+    names = {*entries, *(child.name for child in matching)}
+    taken = [child.name for child in children if child.name in names or _matches(child, _CHECKPOINTS)]
+    if taken and not overwrite:
+        raise DestinationError(
+            f"the destination holds a checkpoint: {', '.join(taken[:4])}",
+            where=destination,
+            remedy="choose another folder, or --overwrite to replace it (it stays until the new one is durable)",
+        )
+    return retired
+
+
+def _matches(child: Path, patterns: Sequence[str]) -> bool:
+    return child.name != WORK_FOLDER and any(fnmatchcase(child.name, pattern) for pattern in patterns)
+
+
+def _refuse_sources(source: Path, destination: Path, names: Sequence[str], sources: Iterable[Path]) -> None:
+    """Refuse to replace what is read: the source's folder, or a file that the source's folder only links to."""
+    real, origin = destination.resolve(), source.resolve()
+    replaced = {(real / name).resolve() for name in names}
+    # The path as given counts too: its last folder may be a link into another place.
+    source_roots = {origin, origin.parent, source.absolute().parent.resolve()}
+    if real in source_roots or origin in real.parents or replaced & {origin, *origin.parents}:
+        raise DestinationError(
+            "the destination is the source's own folder; a source is never written", where=destination
+        )
+    # Of a link that stands in the destination only the link is replaced, so these are not resolved.
+    entries = {real / name for name in names}
+    for path in (*sources, *_links(source)):
+        there = Path(os.path.realpath(path))
+        if not entries.isdisjoint({there, *there.parents}):
+            raise DestinationError(
+                f"{path.name} is read, and is {there}, which would be replaced; a source is never written",
+                where=destination,
+                remedy="choose another folder",
+            )
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """The links below a folder."""
+    for parent, folders, files in os.walk(folder):
+        yield from (path for path in (Path(parent, name) for name in (*folders, *files)) if path.is_symlink())
+
+
+def lock_destination(path: Path, destination: Path) -> int:
+    """Lock the work folder by a file in it; returns the descriptor that holds the lock.
+
+    Raises:
+        DestinationError: another run holds it.
+        OSError: the system refused.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The run that held it may have removed the file in between: then this is no longer the lock.
+        held = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+    except BlockingIOError:
+        held = False
+    if not held:
+        os.close(descriptor)
+        raise DestinationError("another conversion is writing there", where=destination, remedy="wait until it ends")
+    return descriptor

@@ -1,0 +1,221 @@
+"""Carry out a plan: fill its files under a budget, go on where a run ended early, publish, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamconv.execution import threads
+from streamconv.execution.fit import Fit, RunChoices, check_budget
+from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
+from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
+from streamconv.execution.threads import Crew
+from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.io.open_files import allow_open_files
+from streamconv.io.output import DiscardedOutput, OutputFileWriter, refused_by_system
+from streamconv.io.source import OPEN_FILES
+from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
+from streamconv.planning.plan import OutputFile, Plan
+from streamconv.values.replicas import Drift, compare_replicas
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Progress", "Report", "run_plan"]
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion did. Times in seconds, sizes in bytes; ``peak_nbytes`` is the process's peak resident set.
+
+    ``destination`` is None if the result was discarded. ``resumed_nbytes`` were written by a run that ended early.
+    """
+
+    plan: Plan
+    destination: Path | None
+    seconds: float
+    read_nbytes: int
+    write_nbytes: int
+    resumed_nbytes: int
+    peak_nbytes: int
+    fit: Fit
+    drifts: tuple[Drift, ...]
+    records_checked: int
+    records_in_part: int
+    records_without_crc: int
+
+    @property
+    def budget(self) -> MemoryBudget:
+        """What was promised."""
+        return self.fit.budget
+
+    @property
+    def nbytes_per_second(self) -> float:
+        """Bytes written a second by this run, start-up and sync included."""
+        return (self.write_nbytes - self.resumed_nbytes) / self.seconds if self.seconds else 0.0
+
+
+def run_plan(
+    work: Plan,
+    dst: str | Path | None,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+    **how: Unpack[RunChoices],
+) -> Report:
+    """Carry out a plan; see :func:`streamconv.api.convert`."""
+    began = time.monotonic()
+    fit = check_budget(work, how)
+    ledger = Ledger(work.jobs)
+    destination = None if dst is None else Path(dst)
+    if destination is not None:
+        allow_open_files(_open_files(work, fit))
+        clear_leftovers(destination)
+        retired = _check_destination(work, destination, overwrite)
+    drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
+    resumed = 0
+    if destination is None:
+        _discard(work, ledger, fit, progress)
+    else:
+        with staging(destination) as stage:
+            resumed = _write(work, ledger, stage, fit, restart, progress)
+            for name, text in work.small.items():
+                stage.text(name, text)
+            for name, path in work.copied.items():
+                stage.copy(name, path)
+            stage.publish(work.texts, retired)
+    verdict = ledger.sources.verdict()
+    return Report(
+        plan=work,
+        destination=destination,
+        seconds=time.monotonic() - began,
+        read_nbytes=ledger.read_nbytes,
+        write_nbytes=work.write_nbytes,
+        resumed_nbytes=resumed,
+        peak_nbytes=peak_rss_nbytes(),
+        fit=fit,
+        drifts=tuple(drifts),
+        records_checked=verdict.checked,
+        records_in_part=verdict.in_part,
+        records_without_crc=verdict.without_crc,
+    )
+
+
+def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[str]:
+    """What of the destination gives way to the result."""
+    names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
+    return check_destination(
+        work.source,
+        destination,
+        sorted({name.split("/", 1)[0] for name in names}),
+        overwrite=overwrite,
+        owned=work.owned,
+        beside=work.beside,
+        sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
+    )
+
+
+def _discard(work: Plan, ledger: Ledger, fit: Fit, progress: Progress | None) -> None:
+    """The whole conversion but for the last step."""
+    outputs = [DiscardedOutput()] * len(work.files)
+    with closing(Crew(fit.settings)) as crew:
+        threads.run(ledger, outputs, crew, _counter(work, 0, progress))
+
+
+def _open_files(work: Plan, fit: Fit) -> int:
+    """How many descriptors are open while the files are filled; past the page cache a file has two."""
+    read = fit.settings.threads * min(OPEN_FILES, len(work.source_paths))
+    return (len(work.files) + read) * (2 if fit.io == "direct" else 1)
+
+
+def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
+    """The files that go along, but for those that are replaced by themselves."""
+    places = {name: (destination.resolve() / name, path) for name, path in work.copied.items()}
+    return [path for place, path in places.values() if path.resolve() != place]
+
+
+def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
+    """Fill the staged files, and what a run that ended early had left of them; the bytes that it had done."""
+    identity = identity_of(work)
+    journal = Journal(stage.journal)
+    resumes = _prepare(work, journal, stage, identity, restart)
+    stage.need(work.write_nbytes)
+    with ExitStack() as opened:
+        opened.callback(journal.close)
+        writers = [
+            opened.enter_context(
+                closing(OutputFileWriter(stage.path(file.path), file.layout.nbytes, fit.window, fit.io, resume=resumes))
+            )
+            for file in work.files
+        ]
+        with _noting(stage):
+            if resumes:
+                journal.resume(ledger)
+            else:
+                stage.sync()
+                journal.begin(identity)
+        resumed = ledger.write_nbytes
+
+        def note(done: Sequence[TileDone]) -> None:
+            with _noting(stage):
+                journal.add(done)
+
+        with closing(Crew(fit.settings)) as crew:
+            threads.run(ledger, writers, crew, _counter(work, resumed, progress), note)
+        refuse_changed_source(identity)
+        for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
+            for offset, data in file.layout.frame(_crcs(ledger, number, file)):
+                writer.write(offset, data, 0, len(data))
+            writer.finish()
+    return resumed
+
+
+def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
+    """Whether to go on with what is staged; if not, there is nothing staged any more."""
+    if stage.is_resumable and not restart:
+        noted = list(islice(journal.read(), 1))
+        if noted:
+            refuse_another(noted[0], identity, stage.destination)
+            refuse_incomplete({stage.new / file.path: file.layout.nbytes for file in work.files})
+            return True
+    stage.begin_anew()
+    return False
+
+
+@contextmanager
+def _noting(stage: Staging) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_system("write the journal", error, stage.journal) from error
+
+
+def _counter(work: Plan, done: int, progress: Progress | None) -> Callable[[int], None]:
+    total = work.tensor_nbytes
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+def _crcs(ledger: Ledger, number: int, file: OutputFile) -> dict[int, int]:
+    crcs = {}
+    for key, (offset, nbytes) in enumerate(file.layout.storages):
+        crc = ledger.targets.whole((number, offset), nbytes)
+        if crc is None:
+            raise RuntimeError(f"{file.path}: storage {key} of {nbytes} bytes was not written completely")
+        crcs[key] = crc
+    return crcs

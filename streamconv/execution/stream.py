@@ -1,0 +1,158 @@
+"""The target framework's tensors one layer at a time, in memory, without writing files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streamconv.core.dtypes import DType
+from streamconv.core.errors import UsageError
+from streamconv.execution import threads
+from streamconv.execution.fit import Fit, RunChoices, check_budget
+from streamconv.execution.threads import Crew
+from streamconv.execution.tile_log import Ledger
+from streamconv.io.checksums import SourceChecksums
+from streamconv.io.direct import Buffer, new_buffer, page_end
+from streamconv.models.parameter import Section
+from streamconv.moves.jobs import Target
+from streamconv.moves.lower import lower
+from streamconv.planning.plan import Entry, Plan
+from streamconv.values.replicas import compare_replicas
+
+__all__ = ["FRAMEWORKS", "Rank", "StreamedTensor", "stream_plan"]
+
+FRAMEWORKS = ("pt", "np")
+
+
+class Rank(NamedTuple):
+    """Who loads a tensor: the tensor-parallel and the pipeline-parallel rank."""
+
+    tp: int
+    pp: int
+
+
+class StreamedTensor(NamedTuple):
+    """One tensor of one rank.
+
+    ``layer`` counts transformer layers over all stages from 0; it is None for what is in no layer. ``name`` is the
+    name in the state dict of that rank's model, dotted.
+    """
+
+    layer: int | None
+    rank: Rank
+    name: str
+    tensor: Any
+
+
+class _Member(NamedTuple):
+    rank: Rank
+    entry: Entry
+
+
+def stream_plan(work: Plan, *, copy: bool, framework: str, how: RunChoices) -> Iterator[StreamedTensor]:
+    """Yield a plan's tensors; see :func:`streamconv.api.stream`. What can be refused is refused when this is called."""
+    if framework not in FRAMEWORKS:
+        raise UsageError(f"framework {framework!r}: no such framework", remedy=f"choose one of {', '.join(FRAMEWORKS)}")
+    if framework == "pt":
+        import torch  # noqa: F401 - it takes its memory before the budget is looked at
+    groups = _groups(work)
+    largest = max((page_end(member.entry.tensor.nbytes) for group in groups for member in group), default=0)
+    fit = check_budget(work, how, held=largest * (2 if copy else 1))
+    for drift in compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block):
+        warnings.warn(
+            f"{drift.name} differs between ranks in {drift.elements} elements, by at most {drift.largest:g}; "
+            f"the {work.replicated_policy} counts",
+            stacklevel=3,
+        )
+    return _stream(groups, fit, largest, copy, framework)
+
+
+def _stream(
+    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, copy: bool, framework: str
+) -> Iterator[StreamedTensor]:
+    whole = max((sum(page_end(member.entry.tensor.nbytes) for member in group) for group in groups), default=0)
+    pool = new_buffer(min(whole, largest + fit.spare))
+    sources = SourceChecksums()
+    with closing(Crew(fit.settings)) as crew:
+        for group in groups:
+            for batch in _batches(group, len(pool)):
+                places = _fill(batch, pool, crew, sources)
+                for (rank, entry), position in zip(batch, places, strict=True):
+                    tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, framework)
+                    layer = entry.layer if entry.section is Section.LAYER else None
+                    for name in entry.names:
+                        yield StreamedTensor(layer, rank, name, _copied(tensor, framework) if copy else tensor)
+
+
+def _groups(work: Plan) -> list[list[_Member]]:
+    """The shards of one parameter together, layer by layer; what is in no layer comes before or behind."""
+    sections = tuple(Section)
+    groups: dict[tuple[int, int, int], list[_Member]] = {}
+    for file in work.files:
+        numbers: dict[tuple[Section, int], int] = {}
+        for entry in file.entries:
+            number = numbers[entry.section, entry.layer] = numbers.get((entry.section, entry.layer), -1) + 1
+            key = sections.index(entry.section), entry.layer, number
+            groups.setdefault(key, []).append(_Member(Rank(file.rank, file.stage), entry))
+    return [groups[key] for key in sorted(groups)]
+
+
+def _batches(group: Sequence[_Member], nbytes: int) -> Iterator[list[_Member]]:
+    """As many shards at a time as fit, so that rows which several of them need are read once."""
+    batch: list[_Member] = []
+    size = 0
+    for member in group:
+        more = page_end(member.entry.tensor.nbytes)
+        if batch and size + more > nbytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(member)
+        size += more
+    if batch:
+        yield batch
+
+
+class _Memory:
+    """An output in memory."""
+
+    wants_pages = False
+
+    def __init__(self, pool: Buffer) -> None:
+        self.bytes = np.frombuffer(pool, np.uint8)
+
+    def write(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> None:
+        np.copyto(self.bytes[offset : offset + nbytes], np.frombuffer(buffer, np.uint8, nbytes, position))
+
+    def commit(self) -> None:
+        pass
+
+
+def _fill(batch: Sequence[_Member], pool: Buffer, crew: Crew, sources: SourceChecksums) -> list[int]:
+    """Bring the tensors into the pool; where each begins."""
+    places, position = [], 0
+    for member in batch:
+        places.append(position)
+        position += page_end(member.entry.tensor.nbytes)
+    jobs = lower(Target(0, place, member.entry.tensor) for member, place in zip(batch, places, strict=True))
+    threads.run(Ledger(jobs, sources), [_Memory(pool)], crew, lambda _: None)
+    return places
+
+
+def _tensor(pool: Buffer, position: int, shape: Sequence[int], dtype: DType, framework: str) -> Any:
+    numel = int(np.prod(shape, dtype=np.int64))
+    if framework == "np":
+        return np.ndarray(tuple(shape), dtype.numpy, pool, position)
+    import torch
+
+    kind = getattr(torch, dtype.name)
+    if not numel:
+        return torch.empty(tuple(shape), dtype=kind)
+    return torch.frombuffer(pool, dtype=kind, count=numel, offset=position).reshape(tuple(shape))
+
+
+def _copied(tensor: Any, framework: str) -> Any:
+    return tensor.clone() if framework == "pt" else tensor.copy()

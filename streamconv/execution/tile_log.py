@@ -1,0 +1,86 @@
+"""The ledger of a run: which tiles are done, and the checksums of all bytes that have passed.
+
+A tile is named by its job and its range, so what is done does not depend on how the rest is cut: a run that goes on
+with another budget, and so with another block, only has to do what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from threading import Lock
+from typing import NamedTuple
+
+from streamconv.io.checksums import ChecksumBook, SourceChecksums
+from streamconv.moves.jobs import Job
+from streamconv.moves.tiles import Tile
+
+__all__ = ["Ledger", "TileDone"]
+
+
+class TileDone(NamedTuple):
+    """Elements or rows ``first`` to ``last`` of a job are written; the CRC-32s of its reads and writes, in order."""
+
+    job: int
+    first: int
+    last: int
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+class Ledger:
+    """What is done of some jobs. ``sources`` and ``targets`` are the checksums, the latter by (file, record)."""
+
+    def __init__(self, jobs: Sequence[Job], sources: SourceChecksums | None = None) -> None:
+        """``sources`` goes on with what other jobs have read of the same source."""
+        self.jobs = jobs
+        self.sources = sources or SourceChecksums()
+        self.targets: ChecksumBook[tuple[int, int]] = ChecksumBook()
+        self.read_nbytes = self.write_nbytes = 0
+        self._lock = Lock()
+        self._done: dict[int, list[tuple[int, int]]] = {}
+
+    def add(self, done: TileDone, tile: Tile) -> None:
+        """Enter a tile.
+
+        Raises:
+            DamagedError: with it a storage has been read whole, and is not what its file says.
+            ValueError: the checksums are not as many as the tile's reads and writes.
+        """
+        for read, crc in zip(tile.reads, done.reads, strict=True):
+            self.sources.add(read.storage, read.start, read.nbytes, crc)
+        for write, crc in zip(tile.writes, done.writes, strict=True):
+            self.targets.add((write.file, write.record), write.start, write.nbytes, crc)
+        with self._lock:
+            ranges = self._done.setdefault(done.job, [])
+            if ranges and ranges[-1][1] == done.first:
+                ranges[-1] = (ranges[-1][0], done.last)
+            else:
+                ranges.append((done.first, done.last))
+            self.read_nbytes += sum(read.nbytes for read in tile.reads)
+            self.write_nbytes += sum(write.nbytes for write in tile.writes)
+
+    def enter(self, done: TileDone) -> None:
+        """Enter a tile that an earlier run noted.
+
+        Raises:
+            ValueError: the jobs have no such tile, or it is done already.
+        """
+        if not 0 <= done.job < len(self.jobs):
+            raise ValueError(f"there is no job {done.job}")
+        job = self.jobs[done.job]
+        overlaps = any(a < done.last and done.first < b for a, b in self._done.get(done.job, ()))
+        if not 0 <= done.first < done.last <= job.length or overlaps:
+            raise ValueError(f"job {done.job} has no range {done.first} to {done.last} to be done")
+        self.add(done, job.tile(done.first, done.last))
+
+    def remaining(self) -> Iterator[tuple[int, int, int]]:
+        """(job, first, last) of all that is not done; it does not follow what is entered meanwhile."""
+        done = {number: sorted(ranges) for number, ranges in self._done.items()}
+        for number, job in enumerate(self.jobs):
+            position = 0
+            for first, last in done.get(number, ()):
+                if position < first:
+                    yield number, position, first
+                position = last
+            if position < job.length:
+                yield number, position, job.length

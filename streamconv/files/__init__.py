@@ -1,1 +1,0 @@
-"""Container formats: bytes only. A module here knows one way to keep tensors in a file, and no framework."""

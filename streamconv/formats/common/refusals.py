@@ -1,0 +1,62 @@
+"""What any framework's folder may be that is not translated, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from streamconv.core.errors import UnsupportedError
+from streamconv.models.family import ModelFamily
+from streamconv.models.registry import known_families
+
+__all__ = ["OtherCheckpointError", "refuse_keys", "refuse_other_folders", "titles"]
+
+
+class OtherCheckpointError(UnsupportedError):
+    """A checkpoint of a kind that no format opens; who knows all formats says which there are."""
+
+
+def titles(refusal: Callable[[ModelFamily], str | None]) -> str:
+    """The families that a format does not refuse, for a message."""
+    return ", ".join(family.title for family in known_families() if refusal(family) is None)
+
+
+def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
+    """Name a folder that is another framework's checkpoint.
+
+    Raises:
+        OtherCheckpointError: it is one.
+    """
+    has = set(names).__contains__
+    kinds = (
+        ("a DeepSpeed universal checkpoint", has("zero") and (folder / "zero").is_dir()),
+        ("the output of DeepSpeed's zero_to_fp32", any(n.startswith("pytorch_model") for n in names)),
+        ("a Hugging Face safetensors checkpoint", any(".safetensors" in n for n in names)),
+        ("a mixture of experts (MoE)", any("_expert_" in n and n.endswith("_model_states.pt") for n in names)),
+    )  # fmt: skip
+    for name, matches in kinds:
+        if matches:
+            raise OtherCheckpointError(f"{name}: not a source that streamconv converts", where=folder)
+
+
+def refuse_keys(keys: Collection[str], path: Path, families: str) -> None:
+    """Name a family or mechanism whose keys give it away in one layer.
+
+    Args:
+        keys: those of the layer.
+        path: its file, for the message.
+        families: the titles of those that such folders can be of.
+
+    Raises:
+        UnsupportedError: the keys do.
+    """
+    neox = ("attention.", "final_linear.", "norm.")
+    kinds = (
+        ("GPT-NeoX without its layer_00 files", any(k.startswith(neox) for k in keys)),
+        ("a mixture of experts (MoE)", any("deepspeed_moe" in k or ".experts." in k or "gate.wg" in k for k in keys)),
+    )  # fmt: skip
+    for name, matches in kinds:
+        if matches:
+            raise UnsupportedError(
+                f"{name}: not translated", where=path, remedy=f"families so far in such folders: {families}"
+            )

@@ -1,0 +1,162 @@
+"""Settle the orders of fused rows that Megatron's code of several years leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, TypeVar
+
+from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
+from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.source import Fact, Place, ShardedModel, SourceOptions, positive_int
+from streamconv.models.orders import GluOrder, QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["first_weight", "join_separate_heads", "settle_glu", "weigh"]
+
+_QUERY, _KEY_VALUE, _FUSED = (f"self_attention.{name}." for name in ("query", "key_value", "query_key_value"))
+
+Order = TypeVar("Order", bound=Enum)
+
+
+def weigh(
+    model: ShardedModel, flag: str, said: Order | None, evidence: tuple[Order, str] | None
+) -> tuple[Order, str] | None:
+    """What the user says outweighs the evidence, but not without a word."""
+    if said is None:
+        return evidence
+    if evidence and evidence[0] is not said:
+        model.warnings.append(f"{flag} {said.value} against the evidence ({evidence[1]})")
+    return said, flag
+
+
+def first_weight(model: ShardedModel, key: str) -> LazyTensor | None:
+    """A weight of the first layer on rank 0."""
+    shards = model.tensors.get((Section.LAYER, 0, key))
+    return shards[0] if shards and len(shards[0].shape) == 2 else None
+
+
+def join_separate_heads(model: ShardedModel, options: SourceOptions) -> bool:
+    """Join ``query`` and ``key_value`` of deepspeedai's fork into one query_key_value in blocks, if they are there.
+
+    Grouped heads were stored apart from d6c9d841 (2023-07) to 8415d03e (2023-11): the rows of ``query`` are
+    ``[heads, head_dim]``, those of ``key_value`` ``[groups, 2, head_dim]`` on each rank, split only after the view by
+    group [``megatron/model/transformer.py:ParallelAttention.forward`` of d6c9d841].
+
+    Raises:
+        AmbiguousError: the number of heads is needed and unknown.
+        DamagedError: rows do not divide into heads, or some layers are stored so and others not.
+    """
+    places = [place for place in model.tensors if place[2].startswith(_KEY_VALUE)]
+    pairs = [(place, _beside(place, _QUERY)) for place in places]
+    if not pairs or not all(p in model.tensors and model.tensors[p][0].shape for pair in pairs for p in pair):
+        return False
+    if any(place[2].startswith(_FUSED) for place in model.tensors):
+        raise DamagedError("query_key_value is fused in some layers and stored apart in others", where=model.path)
+    head_dim = _head_dim(model, options, model.tensors[pairs[0][1]])
+    for place, query in pairs:
+        key_values = model.tensors.pop(place)
+        joined = [
+            _in_blocks(model, q, kv, head_dim) for q, kv in zip(model.tensors.pop(query), key_values, strict=True)
+        ]
+        model.tensors[_beside(place, _FUSED)] = tuple(joined)
+    model.qkv = QkvLayout.BLOCKS
+    if options.qkv_layout not in (None, QkvLayout.BLOCKS):
+        model.warnings.append(f"--qkv-layout {options.qkv_layout.value} is not used: query and key_value are apart")
+    evidence = "the keys query and key_value: written from d6c9d841 (2023-07) to 8415d03e (2023-11)"
+    model.facts.append(Fact("query_key_value rows blocks, joined from query and key_value", evidence))
+    return True
+
+
+def _beside(place: Place, module: str) -> Place:
+    """The same leaf of another module than ``key_value``."""
+    section, layer, key = place
+    return section, layer, module + key.removeprefix(_KEY_VALUE)
+
+
+def _head_dim(model: ShardedModel, options: SourceOptions, query: tuple[LazyTensor, ...]) -> int:
+    if (channels := positive_int(model.args, "kv_channels", model.path)) is not None:
+        return channels
+    rows = query[0].shape[0] * len(query)
+    heads = positive_int(model.args, "num_attention_heads", model.path) or options.num_heads
+    if heads is None:
+        raise AmbiguousError(
+            "the number of attention heads is unknown, and the rows of key_value must be split by head",
+            where=model.path,
+            remedy="say --num-heads N",
+        )
+    return max(1, rows // heads)
+
+
+def _in_blocks(model: ShardedModel, query: LazyTensor, key_value: LazyTensor, head_dim: int) -> LazyTensor:
+    """One rank's queries, then its keys, then its values."""
+    groups, rest = divmod(key_value.shape[0], 2 * head_dim)
+    if (query.shape[1:], query.dtype) != (key_value.shape[1:], key_value.dtype):
+        found = f"query is {query.shape} {query.dtype}, key_value {key_value.shape} {key_value.dtype}"
+        raise DamagedError(f"{found}: they do not belong together", where=model.path)
+    if rest or query.shape[0] % head_dim:
+        raise DamagedError(
+            f"query has {query.shape[0]} rows and key_value {key_value.shape[0]}: no whole heads of {head_dim} rows",
+            where=model.path,
+            remedy="check --num-heads, or the arguments num_attention_heads and kv_channels",
+        )
+    by_group = key_value.unflatten(0, groups, 2 * head_dim)
+    halves = (by_group.slice(1, start, start + head_dim).flatten(0) for start in (0, head_dim))
+    return concat([query, *halves], 0).coalesced()
+
+
+def settle_glu(model: ShardedModel, options: SourceOptions, gate_up: str | None) -> None:
+    """Decide which half of a gated ``dense_h_to_4h`` comes first, if its rows say that it has two.
+
+    Args:
+        model: gets the order, and the fact with its evidence.
+        options: what the user says outweighs the evidence.
+        gate_up: what speaks for ``gate-up`` where the arguments do not tell, None if nothing does.
+
+    Raises:
+        AmbiguousError: nothing tells.
+        UnsupportedError: the arguments name an activation that is not SwiGLU, or none.
+    """
+    up, down = first_weight(model, "mlp.dense_h_to_4h.weight"), first_weight(model, "mlp.dense_4h_to_h.weight")
+    if up is None or down is None or up.shape[0] != 2 * down.shape[1]:
+        return
+    settled = weigh(model, "--glu-order", options.glu_order, _glu_evidence(model, gate_up))
+    args = model.args or {}
+    if settled is None and ("swiglu" in args or "glu_activation" in args):
+        raise UnsupportedError(
+            "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns), and args say "
+            "that there is none",
+            where=model.path,
+            remedy="if args are wrong, say --glu-order gate-up or up-gate",
+        )
+    if settled is None:
+        raise AmbiguousError(
+            "which half of the gated dense_h_to_4h comes first cannot be known: args do not tell, and forks differ",
+            where=model.path,
+            remedy="say --glu-order up-gate (bigscience's fork) or gate-up (deepspeedai's)",
+        )
+    model.glu, words = settled
+    model.facts.append(Fact(f"dense_h_to_4h rows {model.glu.value}", words))
+
+
+def _glu_evidence(model: ShardedModel, gate_up: str | None) -> tuple[GluOrder, str] | None:
+    """The order that the arguments mean, else what else speaks for ``gate-up``.
+
+    bigscience's fork has ``glu_activation`` [``megatron/model/glu_activations.py``: ``x1 * f(x2)``]. deepspeedai's has
+    ``swiglu`` [``megatron/model/transformer.py:ParallelMLP``: ``silu(x[0]) * x[1]``] since the merge 9e72d571
+    (2023-07-04), a week before its file numbers changed (53db2b14).
+    """
+    args: Mapping[str, Any] = model.args or {}
+    activation = args.get("glu_activation")
+    if activation not in (None, "swiglu"):
+        raise UnsupportedError(
+            f"a gated linear unit (GLU: {str(activation)[:40]}): families so far activate with silu (swiglu)",
+            where=model.path,
+        )
+    if args.get("swiglu"):
+        return GluOrder.GATE_UP, "args.swiglu: the argument of Megatron-LM and of deepspeedai's fork"
+    if activation:
+        return GluOrder.UP_GATE, "args.glu_activation: the argument of bigscience's fork"
+    if gate_up is None or "swiglu" in args or "glu_activation" in args:
+        return None
+    return GluOrder.GATE_UP, gate_up

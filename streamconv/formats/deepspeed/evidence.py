@@ -1,0 +1,150 @@
+"""What a Megatron-DeepSpeed folder says of itself, weighed: parallel sizes, the orders of fused rows, who wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.core.errors import AmbiguousError, DamagedError
+from streamconv.formats.common.row_orders import first_weight, join_separate_heads, settle_glu, weigh
+from streamconv.formats.source import Fact, ShardedModel, SourceOptions
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = [
+    "BIGSCIENCE",
+    "DEEPSPEEDAI",
+    "DEEPSPEEDAI_2024_11",
+    "ParallelSize",
+    "agree",
+    "settle_qkv",
+    "settle_rows",
+]
+
+BIGSCIENCE = "bigscience"
+"""bigscience-workshop/Megatron-DeepSpeed. As who numbers layer files: or deepspeedai's fork before 53db2b14
+(2023-07).
+"""
+
+DEEPSPEEDAI_2024_11 = "deepspeedai-2024-11"
+"""deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12): rows of query_key_value are interleaved."""
+
+DEEPSPEEDAI = "deepspeedai"
+"""deepspeedai/Megatron-DeepSpeed since 676a482c. As who numbers layer files: since 53db2b14 (2023-07)."""
+
+_BIGSCIENCE_ARGS = ("embed_layernorm", "glu_activation", "kill_switch_path", "sync_tp_duplicated_parameters")
+_FPDT = "ds_sequence_parallel_fpdt"
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelSize:
+    """A size that was agreed on (None if nothing says it), from what, and what spoke against it."""
+
+    value: int | None
+    facts: list[Fact]
+    warnings: list[str]
+
+
+def agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None, files: str) -> ParallelSize:
+    """One parallel size out of what is recorded and how many files there are; the record counts before the
+    arguments.
+    """
+    facts = [f"{source} says {value}" for source, value in said.items()]
+    if counted is not None:
+        facts.append(f"{files} count {counted}")
+    values = list(said.values())
+    trusted = values[0] if values else counted
+    if trusted is None:
+        return ParallelSize(None, [], [f"the source's {what} is unknown: there are no mp_rank files"])
+    if counted is not None and trusted != counted:
+        raise DamagedError(
+            f"the source's {what} is contradictory: {', '.join(facts)}",
+            where=folder,
+            remedy="files are missing, or left over from another run: keep the checkpoint's own files, all of them",
+        )
+    warnings = [f"the source's {what}: {', '.join(facts)}; took {trusted}"] if len(set(values)) > 1 else []
+    return ParallelSize(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
+
+
+def settle_rows(model: ShardedModel, options: SourceOptions, numbered_by: str | None) -> None:
+    """Decide the orders of all fused rows, and who wrote the folder.
+
+    Args:
+        model: gets the orders, the fork, and facts with their evidence.
+        options: what the user says outweighs the evidence.
+        numbered_by: whose numbers the layer files have, :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI`, None if unknown.
+
+    Raises:
+        AmbiguousError: nothing tells an order.
+        UnsupportedError: a gated linear unit is none that a family has.
+        DamagedError: query and key_value are apart and do not fit together.
+    """
+    apart = join_separate_heads(model, options)
+    if not apart:
+        settle_qkv(model, options, numbered_by == BIGSCIENCE)
+    is_deepspeedai = numbered_by == DEEPSPEEDAI
+    settle_glu(model, options, "arranged as by deepspeedai's fork since 2023-07" if is_deepspeedai else None)
+    model.fork = _fork(model, numbered_by, apart or model.qkv is QkvLayout.INTERLEAVED)
+
+
+def _fork(model: ShardedModel, numbered_by: str | None, is_before_blocks: bool) -> str | None:
+    if numbered_by == DEEPSPEEDAI:
+        return DEEPSPEEDAI_2024_11 if is_before_blocks else DEEPSPEEDAI
+    if numbered_by == BIGSCIENCE and is_before_blocks:
+        has_norm = (Section.EMBEDDING, -1, "word_embeddings.norm.weight") in model.tensors
+        if has_norm or any(name in (model.args or {}) for name in _BIGSCIENCE_ARGS):
+            return BIGSCIENCE
+        return None if model.args is None else DEEPSPEEDAI_2024_11
+    return None
+
+
+def settle_qkv(model: ShardedModel, options: SourceOptions, bigscience_numbering: bool) -> None:
+    """Decide the row order, which no key and no shape shows.
+
+    Args:
+        model: gets the order, and the fact with its evidence.
+        options: what the user says outweighs the evidence.
+        bigscience_numbering: whether the files are numbered as only forks without blocks number them.
+
+    Raises:
+        AmbiguousError: nothing tells.
+    """
+    evidence: tuple[QkvLayout, str] | None = None
+    if model.args is not None:
+        blocks = _FPDT in model.args
+        words = "has" if blocks else "does not have"
+        since = "since" if blocks else "before"
+        layout = QkvLayout.BLOCKS if blocks else QkvLayout.INTERLEAVED
+        evidence = layout, f"args {words} {_FPDT}: written {since} commit 676a482c of Megatron-DeepSpeed"
+    elif bigscience_numbering:
+        evidence = (
+            QkvLayout.INTERLEAVED,
+            "the file numbers are those of bigscience's fork, or of deepspeedai's before 2023-07",
+        )
+    settled = weigh(model, "--qkv-layout", options.qkv_layout, evidence)
+    if settled is None:
+        raise AmbiguousError(
+            "the row order of query_key_value cannot be known: there are no args, and both orders have its shape",
+            where=model.path,
+            remedy="say --qkv-layout interleaved ([heads,3,head_dim]) or blocks ([3,heads,head_dim], since 2024-12)",
+        )
+    model.qkv, words = settled
+    model.facts.append(Fact(f"query_key_value rows {model.qkv.value}", words))
+    if model.qkv is QkvLayout.BLOCKS and options.qkv_layout is None and _is_grouped(model):
+        # megatron/model/transformer.py:ParallelAttention.forward at 4efb479: each_hidden_size is a third of all rows;
+        # tools/hf2megads_weight_converter.py:_qkv_refactor there: [ng, np/ng + 2, hn].
+        model.warnings.append(
+            "heads share keys and values, and rows are taken for blocks: Megatron-DeepSpeed since 676a482c cannot run "
+            "such a model, and its converter from Hugging Face leaves rows interleaved: check the result's answers, or "
+            "say --qkv-layout"
+        )
+
+
+def _is_grouped(model: ShardedModel) -> bool:
+    """Whether query_key_value has fewer rows than three for each column of the output projection."""
+    fused, dense = (
+        first_weight(model, "self_attention.query_key_value.weight"),
+        first_weight(model, "self_attention.dense.weight"),
+    )
+    return fused is not None and dense is not None and fused.shape[0] < 3 * dense.shape[1]

@@ -1,0 +1,245 @@
+"""The forks of Megatron-DeepSpeed as targets: how each numbers layers and orders rows, what it runs, what it records.
+
+Sources, by path: bigscience-workshop/Megatron-DeepSpeed at 8387ae1, deepspeedai/Megatron-DeepSpeed at 4efb479 and,
+before 676a482c, at 6acc370.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streamconv.containers.pickles.reader import Global
+from streamconv.containers.pickles.writer import Call
+from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.recorded import whole
+from streamconv.formats.target import TargetModel
+from streamconv.models.family import ModelFamily
+from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
+from streamconv.models.parameter import Section
+
+__all__ = ["FORKS", "Fork", "counted"]
+
+_FPDT = "ds_sequence_parallel_fpdt"
+_QKV_BIAS, _DENSE_BIAS = "self_attention.query_key_value.bias", "self_attention.dense.bias"
+_POSITION_TYPE = Global("megatron.enums", "PositionEmbeddingType")
+_POSITION_TYPES = {"rotary": 1, "learned": 2, "alibi": 3}
+_NO_SHARED_HEADS = "no heads that share keys and values"
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A code that loads the result.
+
+    ``first_block`` is the number of the first transformer layer's file, ``norm_after`` the distance from the last
+    one's to the final norm's; the embedding is ``embedding``, a head of its own stands behind the norm. ``first_only``
+    are embedding parameters that the tied copy on the last stage does not have. ``lacks`` says what a family needs and
+    the fork has not, ``lacks_for`` the same of one model; None if it runs. ``arguments`` are training arguments that
+    only this fork has, ``without`` those that it must not have. ``entries`` are what the fork adds to its rank files,
+    ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from the result.
+    """
+
+    name: str
+    title: str
+    embedding: int
+    first_block: int
+    norm_after: int
+    orders: RowOrders
+    lacks: Callable[[ModelFamily], str | None]
+    lacks_for: Callable[[TargetModel], str | None]
+    arguments: Callable[[TargetModel], Mapping[str, Any]]
+    entries: Callable[[TargetModel], Mapping[str, Any]]
+    scheduler: Callable[[TargetModel], Mapping[str, Any] | None]
+    start: str
+    first_only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def counted(model: TargetModel, name: str) -> int:
+    """How far the training of the source came, by an argument that counts it; 0 for a fresh start."""
+    return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
+
+
+def _lacks(family: ModelFamily) -> str | None:
+    """What neither fork has [``megatron/model/transformer.py`` of both]."""
+    keys = family.keys(Section.LAYER)
+    if family.name == "gpt_neox":
+        return "no parallel residual"
+    if any("q_layernorm" in key for key in keys):
+        return "no norms of queries and keys"
+    if (_QKV_BIAS in keys) != (_DENSE_BIAS in keys):
+        return "no biases on queries, keys and values alone"
+    return None
+
+
+def _deepspeedai_lacks(family: ModelFamily) -> str | None:
+    """[``megatron/model/language_model.py:Embedding``, ``TransformerLanguageModel``]"""
+    return "no ALiBi and no embedding norm" if family.positions == "alibi" else _lacks(family)
+
+
+def _bigscience_lacks(family: ModelFamily) -> str | None:
+    """[``megatron/model/__init__.py``: ``LayerNorm`` is the one norm]"""
+    return "no RMSNorm" if family.norm == "rmsnorm" else _lacks(family)
+
+
+def _runs(model: TargetModel) -> str | None:
+    return None
+
+
+def _deepspeedai_lacks_for(model: TargetModel) -> str | None:
+    """[``megatron/model/transformer.py:ParallelAttention.forward``: ``each_hidden_size`` is a third of all rows]"""
+    if model.sizes.groups == model.sizes.heads:
+        return None
+    return f"{_NO_SHARED_HEADS}: its attention takes queries, keys and values for thirds of query_key_value"
+
+
+def _bigscience_lacks_for(model: TargetModel) -> str | None:
+    """[``megatron/model/gpt_model.py:GPTModelPipe``: the embedding is a ``TiedLayerSpec``]"""
+    if model.has_head:
+        return "no head apart from the word embedding"
+    return None if model.sizes.groups == model.sizes.heads else _NO_SHARED_HEADS
+
+
+def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
+    """What tells its model apart [``megatron/arguments.py:_add_network_size_args``, ``checkpointing.py``:
+    ``check_checkpoint_args`` compares ``num_key_value_heads`` and ``add_position_embedding``].
+    """
+    family, sizes = model.family, model.sizes
+    known = {"num_key_value_heads": sizes.groups, "kv_channels": sizes.head_dim}
+    return {
+        "use_rotary_position_embeddings": family.positions == "rotary",
+        "add_position_embedding": family.positions == "learned",
+        "normalization": family.norm,
+        "swiglu": family.gated,
+        "add_bias_linear": _DENSE_BIAS in family.keys(Section.LAYER),
+        "untie_embeddings_and_output_weights": model.has_head,
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _deepspeedai_arguments_now(model: TargetModel) -> dict[str, Any]:
+    """Its presence tells readers that rows are in blocks [``megatron/arguments.py``, since 676a482c]."""
+    return {**_deepspeedai_arguments(model), _FPDT: bool((model.args or {}).get(_FPDT))}
+
+
+def _bigscience_arguments(model: TargetModel) -> dict[str, Any]:
+    """[``megatron/arguments.py``; ``checkpointing.py:check_checkpoint_args`` compares the enum]"""
+    return {
+        "position_embedding_type": Call(_POSITION_TYPE, (_POSITION_TYPES[model.family.positions],)),
+        "embed_layernorm": "word_embeddings.norm.weight" in model.family.keys(Section.EMBEDDING),
+        "glu_activation": None,
+    }
+
+
+def _vocabulary(model: TargetModel) -> dict[str, int]:
+    true = {} if model.vocab_size is None else {"original_vocab_size": model.vocab_size}
+    return {**true, "padded_vocab_size": model.sizes.vocab}
+
+
+def _bigscience_entries(model: TargetModel) -> dict[str, Any]:
+    """[``megatron/checkpointing.py:_checkpoint_info``]"""
+    return {"checkpoint_info": dict(reversed(_vocabulary(model).items()))}
+
+
+def _deepspeedai_entries(model: TargetModel) -> dict[str, Any]:
+    """[``megatron/checkpointing.py:_universal_checkpoint_info``, ``model/gpt_model.py:UniversalCheckpointInfo``, the
+    pipeline's patterns, with its name of untied positions; ``deepspeed/checkpoint/constants.py``]
+    """
+    family = model.family
+    keys = family.keys(Section.LAYER)
+    positions = ["tied_modules.embed.position_embeddings.weight"] if family.positions == "learned" else []
+    words = ["tied_modules.embed.word_embeddings.weight"]
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    final = ["weight", "bias"] if family.norm == "layernorm" else ["weight"]
+    info: dict[str, Any] = {"universal_checkpoint_version": 0.4, **_vocabulary(model)}
+    info["vocabulary_parameter_patterns"] = (
+        [r"\d+.word_embeddings.weight", r"\d+.lm_head.weight"] if model.has_head else words
+    )
+    info["pipeline_replicated_parameter_patterns"] = [] if model.has_head else words + positions
+    if model.layout.tp > 1:
+        biases = ["self_attention.dense.bias", "mlp.dense_4h_to_h.bias"] if _DENSE_BIAS in keys else []
+        norm_biases = [f"{norm}.bias" for norm in norms] if family.norm == "layernorm" else []
+        info["tp_replicated_parameter_patterns"] = [
+            *(rf"\d+.{norm}.weight" for norm in norms),
+            *(rf"\d+.{leaf}" for leaf in final),
+            *positions,
+            *(rf"\d+.{key}" for key in biases + norm_biases),
+        ]
+        info["parameter_with_row_parallelism_patterns"] = [
+            r"\d+.mlp.dense_4h_to_h.weight",
+            r"\d+.self_attention.dense.weight",
+        ]
+    halves = [f"mlp.dense_h_to_4h.{leaf}" for leaf in ("weight", "bias")] if family.gated else []
+    info["parameter_with_2_sub_params_cat_dim_0"] = [rf"\d+.{key}" for key in halves if key in keys]
+    return {"universal_checkpoint_info": info}
+
+
+def _no_scheduler(model: TargetModel) -> None:
+    return None
+
+
+def _bigscience_scheduler(model: TargetModel) -> dict[str, Any]:
+    """How far the schedule is; its shape is the new run's. The loader has no way to leave the entry unread, and stops
+    at a shape that is not its own, unless told to override it
+    [``megatron/learning_rates.py:AnnealingLR.load_state_dict``; its steps are samples].
+    """
+    shape = dict.fromkeys(("max_lr", "min_lr", "warmup_steps", "decay_steps", "decay_style"))
+    tokens = counted(model, "consumed_train_tokens")
+    return {**shape, "num_steps": counted(model, "consumed_train_samples"), "warmup_tokens": 0, "num_tokens": tokens}
+
+
+_START = "start with --finetune: DeepSpeed then loads the module alone (load_module_only)"
+
+_DEEPSPEEDAI_NOW = Fork(
+    DEEPSPEEDAI,
+    "deepspeedai/Megatron-DeepSpeed since 676a482c (2024-12)",
+    embedding=1,
+    first_block=2,
+    norm_after=1,
+    orders=RowOrders(QkvLayout.BLOCKS, GluOrder.GATE_UP),
+    lacks=_deepspeedai_lacks,
+    lacks_for=_deepspeedai_lacks_for,
+    arguments=_deepspeedai_arguments_now,
+    entries=_deepspeedai_entries,
+    scheduler=_no_scheduler,
+    start=_START,
+)
+
+_DEEPSPEEDAI_BEFORE = Fork(
+    DEEPSPEEDAI_2024_11,
+    "deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12)",
+    embedding=1,
+    first_block=2,
+    norm_after=1,
+    orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.GATE_UP),
+    lacks=_deepspeedai_lacks,
+    lacks_for=_runs,
+    arguments=_deepspeedai_arguments,
+    entries=_deepspeedai_entries,
+    scheduler=_no_scheduler,
+    start=_START,
+    without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),
+)
+
+_BIGSCIENCE = Fork(
+    BIGSCIENCE,
+    "bigscience-workshop/Megatron-DeepSpeed",
+    embedding=1,
+    first_block=3,
+    norm_after=2,
+    orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.UP_GATE),
+    lacks=_bigscience_lacks,
+    lacks_for=_bigscience_lacks_for,
+    arguments=_bigscience_arguments,
+    entries=_bigscience_entries,
+    scheduler=_bigscience_scheduler,
+    start="start with --no-load-optim --no-load-rng --override-lr-scheduler, in 16 bits under ZeRO stage 1 or above: "
+    "without it DeepSpeed keeps fp32 copies of the random weights that it began with",
+    # megatron/mpu/layers.py:VocabParallelEmbedding, since dd06ea32
+    first_only=("word_embeddings.norm.weight", "word_embeddings.norm.bias"),
+    without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),
+)
+
+FORKS = {fork.name: fork for fork in (_DEEPSPEEDAI_NOW, _DEEPSPEEDAI_BEFORE, _BIGSCIENCE)}
+"""By the name of the dialect; the first that runs a model is the default for it."""

@@ -1,0 +1,196 @@
+"""A Megatron-DeepSpeed folder: the pipeline engine's layer files, or one module a rank without the pipeline engine.
+
+Sources: ``deepspeed/runtime/pipe/module.py`` (layer files), ``deepspeed/runtime/engine.py:_save_checkpoint``
+(``mp_rank_*``), ``megatron/checkpointing.py`` of both Megatron-DeepSpeed forks (the client's own entries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from streamconv.core.errors import DamagedError, SourceError
+from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.common.refusals import refuse_other_folders
+from streamconv.formats.common.shards import count_layers, join_ranks
+from streamconv.formats.deepspeed.evidence import DEEPSPEEDAI, agree, settle_rows
+from streamconv.formats.deepspeed.layer_files import layer_file_names, module_tensors, open_layers
+from streamconv.formats.deepspeed.rank_files import (
+    RankFiles,
+    left_behind,
+    open_ranks,
+    recorded_shapes,
+    recorded_sizes,
+    refuse_second_module,
+)
+from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
+from streamconv.formats.deepspeed.stages import find_stages
+from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
+from streamconv.formats.source import Fact, Place, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.parameter import Section
+
+__all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
+
+_LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
+
+
+def resolve_tag(path: Path, tag: str | None) -> Path:
+    """The folder that holds a checkpoint's files: ``path`` itself, or the one that ``latest`` or ``tag`` names in it.
+
+    Raises:
+        SourceError: the folder, or the tag's folder, is not there.
+        DamagedError: ``latest`` names something that is not a folder directly below.
+    """
+    if not path.is_dir():
+        raise SourceError("no such folder", where=path)
+    if tag is None and not (path / "latest").is_file():
+        return path
+    name = tag if tag is not None else first_line(path / "latest")
+    return tagged_folder(path, name, path / "latest")
+
+
+def claims(path: Path) -> str | None:
+    """What makes a folder a DeepSpeed checkpoint, None if nothing does, or if it is GPT-NeoX's.
+
+    Layer 0 of Megatron-DeepSpeed is a cast without parameters and has no file [``megatron/model/gpt_model.py:
+    GPTModelPipe._to_float16`` of both forks, since 8a132ced]; GPT-NeoX's is the embedding.
+    """
+    if not path.is_dir():
+        return None
+    has_latest = (path / "latest").is_file()
+    tag = first_line(path / "latest") if has_latest else None
+    folder = next((child for child in path.iterdir() if child.name == tag and child.is_dir()), path)
+    names = sorted(child.name for child in folder.iterdir())
+    if any(name.startswith("layer_00-model_") for name in names):
+        return None
+    return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a Megatron-DeepSpeed checkpoint, metadata only.
+
+    Args:
+        path: the checkpoint's root (with ``latest``) or the tag's folder.
+        options: what the user says of it.
+
+    Raises:
+        SourceError: it is not there, not a Megatron-DeepSpeed checkpoint, or of a kind that is refused by name.
+        AmbiguousError: what it does not say must be said by an option.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    folder = resolve_tag(path, options.tag)
+    names = sorted(child.name for child in folder.iterdir())
+    refuse_other_folders(folder, names)
+    layer_names = layer_file_names(folder, names)
+    ranks = open_ranks(folder, names)
+    if layer_names:
+        return _open_pipeline(folder, names, layer_names, ranks, options)
+    refuse_plain_deepspeed(folder, names, ranks.state)
+    return _open_without_pipeline(folder, names, ranks, options)
+
+
+def _open_pipeline(
+    folder: Path,
+    names: list[str],
+    layer_names: Mapping[tuple[int, int], str],
+    ranks: RankFiles,
+    options: SourceOptions,
+) -> ShardedModel:
+    layers = open_layers(folder, layer_names, (ranks.args or {}).get("num_layers"))
+    tp = agree(folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
+    if len(ranks.files) % layers.tp:
+        raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=folder)
+    counted = len(ranks.files) // layers.tp or None
+    pp = agree(folder, "PP", recorded_sizes(ranks, "pp", "pipeline_model_parallel_size"), counted, "mp_rank files")
+    kind = "Megatron-DeepSpeed, pipeline engine"
+    model = _model(folder, ranks, options, kind, layers.tp, layers.num_layers, layers.tensors)
+    model.pp = pp.value
+    model.named |= layers.named
+    for size in (tp, pp):
+        model.facts += size.facts
+        model.warnings += size.warnings
+    model.facts.append(Fact(f"{layers.num_layers} transformer layers", layers.numbering))
+    param_shapes = [recorded_shapes(file.state) for file in ranks.files[:: layers.tp]]
+    version = ranks.state.get("ds_version")
+    model.stages, evidence = find_stages(
+        folder,
+        layers,
+        model.pp,
+        param_shapes,
+        model.args,
+        version if isinstance(version, str) else None,
+        options.pp_layers,
+    )
+    model.facts.append(evidence)
+    settle_rows(model, options, layers.numbered_by)
+    refuse_second_module(ranks)
+    model.dropped += left_behind(folder, names, ranks)
+    return model
+
+
+def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, options: SourceOptions) -> ShardedModel:
+    per_rank = [module_tensors(file) for file in ranks.files]
+    tensors = join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
+    num_layers = count_layers(tensors, folder)
+    tp = agree(
+        folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), len(ranks.files), "mp_rank files"
+    )
+    kind = "Megatron-DeepSpeed, without pipeline"
+    model = _model(folder, ranks, options, kind, len(ranks.files), num_layers, tensors)
+    model.facts += [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
+    model.warnings += tp.warnings
+    model.pp, model.stages = 1, (num_layers,)
+    settle_rows(model, options, DEEPSPEEDAI)
+    model.dropped += left_behind(folder, names, ranks)
+    return model
+
+
+def _model(
+    folder: Path,
+    ranks: RankFiles,
+    options: SourceOptions,
+    kind: str,
+    tp: int,
+    num_layers: int,
+    tensors: Mapping[Place, tuple[LazyTensor, ...]],
+) -> ShardedModel:
+    args = ranks.args
+    model = ShardedModel(
+        path=folder,
+        format=kind,
+        tp=tp,
+        num_layers=num_layers,
+        tensors=_join_positions(tensors),
+        stages=None,
+        pp=None,
+        args=args,
+        iteration=find_iteration(folder, ranks.state, options.iteration),
+        vocab_size=true_vocabulary(ranks.state),
+        qkv=options.qkv_layout,
+        named={file.path: file.globals for file in ranks.files},
+    )
+    recorded = ranks.state.get("iteration")
+    if recorded not in (None, model.iteration):
+        model.warnings.append(f"--iteration {model.iteration} against the recorded {recorded}")
+    if args is None:
+        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    elif args.get("num_layers", num_layers) != num_layers:
+        raise DamagedError(
+            f"args say {args['num_layers']} layers, {num_layers} are there",
+            where=folder,
+            remedy="copy the missing layer files from the training run's storage",
+        )
+    return model
+
+
+def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Place, tuple[LazyTensor, ...]]:
+    """Under sequence parallelism each rank holds a run of positions; Megatron's other layouts replicate them."""
+    place = (Section.EMBEDDING, -1, _LOCAL_POSITIONS)
+    result = dict(tensors)
+    if place in result:
+        whole = concat(result.pop(place), 0)
+        result[(Section.EMBEDDING, -1, "position_embeddings.weight")] = (whole,)
+    return result
+
+
+SOURCE = SourceFormat("deepspeed", open_model, claims, refusal)

@@ -1,0 +1,221 @@
+"""A GPT-NeoX folder: layer files of DeepSpeed's pipeline engine, with GPT-NeoX's own numbers, names and sums.
+
+Sources: gpt-neox ``megatron/checkpointing.py`` (what is recorded), ``megatron/model/gpt2_model.py`` (the pipeline),
+``megatron/model/transformer.py`` (parallel residual; query_key_value rows are ``[np, 3, hn]`` on each rank).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
+from streamconv.formats.deepspeed.evidence import agree
+from streamconv.formats.deepspeed.layer_files import Layers, layer_file_names
+from streamconv.formats.deepspeed.partition import PipelineModules, stages_by_method
+from streamconv.formats.deepspeed.rank_files import (
+    RankFiles,
+    left_behind,
+    open_ranks,
+    recorded_shapes,
+    refuse_second_module,
+)
+from streamconv.formats.deepspeed.source import resolve_tag
+from streamconv.formats.deepspeed.stages import find_stages
+from streamconv.formats.gpt_neox.args import NeoxRun, read_run
+from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, NeoxLayers, open_neox_layers
+from streamconv.formats.gpt_neox.refusals import refusal
+from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
+from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.families import gpt_neox
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["SOURCE", "claims", "open_model"]
+
+_FIRST_LAYER = "layer_00-model_"
+_HEADS = (Section.HEAD, -1, "lm_head.weight")
+
+
+def claims(path: Path) -> str | None:
+    """What makes a folder GPT-NeoX's, None if nothing does: in other forks layer 0 is a function and has no file."""
+    tag = first_line(path / "latest") if (path / "latest").is_file() else ""
+    folder = path / tag if is_child_name(tag) and (path / tag).is_dir() else path
+    names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+    return next((name for name in names if name.startswith(_FIRST_LAYER)), None)
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a GPT-NeoX checkpoint, metadata only.
+
+    Args:
+        path: the checkpoint's root (with ``latest``) or the tag's folder.
+        options: what the user says of it.
+
+    Raises:
+        SourceError: it is not there, or has a mechanism that is refused by name.
+        AmbiguousError: what it does not say must be said by an option.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    folder = resolve_tag(path, options.tag)
+    names = sorted(child.name for child in folder.iterdir())
+    if any("_expert_" in name for name in names):
+        raise UnsupportedError("GPT-NeoX with a mixture of experts (MoE): not translated", where=folder)
+    ranks = open_ranks(folder, names)
+    run = read_run(folder, ranks)
+    layers = open_neox_layers(folder, layer_file_names(folder, names))
+    _check_against(folder, run, layers)
+    model = _model(folder, ranks, run, layers, options)
+    _settle_sizes(model, ranks, layers)
+    model.stages, evidence = _stages(model, ranks, run, layers, options)
+    model.facts.append(evidence)
+    refuse_second_module(ranks)
+    model.dropped += left_behind(folder, names, ranks)
+    if layers.buffers:
+        what = f"{layers.buffers} inv_freq buffers"
+        model.dropped.append(Dropped(what, layers.buffers_nbytes, "no parameters: computed from the base"))
+    return model
+
+
+def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
+    """What the run's arguments say must be what the layer files hold."""
+    args = run.args or {}
+    for what, said, found in (
+        ("layers", args.get("num_layers"), layers.num_layers),
+        ("heads of its own", args.get("untie_embeddings_and_output_weights"), _HEADS in layers.tensors),
+    ):
+        if said not in (None, found):
+            raise DamagedError(
+                f"{run.evidence} say {what}: {said}, the layer files {found}",
+                where=folder,
+                remedy="copy the missing layer files from the training run's storage",
+            )
+    place = (Section.LAYER, 0, "self_attention.query_key_value.weight")
+    fused = layers.tensors.get(place, (None,))[0]
+    if fused is not None and len(fused.shape) == 2 and fused.shape[0] * layers.tp < 3 * fused.shape[1]:
+        raise UnsupportedError(
+            f"GPT-NeoX with grouped-query attention (query_key_value has {fused.shape[0] * layers.tp} rows for "
+            f"{fused.shape[1]} columns): not translated",
+            where=folder,
+        )
+
+
+def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions) -> ShardedModel:
+    shares, evidence = _residual(folder, run, layers.tp, options)
+    args = run.args if shares is None else {**(run.args or {}), "use_parallel_residual": shares}
+    model = ShardedModel(
+        path=folder,
+        format="GPT-NeoX",
+        tp=layers.tp,
+        num_layers=layers.num_layers,
+        tensors=layers.tensors,
+        stages=None,
+        pp=None,
+        args=args,
+        iteration=find_iteration(folder, ranks.state, options.iteration),
+        vocab_size=None,
+        qkv=QkvLayout.INTERLEAVED,
+        shares=shares is True,
+        family=gpt_neox.FAMILY.name,
+        named={**layers.named, **{file.path: file.globals for file in ranks.files}},
+    )
+    model.facts.append(Fact("query_key_value rows interleaved", "every GPT-NeoX splits them by head"))
+    if shares is not None:
+        words = "summed over" if shares else "the same on"
+        model.facts.append(Fact(f"row-parallel biases are {words} tensor-parallel ranks", evidence))
+    if run.partition_method is None:
+        model.warnings.append(
+            f"no configuration files in {folder.name}/configs: nothing says the kind of positions (rotary is taken for "
+            "granted), the part of a head that they turn, nor the activation"
+        )
+    if _HEADS not in layers.tensors and run.partition_method is None:
+        model.warnings.append("no final_linear: the head is taken for the word embedding, and nothing confirms it")
+    return model
+
+
+def _residual(folder: Path, run: NeoxRun, tp: int, options: SourceOptions) -> tuple[bool | None, str]:
+    """Whether the run had a parallel residual, None if that is unknown and makes no difference, and who says so.
+
+    With it, ``RowParallelLinear`` leaves its sum to the block, and each rank adds its bias before that sum is made.
+    Without, the bias is added behind the sum, and ranks hold copies [``megatron/model/transformer.py:
+    ParallelTransformerLayer``, ``megatron/mpu/layers.py:RowParallelLinear.forward``].
+    """
+    said = options.config.get("use_parallel_residual", options.config.get("gpt_j_residual"))
+    known = (run.args or {}).get("use_parallel_residual")
+    for value, evidence in ((said, "--config"), (known, f"gpt_j_residual in {run.evidence}")):
+        if isinstance(value, bool):
+            return value, evidence
+    if tp == 1:
+        return None, ""
+    raise AmbiguousError(
+        f"whether row-parallel biases are summed over {tp} ranks cannot be known: it depends on gpt_j_residual, which "
+        "no file here says",
+        where=folder,
+        remedy="copy the run's *.yml to the folder configs here, or say use_parallel_residual true or false in "
+        "--config (true for Pythia and GPT-NeoX-20B)",
+    )
+
+
+def _settle_sizes(model: ShardedModel, ranks: RankFiles, layers: NeoxLayers) -> None:
+    said = {
+        "checkpoint_parallel_dimensions": (ranks.recorded("tp_degree"), ranks.recorded("pp_degree")),
+        "args.model_parallel_size": ((model.args or {}).get("tensor_model_parallel_size"), None),
+    }
+    if len(ranks.files) % layers.tp:
+        raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=model.path)
+    counted = len(ranks.files) // layers.tp or None
+    tps = {source: number for source, (tp, _) in said.items() if (number := whole(tp)) is not None}
+    pps = {source: number for source, (_, pp) in said.items() if (number := whole(pp)) is not None}
+    tp = agree(model.path, "TP", tps, layers.tp, "layer files")
+    pp = agree(model.path, "PP", pps, counted, "mp_rank files")
+    model.pp = pp.value
+    for size in (tp, pp):
+        model.facts += size.facts
+        model.warnings += size.warnings
+
+
+def _stages(
+    model: ShardedModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions
+) -> tuple[tuple[int, ...] | None, Fact]:
+    """Layers on each stage: recorded, recomputed, or said; and where that is known from."""
+    version = str(ranks.state.get("ds_version") or "")
+    shapes = [recorded_shapes(file.state) for file in ranks.files[:: layers.tp]]
+    norm = FIRST_BLOCK + layers.num_layers + 1
+    files = Layers(
+        layers.tp, layers.tensors, FIRST_BLOCK, layers.num_layers, norm, None, "numbered by GPT-NeoX", layers.named
+    )
+    stages, fact = find_stages(model.path, files, model.pp, shapes, None, version or None, None)
+    if stages is None and model.pp is not None and run.partition_method is not None:
+        match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+        number = tuple(map(int, match.groups())) if match else None
+        stages = stages_by_method(_modules(layers), run.partition_method, model.pp, number)
+        if stages is not None:
+            words = f"param_shapes is not recorded; pipe_partition_method {run.partition_method}"
+            return stages, Fact("stages recomputed", words)
+    if stages is None and options.pp_layers is not None:
+        return find_stages(model.path, files, model.pp, shapes, None, version or None, options.pp_layers)
+    return stages, fact
+
+
+def _modules(layers: NeoxLayers) -> PipelineModules:
+    """The module list that ``GPT2ModelPipe`` builds, with the parameters of each on one rank."""
+    numels: dict[tuple[Section, int], int] = {}
+    for (section, layer, _), shards in layers.tensors.items():
+        numels[section, layer] = numels.get((section, layer), 0) + shards[0].numel
+    words, head = numels.get((Section.EMBEDDING, -1), 0), numels.get((Section.HEAD, -1))
+    modules = [
+        ("EmbeddingPipe", words),
+        ("_pre_transformer_block", 0),
+        *(
+            ("ParallelTransformerLayerPipe", numels.get((Section.LAYER, number), 0))
+            for number in range(layers.num_layers)
+        ),
+        ("_post_transformer_block", 0),
+        ("NormPipe", numels.get((Section.FINAL_NORM, -1), 0)),
+        ("EmbeddingPipe", words) if head is None else ("ParallelLinearPipe", head),
+    ]
+    names, counts = zip(*modules, strict=True)
+    return PipelineModules(tuple(names), tuple(counts), FIRST_BLOCK, layers.num_layers)
+
+
+SOURCE = SourceFormat("gpt-neox", open_model, claims, refusal)

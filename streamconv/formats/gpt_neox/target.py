@@ -1,0 +1,197 @@
+"""A GPT-NeoX folder: weights to start from, without optimizer state.
+
+One file a layer and tensor-parallel rank, one ``mp_rank`` file a rank of the pipeline, numbered ``stage * TP + rank``,
+``latest``, and the run's configuration as far as the model needs one. gpt-neox (ea7aefd) loads modules strictly
+[``megatron/checkpointing.py:load_checkpoint``], compares every recorded argument with its own
+[``check_checkpoint_args``], and stops without random number states unless ``finetune`` is true.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from streamconv.containers.pickles.reader import Global
+from streamconv.containers.pickles.writer import Call
+from streamconv.containers.torch_save.zip_writer import plan_torch_file
+from streamconv.core.errors import AmbiguousError, UnsupportedError
+from streamconv.formats.gpt_neox.args import CONFIGURED, RECORDED
+from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, names_of_block
+from streamconv.formats.gpt_neox.refusals import refusal
+from streamconv.formats.gpt_neox.yaml_config import FOLDER
+from streamconv.formats.source import Fact
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.models.orders import RowOrders
+from streamconv.models.parameter import Section
+
+__all__ = ["TARGET", "lay_out"]
+
+NOW, BEFORE = "gpt-neox", "gpt-neox-2024-08"
+DIALECTS = (NOW, BEFORE)
+"""Today's names of the MLP, and those before 0d4bdb96 (2024-09), as Pythia was trained."""
+
+_SIZE = Global("torch", "Size")
+_HEAD = "final_linear.weight"
+
+
+def lay_out(model: TargetModel) -> TargetFiles:
+    """Every layer's and every rank's file, the configuration, ``latest``, and what should be known of the result.
+
+    Raises:
+        AmbiguousError: the model is cut over ranks, and nothing says whether their biases are summed.
+        UnsupportedError: the family is none that is written so.
+    """
+    if reason := refusal(model.family):
+        raise UnsupportedError(reason, remedy="convert --to huggingface")
+    parallel = (model.args or {}).get("use_parallel_residual")
+    if not isinstance(parallel, bool) and model.layout.tp > 1:
+        raise AmbiguousError(
+            f"whether row-parallel biases are summed over {model.layout.tp} ranks depends on use_parallel_residual, "
+            "which is not known",
+            remedy='say {"use_parallel_residual": true} or false in --config',
+        )
+    orders = RowOrders(shares=parallel is True)
+    tag = f"global_step{model.iteration or 0}"
+    files = (*_layer_files(model, tag), *_rank_files(model, tag, orders))
+    config = _configuration(model)
+    facts = [
+        Fact("parameters only", 'start with "finetune": true: gpt-neox then loads the module alone'),
+        Fact(f"configuration in {tag}/{FOLDER}/model.yml", "gpt-neox is to be started with these entries"),
+    ]
+    if model.vocab_size not in (None, model.sizes.vocab):
+        words = f"recorded nowhere: say --vocab-size {model.vocab_size} --vocab-padding strip on the way back"
+        facts.append(Fact(f"{model.vocab_size} true rows of the vocabulary", words))
+    if orders.shares and model.layout.tp > 1:
+        words = f"gpt_j_residual: each rank holds 1/{model.layout.tp} of a row-parallel bias, and their sum is used"
+        facts.append(Fact("row-parallel biases in shares", words))
+    return TargetFiles(
+        files,
+        {"latest": tag},
+        tuple(facts),
+        orders=orders,
+        small={f"{tag}/{FOLDER}/model.yml": json.dumps(config, indent=2) + "\n"},
+        owned=("global_step*", "latest"),
+    )
+
+
+def _layers(model: TargetModel) -> Iterator[tuple[int, int, dict[str, Slot]]]:
+    """(number of the file, stage, slots by key) of each layer that has parameters."""
+    last, norm = model.layout.pp - 1, FIRST_BLOCK + model.layout.num_layers + 1
+    yield 0, 0, _slots(model, Section.EMBEDDING)
+    names = names_of_block(before_2024_09=model.dialect == BEFORE)
+    for stage in range(model.layout.pp):
+        for layer in model.layout.layers_of(stage):
+            block = _slots(model, Section.LAYER, layer)
+            yield FIRST_BLOCK + layer, stage, {_renamed(key, names): slot for key, slot in block.items()}
+    yield norm, last, {f"norm.{key}": slot for key, slot in _slots(model, Section.FINAL_NORM).items()}
+    if model.has_head:
+        (head,) = _slots(model, Section.HEAD).values()
+        yield norm + 1, last, {_HEAD: head}
+
+
+def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
+    return {p.key: Slot(section, layer, p.key) for p in model.family.parameters if p.section is section}
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    module, _, leaf = key.rpartition(".")
+    return f"{names[module]}.{leaf}"
+
+
+def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
+    return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), rank, stage, tree, "")
+
+
+def _layer_files(model: TargetModel, tag: str) -> Iterator[TargetFile]:
+    """[``deepspeed/runtime/pipe/module.py:ckpt_layer_path``]"""
+    for number, stage, slots in _layers(model):
+        tree = OrderedDict(slots)
+        for rank in range(model.layout.tp):
+            yield _file(f"{tag}/layer_{number:02d}-model_{rank:02d}-model_states.pt", rank, stage, tree)
+
+
+def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[TargetFile]:
+    """[``deepspeed/runtime/engine.py:_get_ckpt_name``]"""
+    for stage in range(model.layout.pp):
+        tree = _rank_tree(model, stage, orders)
+        for rank in range(model.layout.tp):
+            number = stage * model.layout.tp + rank
+            yield _file(f"{tag}/mp_rank_{number:02d}_model_states.pt", rank, stage, tree)
+
+
+def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, Any]:
+    """What DeepSpeed asks for, and the client's two entries.
+
+    ``mp_world_size`` counts the ``mp_rank`` files [``state_dict_factory.py:check_ckpt_list``].
+    """
+    tp, pp = model.layout.tp, model.layout.pp
+    iteration = model.iteration or 0
+    return {
+        "module": None,
+        "buffer_names": [],
+        "optimizer": None,
+        "param_shapes": [_param_shapes(model, stage, orders)],
+        "lr_scheduler": None,
+        "skipped_steps": 0,
+        "global_steps": iteration,
+        "global_samples": 0,
+        "dp_world_size": 1,
+        "mp_world_size": tp * pp,
+        "checkpoint_parallel_dimensions": {"pp_degree": pp, "tp_degree": tp},
+        "ds_config": None,
+        "ds_version": None,
+        "iteration": iteration,
+        **({"args": _recorded(model)} if model.keep_args else {}),
+    }
+
+
+def _param_shapes(model: TargetModel, stage: int, orders: RowOrders) -> OrderedDict[str, Call]:
+    """One rank's parameters as the pipeline engine names them; a tied embedding is on the first and the last stage."""
+    found: dict[str, Slot] = {}
+    for number, owner, slots in _layers(model):
+        is_tied = number == 0 and not model.has_head
+        if owner == stage or (is_tied and stage == model.layout.pp - 1):
+            prefix = "tied_modules.embed" if is_tied else str(number)
+            found |= {f"{prefix}.{key}": slot for key, slot in slots.items()}
+    return OrderedDict((name, Call(_SIZE, (model.tensor_of(slot, orders).shape,))) for name, slot in found.items())
+
+
+def _recorded(model: TargetModel) -> dict[str, Any]:
+    """The arguments that gpt-neox compares; what is not known is left out, and then not compared."""
+    known = {**(model.args or {}), **_sizes(model), "tensor_model_parallel_size": model.layout.tp}
+    return {name: known[ours] for name, ours in RECORDED.items() if isinstance(known.get(ours), int | str)}
+
+
+def _sizes(model: TargetModel) -> dict[str, Any]:
+    sizes = {
+        "num_layers": model.sizes.num_layers,
+        "hidden_size": model.sizes.hidden,
+        "num_attention_heads": model.sizes.heads,
+        "padded_vocab_size": model.sizes.vocab,
+    }
+    return {name: value for name, value in sizes.items() if value is not None}
+
+
+def _configuration(model: TargetModel) -> dict[str, Any]:
+    """The entries of a run's configuration that the model needs, by gpt-neox's names."""
+    args, recorded = model.args or {}, _recorded(model)
+    sizes = {name: recorded[name] for name in RECORDED if name in recorded and name != "padded_vocab_size"}
+    said = {name: args[ours] for name, (ours, _) in CONFIGURED.items() if args.get(ours) is not None}
+    return {
+        "pipe_parallel_size": model.layout.pp,
+        **sizes,
+        "intermediate_size": model.sizes.ffn,
+        "norm": "layernorm",
+        "pos_emb": "rotary",
+        "activation": "gelu",
+        "no_weight_tying": model.has_head,
+        **said,
+        "finetune": True,
+    }
+
+
+TARGET = TargetFormat("gpt-neox", DIALECTS, lay_out, refusal)

@@ -1,0 +1,100 @@
+"""GPT-NeoX's configuration files: the plain values of YAML files.
+
+A run is described by one or more files, kept in the checkpoint's folder ``configs`` under their own names
+[gpt-neox ``megatron/checkpointing.py:save_ds_checkpoint``]. They are YAML, most in its JSON-like style with comments,
+keys spelled with hyphens or underscores; no key is in two files [``megatron/neox_arguments/arguments.py:from_ymls``].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from streamconv.core.errors import DamagedError
+
+__all__ = ["FOLDER", "plain_values", "read_configs"]
+
+FOLDER = "configs"
+_SUFFIXES = (".yml", ".yaml", ".json")
+_MAX_NBYTES = 64 << 10
+_LARGEST = 1 << 63
+
+
+def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The plain values of all configuration files beside a checkpoint, and the names of the files; both may be empty.
+
+    Args:
+        folder: the checkpoint's.
+        plain: keys that can only have plain values.
+
+    Raises:
+        DamagedError: a file is too large or no such file, one of those keys has parts, or two files disagree.
+    """
+    values: dict[str, Any] = {}
+    names: list[str] = []
+    where = folder / FOLDER
+    for path in sorted(where.iterdir()) if where.is_dir() else ():
+        if path.suffix not in _SUFFIXES or not path.is_file():
+            continue
+        names.append(f"{FOLDER}/{path.name}")
+        for key, value in _read(path, plain).items():
+            other = values.setdefault(key, value)
+            # A number that is none is not even equal to itself.
+            if other != value and repr(other) != repr(value):
+                raise DamagedError(
+                    f"{key} is {value!r} here, and {values[key]!r} in another file beside it", where=path
+                )
+    return values, tuple(names)
+
+
+def _read(path: Path, plain: Collection[str]) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_NBYTES:
+        raise DamagedError(f"a configuration of {path.stat().st_size} bytes; the limit is {_MAX_NBYTES}", where=path)
+    try:
+        return plain_values(path.read_bytes().decode(), plain)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"no YAML: {str(error)[:80]}", where=path) from error
+
+
+def plain_values(text: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The numbers, words and truth values at the top of a YAML mapping; what is nested in it is left out.
+
+    Raises:
+        ValueError: it is no YAML, or no mapping, or something is nested in a key that is ``needed``.
+    """
+    # Imported here: no other source needs it, and it takes a while.
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases: parts that are merged into each other again and again take for ever."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias, which no configuration needs")
+            return super().compose_node(parent, index)
+
+    try:
+        found = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader, which makes plain values only
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # Its constructors raise whatever a tag's value does to them: !!bool "x" is a KeyError.
+        raise ValueError(" ".join(str(error).split())) from error
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, not a mapping")
+    plain = {str(key).replace("-", "_"): value for key, value in (found or {}).items()}
+    if large := [key for key, value in plain.items() if isinstance(value, int) and not -_LARGEST < value < _LARGEST]:
+        raise ValueError(f"{large[0]} is a number of more than 64 bits")
+    nested = {key: value for key, value in plain.items() if not (value is None or isinstance(value, str | int | float))}
+    if bad := [key for key in nested if key in needed]:
+        raise ValueError(f"{bad[0]} is a {type(nested[bad[0]]).__name__}, not a plain value")
+    return {key: _number(value) for key, value in plain.items() if key not in nested}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes ``1e-5``, without a dot, for a word."""
+    try:
+        return (
+            float(value) if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower() else value
+        )
+    except ValueError:
+        return value

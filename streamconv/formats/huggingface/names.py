@@ -1,0 +1,205 @@
+"""The names of a Hugging Face model, both ways: stored tensors by their place in the model, and slots by their name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.source import Place
+from streamconv.formats.target import Slot
+from streamconv.models.family import ModelFamily
+from streamconv.models.hf_names import HfTensor
+from streamconv.models.parameter import Section
+
+__all__ = ["CONFIG", "GENERATION", "INDEX_SUFFIX", "TIED_HEAD", "WEIGHTS", "HfNames", "HfTensors"]
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+INDEX_SUFFIX = ".index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""A model in one file, the first that is there counts; in shards, the index is called so with :data:`INDEX_SUFFIX`."""
+
+TIED_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class HfTensors:
+    """What a folder holds: whole parameters, fused where Megatron fuses them, a tied head's copy, and buffers."""
+
+    tensors: dict[Place, LazyTensor]
+    num_layers: int
+    head_copy: LazyTensor | None
+    buffers: dict[str, LazyTensor]
+
+
+class HfNames:
+    """One family's names."""
+
+    words: Place = (Section.EMBEDDING, -1, "word_embeddings.weight")
+
+    def __init__(self, family: ModelFamily) -> None:
+        self.family, self.table = family, family.huggingface
+        self._by_name = {row.name: row for row in self.table.tensors}
+        # Every name with a layer's number has it between dots, once.
+        self._number = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
+        self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
+        heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
+        self._head = heads[0] if heads else TIED_HEAD
+
+    def read(self, stored: Mapping[str, LazyTensor], args: Mapping[str, Any], where: Path) -> HfTensors:
+        """Every stored tensor at its place, each at one.
+
+        Args:
+            stored: tensors by name; a base model's lack its prefix.
+            args: what the configuration says, as training arguments, nothing left out.
+            where: for messages.
+
+        Raises:
+            DamagedError: a tensor is missing or misshaped, or layers are not numbered from 0 without a gap.
+            UnsupportedError: a tensor is not one of the family's, or quantised.
+        """
+        is_tied = not args["untie_embeddings_and_output_weights"]
+        rows, head, buffers = self._sort(stored, where, is_tied=is_tied)
+        layers = {layer for _, layer in rows if layer >= 0}
+        if not layers or layers != set(range(len(layers))):
+            raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
+        self._check_parts(rows, args, where)
+        tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
+        head = self._check_words(tensors[self.words], head, where)
+        return HfTensors(tensors, len(layers), head, buffers)
+
+    def _sort(
+        self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool
+    ) -> tuple[dict[tuple[str, int], LazyTensor], LazyTensor | None, dict[str, LazyTensor]]:
+        """What belongs to which row of the table and which layer, a tied head's copy, and buffers by name."""
+        if not is_tied and self._head not in self._by_name:
+            raise UnsupportedError(
+                f"tie_word_embeddings is false: a {self.family.title} model with a head apart from the word embedding",
+                where=where,
+                remedy='if its head is the embedding, say {"tie_word_embeddings": true} in --config FILE',
+            )
+        rows: dict[tuple[str, int], LazyTensor] = {}
+        buffers: dict[str, LazyTensor] = {}
+        head: LazyTensor | None = None
+        for name, tensor in stored.items():
+            found = self._row(name)
+            if name == self._head and is_tied:
+                head = tensor
+            elif found is not None:
+                row, layer = found
+                if not tensor.dtype.is_floating:
+                    raise UnsupportedError(
+                        f"{name} is {tensor.dtype}: quantised weights are not translated", where=where
+                    )
+                if (row.name, layer) in rows:
+                    raise DamagedError(
+                        f"{name} is stored twice, with the prefix {self.table.prefix} and without", where=where
+                    )
+                rows[row.name, layer] = tensor
+            elif any(pattern.fullmatch(name) for pattern in self._buffers):
+                buffers[name] = tensor
+            else:
+                raise UnsupportedError(
+                    f"{name[:200]}: no tensor of {self.family.title} as transformers stores it "
+                    f"({self.table.architecture})",
+                    where=where,
+                )
+        return rows, head, buffers
+
+    def _check_words(self, words: LazyTensor, head: LazyTensor | None, where: Path) -> LazyTensor | None:
+        """A tied head's copy, if there is one in bytes of its own."""
+        if len(words.shape) != 2:
+            raise DamagedError(f"the word embedding has shape {words.shape}, not two axes", where=where)
+        if head is None or head.pieces == words.pieces:
+            return None
+        if (head.shape, head.dtype) != (words.shape, words.dtype):
+            raise DamagedError(
+                f"{self._head} is {head.shape} {head.dtype}, the embedding that it is tied to is {words.shape} "
+                f"{words.dtype}",
+                where=where,
+            )
+        return head
+
+    def _row(self, name: str) -> tuple[HfTensor, int] | None:
+        """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""
+        for full in (name, self.table.prefix + name):
+            whole = self._by_name.get(full)
+            if whole is not None and whole.section is not Section.LAYER:
+                return whole, -1
+            match = self._number.search(full)
+            if match:
+                row = self._by_name.get(f"{full[: match.start()]}{{layer}}{full[match.end() :]}")
+                if row is not None and str(int(match[0])) == match[0]:
+                    return row, int(match[0])
+        return None
+
+    def _check_parts(self, rows: Mapping[tuple[str, int], LazyTensor], args: Mapping[str, Any], where: Path) -> None:
+        """Parts that are joined lose their borders, so each must have its own rows, and the dtype of the others."""
+        groups, heads = (args[name] * args["kv_channels"] for name in ("num_key_value_heads", "num_attention_heads"))
+        heights = {"query": heads, "key": groups, "value": groups}
+        heights |= dict.fromkeys(("gate", "up"), args["ffn_hidden_size"])
+        first: dict[tuple[str, int], LazyTensor] = {}
+        by_name = {row.name: row for row in self.table.tensors if row.part is not None}
+        for (name, layer), tensor in rows.items():
+            row = by_name.get(name)
+            if row is None:
+                continue
+            other = first.setdefault((row.key, layer), tensor)
+            words = f"{name.format(layer=layer)} is {tensor.shape} {tensor.dtype}"
+            if tensor.shape[:1] != (heights[row.part or ""],) or tensor.shape[1:] != other.shape[1:]:
+                raise DamagedError(f"{words}: it should have {heights[row.part or '']} rows", where=where)
+            if tensor.dtype != other.dtype:
+                raise UnsupportedError(f"{words}, and what it is fused with is {other.dtype}", where=where)
+
+    def _places(
+        self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
+    ) -> Iterator[tuple[Place, LazyTensor]]:
+        left = dict(rows)
+        for parameter in self.family.parameters:
+            if parameter.section is Section.HEAD and is_tied:
+                continue
+            for layer in range(num_layers) if parameter.section is Section.LAYER else (-1,):
+                parts = []
+                for row in self.table.of(parameter.section, parameter.key):
+                    tensor = left.pop((row.name, layer), None)
+                    if tensor is None:
+                        raise DamagedError(
+                            f"{row.name.format(layer=layer)} is missing", where=where, remedy="fetch the model again"
+                        )
+                    parts.append((row, tensor))
+                if len(parts) > 1:
+                    parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
+                whole = [_upright(row, layer, tensor, where) for row, tensor in parts]
+                yield (parameter.section, layer, parameter.key), whole[0] if len(whole) == 1 else concat(whole, 0)
+        for name, layer in left:
+            raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
+
+    def slots(self, num_layers: int, *, has_head: bool) -> Iterator[tuple[str, Slot]]:
+        """(name, slot) of every tensor that is stored, in the order of the model."""
+        sections = [[row for row in self.table.tensors if row.section is section] for section in Section]
+        embedding, layer, norm, head = sections
+        for row in embedding:
+            yield row.name, _slot(row, -1)
+        for number in range(num_layers):
+            for row in layer:
+                yield row.name.format(layer=number), _slot(row, number)
+        for row in (*norm, *(head if has_head else ())):
+            yield row.name, _slot(row, -1)
+
+
+def _upright(row: HfTensor, layer: int, tensor: LazyTensor, where: Path) -> LazyTensor:
+    """A stored tensor as Megatron has it."""
+    if not row.transposed:
+        return tensor
+    if len(tensor.shape) != 2:
+        raise DamagedError(f"{row.name.format(layer=layer)} has shape {tensor.shape}, not two axes", where=where)
+    return tensor.permute(1, 0)
+
+
+def _slot(row: HfTensor, layer: int) -> Slot:
+    return Slot(row.section, layer, row.key, row.part, row.transposed)

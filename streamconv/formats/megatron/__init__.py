@@ -1,0 +1,1 @@
+"""Megatron-LM's folders: legacy, and Megatron-Core's."""

@@ -1,0 +1,209 @@
+"""Megatron-Core's ``torch_dist`` container as a source: whole tensors, whatever ranks wrote their chunks.
+
+Layers are stacked in one tensor, the layer its first axis, or each has a name of its own
+[``megatron/core/transformer/transformer_block.py:sharded_state_dict``]. A gated ``linear_fc1`` is one tensor, all
+of the gate before all of the up, or two (``weight_w``, ``weight_v``) where each shard has a name of its own
+[``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``]. The other state is ``common.pt``, or since
+40b1fd37c1 (2026-07) the object ``common_state``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.dcp.metadata_reader import NAME as METADATA
+from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distributed
+from streamconv.containers.json_file import read_entries
+from streamconv.containers.torch_save.open import open_torch
+from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.common.shards import count_layers
+from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, CoreName, place_of
+from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
+from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
+from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
+from streamconv.formats.source import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
+from streamconv.models.config.training_args import neutral_args
+from streamconv.models.parameter import Section
+
+__all__ = ["open_dist", "says_untied"]
+
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
+# More than any model has, and few enough to be looked at one by one.
+_MOST_LAYERS = 10_000
+_HALVES = {"mlp.linear_fc1.weight_w": 0, "mlp.linear_fc1.weight_v": 1}
+
+
+def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a ``torch_dist`` checkpoint, metadata only.
+
+    Raises:
+        SourceError: it is not there, or a file that it names is not.
+        UnsupportedError: it is of a kind that is refused by name.
+        DamagedError: something is broken, or contradicts something else.
+    """
+    folder, chosen = resolve_folder(path, options.tag)
+    _refuse_backend(folder)
+    stored = open_distributed(folder)
+    state = _common_state(folder, stored)
+    args = recorded_args(state, folder)
+    check_version(state, folder)
+    refuse_args(args or {}, folder)
+    optimizer = {name for name in stored.tensors if _OPTIMIZER.fullmatch(name)}
+    said_layers = positive_int(args, "num_layers", folder)
+    parameters = {name: tensor for name, tensor in stored.tensors.items() if name not in optimizer}
+    tensors, stacked = _places(folder, parameters, said_layers)
+    num_layers = count_layers(tensors, folder)
+    if said_layers not in (None, num_layers):
+        raise DamagedError(f"args say {said_layers} layers, {num_layers} are there", where=folder)
+    _check_head(tensors, says_untied(args, options), folder)
+    model = ShardedModel(
+        path=folder,
+        format="Megatron-Core, torch_dist",
+        tp=1,
+        num_layers=num_layers,
+        tensors=tensors,
+        stages=(num_layers,),
+        pp=1,
+        args=None if args is None else neutral_args({**args, "padded_vocab_size": None}),
+        iteration=find_iteration(folder, state, options.iteration),
+        vocab_size=true_vocabulary(state),
+        qkv=None,
+        named={folder / METADATA: stored.globals},
+    )
+    model.facts += [] if chosen is None else [chosen]
+    model.facts += [
+        Fact("whole tensors: TP 1 x PP 1", f"torch_dist; {len(stored.files)} files of chunks that ranks wrote"),
+        Fact("layers stacked in one tensor" if stacked else "layers with names of their own", "the names in .metadata"),
+    ]
+    if args is None:
+        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    model.dropped += _left_behind(stored, optimizer)
+    return model
+
+
+def _left_behind(stored: DistributedCheckpoint, optimizer: Collection[str]) -> Iterator[Dropped]:
+    if optimizer:
+        nbytes = sum(stored.tensors[name].nbytes for name in optimizer)
+        yield Dropped(f"{len(optimizer)} tensors of the optimizer", nbytes, "parameters only")
+    objects = {name: place.nbytes for name, place in stored.objects.items() if name != COMMON_STATE_OBJECT}
+    if objects:
+        reason = "extra state (of FP8) and random number state: parameters only"
+        yield Dropped(f"{len(objects)} objects", sum(objects.values()), reason)
+
+
+def says_untied(args: Mapping[str, Any] | None, options: SourceOptions) -> bool | None:
+    """Whether the head is apart from the embedding, as args say, or else ``--config``; None if neither does."""
+    said = (args or {}).get("untie_embeddings_and_output_weights")
+    if said is None:
+        said = options.config.get("untie_embeddings_and_output_weights")
+    if said is None and isinstance(options.config.get("tie_word_embeddings"), bool):
+        said = not options.config["tie_word_embeddings"]
+    return None if said is None else bool(said)
+
+
+def _check_head(tensors: Mapping[Place, Any], is_untied: bool | None, folder: Path) -> None:
+    has_head = any(section is Section.HEAD for section, _, _ in tensors)
+    if is_untied is not None and is_untied != has_head:
+        tied, there = ("not tied", "no") if is_untied else ("tied", "an")
+        raise DamagedError(
+            f"the head is said to be {tied} to the embedding, and there is {there} output_layer.weight", where=folder
+        )
+
+
+def _refuse_backend(folder: Path) -> None:
+    """The container of before, a folder for each tensor [``strategies/zarr.py`` of core_v0.15]."""
+    if not (folder / METADATA).is_file() and (folder / CONFIG_FILE).is_file():
+        backend = read_entries(folder / CONFIG_FILE, "description of a checkpoint", 1 << 20).get("sharded_backend")
+        if backend != "torch_dist":
+            raise UnsupportedError(
+                f"a Megatron-Core checkpoint in the container {str(backend)[:40]!r}",
+                where=folder,
+                remedy="load and save it once with --ckpt-format torch_dist",
+            )
+
+
+def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, Any]:
+    """The state beside the tensors."""
+    state: Any = {}
+    if (folder / COMMON_FILE).is_file():
+        state = open_torch(folder / COMMON_FILE).state
+    elif COMMON_STATE_OBJECT in stored.objects:
+        state = stored.value(COMMON_STATE_OBJECT)
+        # Objects are saved as lists of one [dist_checkpointing/serialization.py:load_common_state_dict].
+        state = state[0] if isinstance(state, list) and len(state) == 1 else state
+    if not isinstance(state, dict):
+        raise DamagedError("its common state is no dictionary", where=folder)
+    return state
+
+
+def _places(
+    folder: Path, stored: Mapping[str, LazyTensor], said_layers: int | None
+) -> tuple[dict[Place, tuple[LazyTensor, ...]], bool]:
+    """Each parameter by its place, stacked layers taken apart; and whether any were stacked.
+
+    Raises:
+        UnsupportedError: a tensor is no parameter of a GPT model.
+        DamagedError: a parameter is empty, there twice, or has another number of layers than the others.
+    """
+    whole = _whole_halves(stored)
+    known = {name: place_of(name) for name in whole}
+    refuse_names([name for name, place in known.items() if place is None], folder)
+    stacks: dict[int, str] = {}
+    for name, tensor in whole.items():
+        place = known[name]
+        is_stack = place is not None and place.is_stack
+        if not tensor.numel or len(tensor.shape) <= is_stack:
+            what = "the layers of a parameter" if is_stack else "a parameter"
+            raise DamagedError(f"{name} has the shape {tensor.shape}, which {what} cannot have", where=folder)
+        if is_stack:
+            stacks.setdefault(tensor.shape[0], name)
+    if len(stacks) > 1:
+        words = ", ".join(f"{name} has {layers}" for layers, name in sorted(stacks.items()))
+        raise DamagedError(f"stacks of different heights: {words}", where=folder)
+    for layers, name in stacks.items():
+        if said_layers not in (None, layers):
+            raise DamagedError(f"args say {said_layers} layers, {layers} are there", where=folder)
+        if layers > _MOST_LAYERS:
+            raise DamagedError(f"{name} has {layers} layers: more than {_MOST_LAYERS}", where=folder)
+    found: dict[Place, LazyTensor] = {}
+    for name, tensor in whole.items():
+        for at, part in _parts(known[name], tensor):
+            if at in found:
+                raise DamagedError(f"{name} is there under two names", where=folder)
+            found[at] = part
+    if not any(section is Section.EMBEDDING for section, _, _ in found):
+        raise DamagedError("there is no embedding among the tensors", where=folder)
+    return {at: (tensor,) for at, tensor in found.items()}, bool(stacks)
+
+
+def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[Place, LazyTensor]]:
+    """The parameters in a tensor: itself, or that of each layer."""
+    if known is None:
+        return []
+    section, _, key = known.place
+    if not known.is_stack:
+        return [(known.place, tensor)]
+    layers = range(tensor.shape[0])
+    return [((section, layer, key), tensor.slice(0, layer, layer + 1).flatten(0).coalesced()) for layer in layers]
+
+
+def _whole_halves(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The halves of a gated linear unit that have names of their own, joined: gate, then up."""
+    found: dict[str, LazyTensor] = {}
+    halves: dict[str, dict[int, LazyTensor]] = {}
+    for name, tensor in stored.items():
+        half = next((number for ending, number in _HALVES.items() if name.endswith(ending)), None)
+        if half is None:
+            found[name] = tensor
+        else:
+            halves.setdefault(name[:-2], {})[half] = tensor
+    for name, pair in halves.items():
+        if len(pair) == len(_HALVES) and pair[0].shape == pair[1].shape and name not in found:
+            found[name] = concat([pair[0], pair[1]], len(pair[0].shape) - 2)
+        else:
+            found |= {f"{name}_{'wv'[number]}": tensor for number, tensor in pair.items()}
+    return found

@@ -1,0 +1,114 @@
+"""Megatron-Core's names of a GPT model's parameters, by their place in the model, and back.
+
+``megatron/core/models/gpt/gpt_layer_specs.py`` of Megatron-LM: with Transformer Engine the norms before the attention
+and the MLP are part of the linear layer behind them (``self_attention.linear_qkv.layer_norm_weight``), with the local
+spec they are modules of their own (``input_layernorm``, ``pre_mlp_layernorm``). ``torch_dist`` stores the former under
+both [``get_gpt_layer_local_spec``: ``sharded_state_dict_keys_map``].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from streamconv.formats.source import Place
+from streamconv.models.parameter import Parameter, Section
+
+__all__ = [
+    "COMMON_FILE",
+    "COMMON_STATE_OBJECT",
+    "LINEARS",
+    "SPECS",
+    "CoreName",
+    "core_layer_key",
+    "core_name",
+    "place_of",
+]
+
+COMMON_STATE_OBJECT = "common_state/shard_0_1"
+COMMON_FILE = "common.pt"
+
+_SAME = {
+    "self_attention.query_key_value": "self_attention.linear_qkv",
+    "self_attention.dense": "self_attention.linear_proj",
+    "self_attention.q_layernorm": "self_attention.q_layernorm",
+    "self_attention.k_layernorm": "self_attention.k_layernorm",
+    "mlp.dense_h_to_4h": "mlp.linear_fc1",
+    "mlp.dense_4h_to_h": "mlp.linear_fc2",
+}
+_NORMS = {
+    "te": {
+        "input_layernorm": "self_attention.linear_qkv.layer_norm_",
+        "post_attention_layernorm": "mlp.linear_fc1.layer_norm_",
+    },
+    "local": {"input_layernorm": "input_layernorm.", "post_attention_layernorm": "pre_mlp_layernorm."},
+}
+SPECS = tuple(_NORMS)
+LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+"""The linear layers of a transformer layer, whose extra state (of FP8) has an entry in ``torch_dist``."""
+
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)")
+_STACKED = "decoder.layers."
+_FINAL_NORM = "decoder.final_layernorm."
+_EMBEDDING = "embedding."
+_HEAD = "output_layer.weight"
+
+
+def core_layer_key(key: str, spec: str) -> str:
+    """A layer's key as Megatron-Core has it: ``mlp.linear_fc1.weight`` of ``mlp.dense_h_to_4h.weight``."""
+    module, _, leaf = key.rpartition(".")
+    norm = _NORMS[spec].get(module)
+    return f"{_SAME[module]}.{leaf}" if norm is None else norm + leaf
+
+
+_KEYS: Mapping[str, tuple[str, str | None]] = {
+    core_layer_key(f"{module}.{leaf}", spec): (f"{module}.{leaf}", spec if module in _NORMS[spec] else None)
+    for spec in SPECS
+    for module in (*_SAME, *_NORMS[spec])
+    for leaf in ("weight", "bias")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CoreName:
+    """A stored name: its place, the layer as it is numbered there (None if all layers are stacked in it), and the spec
+    that the name gives away, if it does.
+    """
+
+    place: Place
+    layer: int | None
+    spec: str | None
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is all layers of a parameter."""
+        return self.place[0] is Section.LAYER and self.layer is None
+
+
+def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
+    """The name of a parameter; a layer of None is that of all layers stacked."""
+    if parameter.section is Section.LAYER:
+        number = "" if layer is None else f"{layer}."
+        return f"{_STACKED}{number}{core_layer_key(parameter.key, spec)}"
+    if parameter.section is Section.FINAL_NORM:
+        return _FINAL_NORM + parameter.key
+    return _HEAD if parameter.section is Section.HEAD else _EMBEDDING + parameter.key
+
+
+def place_of(name: str) -> CoreName | None:
+    """What a stored name is, None if it is no parameter of a GPT model."""
+    if name == _HEAD:
+        return CoreName((Section.HEAD, -1, "lm_head.weight"), None, None)
+    if name.startswith(_EMBEDDING):
+        return CoreName((Section.EMBEDDING, -1, name.removeprefix(_EMBEDDING)), None, None)
+    if name.startswith(_FINAL_NORM):
+        return CoreName((Section.FINAL_NORM, -1, name.removeprefix(_FINAL_NORM)), None, None)
+    if not name.startswith(_STACKED):
+        return None
+    match = _LAYER.fullmatch(name)
+    layer, key = (int(match[1]), match[2]) if match else (None, name.removeprefix(_STACKED))
+    if key not in _KEYS:
+        return None
+    ours, spec = _KEYS[key]
+    return CoreName((Section.LAYER, -1 if layer is None else layer, ours), layer, spec)

@@ -1,0 +1,128 @@
+"""Megatron-Core's checkpoints as a source, in both containers.
+
+``torch``: a file for each rank, its ``model`` flat [``megatron/training/checkpointing.py:save_checkpoint``].
+``torch_dist``: :mod:`streamconv.formats.megatron.core.dist_source`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.megatron.core.claims import claims, dist_folder
+from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
+from streamconv.formats.megatron.core.names import place_of
+from streamconv.formats.megatron.core.refusals import check_version, refusal, refuse_args, refuse_names
+from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
+from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
+from streamconv.formats.recorded import is_child_name
+from streamconv.formats.source import Fact, Place, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.config.training_args import neutral_args
+from streamconv.models.orders import GluOrder, QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["SOURCE", "open_model"]
+
+_EXTRA = "._extra_state"
+_HEAD_COPY = "output_layer"
+_HEAD: Place = (Section.HEAD, -1, "lm_head.weight")
+_NOT_SAID = (
+    "nothing says whether output_layer.weight is a head of its own or a copy of the embedding: taken for its own; for "
+    'a tied head say --config with {"tie_word_embeddings": true}'
+)
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a Megatron-Core checkpoint, metadata only.
+
+    Args:
+        path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
+        options: what the user says of it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
+
+    Raises:
+        SourceError: it is not there.
+        AmbiguousError: nothing says which checkpoint of a root is meant.
+        UnsupportedError: it is of a kind that is refused by name.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    meant = path / options.tag if options.tag is not None and is_child_name(options.tag) else path
+    if meant.is_dir() and dist_folder(meant) is not None:
+        model = open_dist(path, options)
+        _settle_rows(model, options)
+        return model
+    return _open_torch(path, options)
+
+
+def _open_torch(path: Path, options: SourceOptions) -> ShardedModel:
+    ranks = open_ranks(path, options, refuse_args, _chunk_tensors)
+    check_version(ranks.state, ranks.files[0, 0].path)
+    facts: list[Fact] = []
+    is_untied = says_untied(ranks.args, options)
+    caution = _set_copies_aside(ranks, is_untied, facts)
+    check_ends(ranks)
+    check_head(ranks, is_untied, "output_layer.weight", "output_layer.weight")
+    model = to_model(ranks, options, "Megatron-Core, torch", neutral_args(ranks.args) if ranks.args else None)
+    specs = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
+    if len(specs) > 1:
+        raise DamagedError(f"norms are named by two specs: {' and '.join(specs)}", where=ranks.folder)
+    model.facts.append(Fact(f"names of the spec {specs[0] if specs else 'unknown'}", "where the layers' norms are"))
+    model.spec = specs[0] if specs else None
+    copies_aside(ranks, model, _HEAD_COPY)
+    _settle_rows(model, options)
+    model.facts += facts
+    model.warnings += [caution] if caution else []
+    model.dropped += left_behind(ranks)
+    return model
+
+
+def _settle_rows(model: ShardedModel, options: SourceOptions) -> None:
+    """Megatron-Core has one order of fused rows [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
+    for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
+        if said is not None:
+            raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
+    model.qkv, model.glu, model.cuts_groups = QkvLayout.INTERLEAVED, GluOrder.GATE_UP, True
+    model.facts.append(Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order"))
+
+
+def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
+    """The parameters of one model (``model``, ``model0``) in a rank's file."""
+    model = file.state[entry]
+    if not isinstance(model, dict):
+        raise DamagedError(f"its `{entry}` is no dictionary", where=file.path)
+    found, strays = StageTensors(), []
+    for name, value in model.items():
+        if isinstance(name, str) and name.endswith(_EXTRA):
+            found.extra += [value] if isinstance(value, LazyTensor) else []
+            continue
+        known = place_of(name) if isinstance(name, str) else None
+        if known is None or not isinstance(value, LazyTensor):
+            strays.append(str(name))
+        elif known.place in found.tensors:
+            raise DamagedError(f"{name} is there under two names", where=file.path)
+        else:
+            found.tensors[known.place] = value
+            found.ages |= {known.spec} if known.spec else set()
+    refuse_names(strays, file.path)
+    found.check_layers(file.path)
+    return found
+
+
+def _set_copies_aside(ranks: Ranks, is_untied: bool | None, facts: list[Fact]) -> str | None:
+    """On the last of several stages ``output_layer.weight`` is a copy of the embedding if the head is tied to it; what
+    to warn of.
+    """
+    heads = [parts[-1] for (_, stage), parts in ranks.parts.items() if stage == ranks.found.pp - 1]
+    if not any(_HEAD in part.tensors for part in heads):
+        return None
+    if is_untied is not False:
+        return _NOT_SAID if is_untied is None else None
+    for part in heads:
+        if _HEAD in part.tensors:
+            part.copy["weight"] = part.tensors.pop(_HEAD)
+    facts.append(Fact("tied head: output_layer.weight is a copy", "args.untie_embeddings_and_output_weights is false"))
+    return None
+
+
+SOURCE = SourceFormat("megatron-core", open_model, claims, refusal)

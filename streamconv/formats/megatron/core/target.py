@@ -1,0 +1,268 @@
+"""Megatron-Core's checkpoints as a target: the ``torch`` container here, ``torch_dist`` in its own module.
+
+``torch`` is a file for each rank, as Megatron-LM's legacy layout has them, whose ``model`` is the flat state dict of
+``megatron/core/models/gpt/gpt_model.py:GPTModel``; with virtual stages ``model0``, ``model1`` and on
+[``megatron/training/checkpointing.py:generate_state_dict``]. A tied head has a copy on the last of several stages
+[``megatron/core/models/common/language_module/language_module.py:setup_embeddings_and_output_layer``]. QKV rows are
+``[groups, heads / groups + 2, head_dim]``, gate before up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from streamconv.containers.torch_save.zip_writer import plan_torch_file
+from streamconv.core.errors import UnsupportedError, UsageError
+from streamconv.formats.common.carried_args import carried_args
+from streamconv.formats.megatron.args import TOKENIZERS, core_model_args, rotary_needs, scaling_caution, unknown_args
+from streamconv.formats.megatron.core.dist_target import dist_files
+from streamconv.formats.megatron.core.names import LINEARS, SPECS, core_name
+from streamconv.formats.megatron.core.refusals import refusal
+from streamconv.formats.megatron.flags import flags_of, layers_per_chunk, stage_args
+from streamconv.formats.megatron.folder import ARCHIVE, TRACKER, rank_path
+from streamconv.formats.megatron.releases import (
+    ARGS_NOT_NEEDED,
+    FIRST,
+    GROUPS_BELOW_TP,
+    LOCAL_RMSNORM,
+    STAGE_LAYOUT,
+    UNEVEN_ENDS,
+    VIRTUAL_UNEVEN_ENDS,
+    Need,
+    parse_release,
+    refuse_older,
+)
+from streamconv.formats.recorded import RELEASE
+from streamconv.formats.source import Fact
+from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.models.config.checks import shown
+from streamconv.models.config.training_args import neutral_args
+from streamconv.models.parameter import Section
+
+__all__ = ["CONTAINERS", "TARGET", "lay_out"]
+
+CONTAINERS = ("torch_dist", "torch")
+CHECKPOINT_VERSION = 3.0
+_SAID_OTHERWISE = (
+    "rope_scaling",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+    "rotary_seq_len_interpolation_factor",
+    "sliding_window",
+    "window_size",
+    "disable_bias_linear",
+    "ds_sequence_parallel_fpdt",
+)
+_OWNED = ("iter_*", RELEASE)
+# What Megatron-Core has, and no family here: arguments that other sources may have too.
+_NOT_BUILT = {
+    "apply_layernorm_1p": "norms stored less 1",
+    "apply_residual_connection_post_layernorm": "residuals behind the norms",
+    "window_size": "a window that is none of the past",
+}
+
+
+def lay_out(model: TargetModel) -> TargetFiles:
+    """Every file in the container that is asked for, the tracker, and what should be known of the result.
+
+    Raises:
+        UsageError: a choice is none, or means nothing with the container.
+        UnsupportedError: no argument can say how the model works, or the named release cannot run it.
+    """
+    container = _container(model)
+    release = parse_release(model.core.release)
+    args, dropped = _args(model, container)
+    needs = [*rotary_needs(args), *_needs(model, container)]
+    refuse_older(release, needs)
+    entries: dict[str, Any] = {"checkpoint_version": CHECKPOINT_VERSION, "iteration": model.iteration or 0}
+    if model.vocab_size is not None:
+        # Megatron-LM records the true size in args alone, as the user gave it; readers of bigscience's find it here.
+        entries["checkpoint_info"] = {
+            "padded_vocab_size": model.sizes.vocab,
+            "original_vocab_size": model.vocab_size,
+        }
+    facts = list(_facts(model, container, args, needs, dropped, release))
+    if model.keep_args and model.sizes.heads is not None:
+        namespace = argparse.Namespace()
+        vars(namespace).update(args)
+        entries["args"] = namespace
+    small: dict[str, str | bytes] = {}
+    if container == "torch":
+        files = _rank_files(model, entries)
+    else:
+        files, small = dist_files(model, entries, release)
+    tracker = RELEASE if model.iteration is None else str(model.iteration)
+    warnings = tuple(_cautions(model, args))
+    return TargetFiles(files, {TRACKER: tracker}, tuple(facts), warnings, small=small, owned=_OWNED)
+
+
+def _container(model: TargetModel) -> str:
+    container = CONTAINERS[0] if model.core.container is None else model.core.container
+    if container not in CONTAINERS:
+        raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
+    if model.core.spec not in (None, *SPECS):
+        raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
+    return container
+
+
+def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
+    """The arguments, those that the source has beside the model's own, and the names that are left out."""
+    kept, dropped = carried_args(model)
+    layout, said = model.layout, neutral_args(model.args)
+    for name, what in _NOT_BUILT.items():
+        if said.get(name) is not None and said[name] is not False:
+            raise UnsupportedError(
+                f"args.{name} is {shown(said[name])}: {what}, not translated",
+                remedy=f'if the model is built without it, say it otherwise: --config with {{"{name}": null}}',
+            )
+    # What other frameworks call otherwise is said by its own name.
+    for name in _SAID_OTHERWISE:
+        kept.pop(name, None)
+    if str(kept.get("tokenizer_type")) not in TOKENIZERS and kept.pop("tokenizer_type", None) is not None:
+        # Since core_v0.10 it outweighs the run's own, and the run stops.
+        dropped.append("tokenizer_type")
+    built = core_model_args(model)
+    _refuse_contradictions(model, built)
+    kept |= built
+    kept |= {
+        "use_mcore_models": True,
+        "use_legacy_models": False,
+        "ckpt_format": container,
+        "transformer_impl": "local" if model.core.spec == "local" else "transformer_engine",
+        "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
+        "num_layers_per_virtual_pipeline_stage": layers_per_chunk(layout),
+        "expert_model_parallel_size": 1,
+        **stage_args(layout),
+    }
+    return kept, [name for name in dropped if name not in kept]
+
+
+def _refuse_contradictions(model: TargetModel, built: Mapping[str, Any]) -> None:
+    """What the user says must be what is written, by whatever name the source says it."""
+    if "model_type" in model.supplied:
+        return
+    for name, said in model.supplied.items():
+        if said is not None and name in built and not _same(said, built[name]):
+            raise UsageError(
+                f"--config says {name} {shown(said)}, and the model has {shown(built[name])}",
+                remedy="leave it out, or say it by the name that the source says it by",
+            )
+
+
+def _same(said: Any, found: Any) -> bool:
+    """A value of a JSON file, and one of Python; of names, some forks write the case otherwise."""
+    if isinstance(said, str) and isinstance(found, str):
+        return said.casefold() == found.casefold()
+    return bool((tuple(said) if isinstance(said, list) else said) == found)
+
+
+def _needs(model: TargetModel, container: str) -> Iterator[Need]:
+    groups = model.sizes.groups
+    if container == "torch_dist" and not (model.keep_args and model.sizes.heads is not None):
+        yield Need("a torch_dist checkpoint without args", ARGS_NOT_NEEDED)
+    if container == "torch":
+        if groups is not None and groups < model.layout.tp:
+            yield Need(f"{groups} key and value heads at TP {model.layout.tp}", GROUPS_BELOW_TP)
+        said = stage_args(model.layout)
+        if said["pipeline_model_parallel_layout"]:
+            yield Need("stages of these lengths (--pipeline-model-parallel-layout)", STAGE_LAYOUT)
+        elif any(said.values()):
+            since = UNEVEN_ENDS if model.layout.vpp == 1 else VIRTUAL_UNEVEN_ENDS
+            yield Need("a first or last stage of another length", since)
+    if model.core.spec == "local" and model.family.norm == "rmsnorm":
+        yield Need("RMSNorm in the local spec", LOCAL_RMSNORM)
+
+
+def _facts(
+    model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str], release: int | None
+) -> Iterator[Fact]:
+    spec = "the local spec" if model.core.spec == "local" else "Transformer Engine"
+    first = max(needs, key=lambda need: need.since, default=None)
+    since = f"core_v0.{first.since} for {first.what}" if first else f"core_v0.{FIRST}"
+    yield Fact(f"container {container}, for the layers of {spec}", f"NVIDIA/Megatron-LM since {since}")
+    yield Fact("parameters only", "optimizer, scheduler and random number state stay behind")
+    has_args = model.keep_args and model.sizes.heads is not None
+    if model.sizes.heads is None:
+        # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
+        yield Fact("no args", "the number of heads is not known")
+    elif has_args and dropped:
+        yield Fact(f"left out of args: {', '.join(dropped)}", "not plain data, or no value of Megatron-LM's")
+    if has_args and "tokenizer_type" not in args:
+        yield Fact("no tokenizer_type in args", "a run with --vocab-file compares it: say it with --config")
+    words = "what args alone do not set" if has_args else "there are no args"
+    yield Fact(f"flags for Megatron-LM: {' '.join(flags_of(model, container, args, release))}", words)
+
+
+def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:
+    if model.iteration == 0:
+        yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
+    if caution := scaling_caution(args):
+        yield caution
+    if unknown := unknown_args(args):
+        yield (
+            f"nothing says {', '.join(unknown)}, and the model's answers depend on it: Megatron-LM will take its "
+            "defaults; say them with --config"
+        )
+
+
+def _rank_files(model: TargetModel, entries: dict[str, Any]) -> tuple[TargetFile, ...]:
+    layout = model.layout
+    trees = [_stage_tree(model, stage, entries) for stage in range(layout.pp)]
+    container = partial(plan_torch_file, ARCHIVE)
+    entry = "model" if layout.vpp == 1 else ""
+    return tuple(
+        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], entry)
+        for rank in range(layout.tp)
+        for stage in range(layout.pp)
+    )
+
+
+def _stage_tree(model: TargetModel, stage: int, entries: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank."""
+    chunks = [_chunk(model, stage, chunk) for chunk in range(model.layout.vpp)]
+    if len(chunks) == 1:
+        return {**entries, "model": chunks[0]}
+    return {**entries, **{f"model{number}": chunk for number, chunk in enumerate(chunks)}}
+
+
+def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot | None]:
+    family, layout, spec = model.family, model.layout, model.core.spec or "te"
+    is_first = (stage, chunk) == (0, 0)
+    is_last = (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
+    found: OrderedDict[str, Slot | None] = OrderedDict()
+
+    def add(section: Section) -> None:
+        for parameter in family.parameters:
+            if parameter.section is section:
+                found[core_name(parameter, None, spec)] = Slot(section, -1, parameter.key)
+
+    if is_first:
+        add(Section.EMBEDDING)
+    for local, layer in enumerate(layout.layers_of(stage, chunk)):
+        for parameter in family.parameters:
+            if parameter.section is Section.LAYER:
+                found[core_name(parameter, local, spec)] = Slot(Section.LAYER, layer, parameter.key)
+        if spec == "te":
+            # Its linear layers load strictly only with their extra state (of FP8); None leaves it as it is.
+            found |= dict.fromkeys(f"decoder.layers.{local}.{linear}._extra_state" for linear in LINEARS)
+    if is_last:
+        add(Section.FINAL_NORM)
+        if model.has_head:
+            add(Section.HEAD)
+        elif layout.pp > 1:
+            found["output_layer.weight"] = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
+    return found
+
+
+TARGET = TargetFormat(
+    "megatron-core",
+    ("core",),
+    lay_out,
+    refusal,
+    takes=frozenset(("--container", "--spec", "--megatron-version", "--vpp")),
+    is_core=True,
+)

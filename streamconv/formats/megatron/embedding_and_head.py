@@ -1,0 +1,98 @@
+"""The two ends of a model that Megatron-LM's ranks wrote: its embedding, its head, and the copies of a tied head."""
+
+from __future__ import annotations
+
+from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.formats.megatron.rank_files import Ranks
+from streamconv.formats.source import Dropped, ShardedModel
+from streamconv.models.parameter import Section
+
+__all__ = ["check_ends", "check_head", "copies_aside"]
+
+
+def check_ends(ranks: Ranks) -> None:
+    """The embedding is in the first chunk of the first stage, the final norm and the head, or its copy, in the last.
+
+    Raises:
+        DamagedError: one of them is missing, or is where it does not belong.
+    """
+    chunks, last = list(ranks.chunks(0)), ranks.found.pp - 1
+    for number, (stage, chunk, part) in enumerate(chunks):
+        path = ranks.path(0, stage)
+        where = f"stage {stage} of {ranks.found.pp}" + (f", chunk {chunk}," if ranks.vpp > 1 else "")
+        sections = {section for section, _, _ in part.tensors}
+        is_last = number == len(chunks) - 1
+        for section, is_home, home in (
+            (Section.EMBEDDING, number == 0, "stage 0"),
+            (Section.FINAL_NORM, is_last, f"stage {last}"),
+        ):
+            if (section in sections) != is_home:
+                what = section.value.replace("_", " ")
+                article = "an" if what.startswith("e") else "a"
+                has = f"has {article if section in sections else 'no'}"
+                raise DamagedError(f"{where} {has} {what}: it belongs on {home}", where=path)
+        copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
+        if not is_last and (Section.HEAD in sections or copied):
+            raise DamagedError(f"{where} has a head: it belongs on stage {last}", where=path)
+
+
+def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> None:
+    """A model has a head of its own or, with several stages, copies of the embedding, and the last stage has one of
+    them.
+
+    Args:
+        ranks: what was opened, copies set apart.
+        is_untied: what is said of the head, None if nothing is.
+        head: what a head is called in the files.
+        copy: what a copy is called.
+
+    Raises:
+        DamagedError: the last stage has none, both, or not what is said.
+    """
+    part = ranks.parts[0, ranks.found.pp - 1][-1]
+    has_head = any(section is Section.HEAD for section, _, _ in part.tensors)
+    has_copy = any(chunk.copy for parts in ranks.parts.values() for chunk in parts)
+    reason = None
+    if has_head and has_copy:
+        reason = f"a head of its own and {copy}: a model has one of them"
+    elif is_untied and not has_head:
+        reason = f"args say that the head is not tied to the embedding, and there is no {head}"
+    elif ranks.found.pp > 1 and not (has_head or has_copy):
+        reason = f"{'no' if head == copy else f'neither {head} nor'} {copy} on the last stage"
+    if reason:
+        path = ranks.path(0, ranks.found.pp - 1)
+        raise DamagedError(reason, where=path, remedy="copy the file again from its storage")
+
+
+def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
+    """Keep the tied head's copies aside; one that is the embedding's own bytes (PP 1) is none.
+
+    Args:
+        ranks: what was opened.
+        model: what was made of it.
+        label: what the copy is called in the files.
+
+    Raises:
+        DamagedError: a copy has another shape than its original, or other keys than on the first rank.
+        UnsupportedError: it is a copy of nothing.
+    """
+    last = ranks.found.pp - 1
+    keys = set(ranks.parts[0, last][-1].copy)
+    for rank in range(ranks.found.tp):
+        part, path = ranks.parts[rank, last][-1], ranks.path(rank, last)
+        if set(part.copy) != keys:
+            raise DamagedError(f"{label} has other keys than on rank 0", where=path)
+        for key, copy in part.copy.items():
+            original = ranks.parts[rank, 0][0].tensors.get((Section.EMBEDDING, -1, f"word_embeddings.{key}"))
+            if original is None:
+                raise UnsupportedError(f"{label}.{key} is a copy of nothing in the embedding", where=path)
+            if (copy.shape, copy.dtype) != (original.shape, original.dtype):
+                raise DamagedError(
+                    f"{label}.{key} is {copy.shape} {copy.dtype}, the embedding {original.shape} {original.dtype}",
+                    where=path,
+                )
+            if copy.pieces != original.pieces:
+                model.copies.append((f"{label}.{key} of rank {rank}", copy, original))
+    if model.copies:
+        nbytes = sum(copy.nbytes for _, copy, _ in model.copies)
+        model.dropped.append(Dropped(f"{label} of {ranks.found.tp} ranks", nbytes, "a copy of the word embedding"))

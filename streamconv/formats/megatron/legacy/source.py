@@ -1,0 +1,123 @@
+"""Megatron-LM's legacy checkpoint as a source: what Megatron-LM itself wrote, and what streamconv writes.
+
+Sources: ``megatron/checkpointing.py:save_checkpoint`` of Megatron-LM v2.0 to core_v0.17 (``megatron/training`` since
+core_v0.7), ``megatron/model/gpt_model.py:state_dict_for_save_checkpoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.formats.common.row_orders import join_separate_heads, settle_glu
+from streamconv.formats.megatron.core.claims import dist_folder, is_core
+from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
+from streamconv.formats.megatron.folder import claims as claims_ranks
+from streamconv.formats.megatron.legacy.names import HEAD_COPY, cautions, stage_tensors, translated_args
+from streamconv.formats.megatron.legacy.refusals import families, refusal
+from streamconv.formats.megatron.rank_files import Ranks, left_behind, open_ranks, to_model
+from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["SOURCE", "claims", "open_model"]
+
+# megatron/checkpointing.py:fix_query_key_value_ordering, up to core_v0.17.
+_ROWS = {0: QkvLayout.BLOCKS, 1: QkvLayout.ALTERNATING, 2: QkvLayout.INTERLEAVED, 3: QkvLayout.INTERLEAVED}
+
+
+def claims(path: Path) -> str | None:
+    """What makes a folder a legacy Megatron-LM checkpoint or the root of some, None if nothing does."""
+    words = claims_ranks(path)
+    return None if words is None or is_core(path) or dist_folder(path) is not None else words
+
+
+def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+    """Open a legacy Megatron-LM checkpoint, metadata only.
+
+    Args:
+        path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
+        options: what the user says of it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
+
+    Raises:
+        SourceError: it is not there.
+        AmbiguousError: nothing says which checkpoint of a root is meant.
+        UnsupportedError: it is of a kind that is refused by name.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    ranks = open_ranks(path, options, _refuse_args, stage_tensors)
+    version = _known_version(ranks)
+    check_ends(ranks)
+    check_head(ranks, (ranks.args or {}).get("untie_embeddings_and_output_weights"), "output_layer", HEAD_COPY)
+    args = None if ranks.args is None else translated_args(ranks.args)
+    model = to_model(ranks, options, "Megatron-LM, legacy", args)
+    ages = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
+    model.facts.append(Fact(" and ".join(ages or ["names of 2021"]), "the keys of `language_model`"))
+    model.warnings += cautions(ranks.args or {})
+    copies_aside(ranks, model, HEAD_COPY)
+    if not join_separate_heads(model, options):
+        _settle_qkv(model, version, options)
+    # bigscience's fork, whose order is the other one, has no norms without bias.
+    is_megatron_lm = "input_layernorm.bias" not in model.keys(Section.LAYER, 0)
+    settle_glu(model, options, "no norm has a bias: not bigscience's fork" if is_megatron_lm else None)
+    model.dropped += left_behind(ranks)
+    return model
+
+
+def _known_version(ranks: Ranks) -> float:
+    """The checkpoint_version, which says the order of query_key_value's rows; a file that says nothing is of version 0.
+
+    [``megatron/checkpointing.py:get_checkpoint_version``, ``load_checkpoint``]
+    """
+    version, path = ranks.state.get("checkpoint_version", 0), ranks.files[0, 0].path
+    if isinstance(version, bool) or not isinstance(version, int | float):
+        raise DamagedError(f"checkpoint_version is {str(version)[:40]!r}, not a number", where=path)
+    if version not in _ROWS:
+        raise UnsupportedError(
+            f"checkpoint_version {version}: its query_key_value rows are in an unknown order",
+            where=path,
+            remedy="versions 0 to 3 are known: v2.0 to core_v0.17 of Megatron-LM",
+        )
+    return version
+
+
+def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
+    experts, expert_parallel = args.get("num_experts"), args.get("expert_model_parallel_size")
+    is_rotary = args.get("position_embedding_type") == "rope" or bool(args.get("use_rotary_position_embeddings"))
+    kinds = (
+        ("a mixture of experts (MoE)", any(isinstance(n, int) and n > 1 for n in (experts, expert_parallel))),
+        (
+            "LayerNorm and linear layers without bias",
+            args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
+        ),
+        ("rotary positions in a part of each head", is_rotary and args.get("rotary_percent") not in (None, 1)),
+        ("interpolated rotary positions", is_rotary and bool(args.get("rotary_seq_len_interpolation_factor"))),
+    )
+    for name, matches in kinds:
+        if matches:
+            raise UnsupportedError(
+                f"{name}, as args say: not translated yet",
+                where=folder,
+                remedy=f"families so far in such folders: {families()}",
+            )
+
+
+def _settle_qkv(model: ShardedModel, version: float, options: SourceOptions) -> None:
+    """The fork of deepspeedai writes this layout too (without DeepSpeed), and since 676a482c rows of
+    ``[3, heads, head_dim]`` under the same checkpoint_version.
+    """
+    layout, evidence = _ROWS[int(version)], f"checkpoint_version {version}"
+    if "ds_sequence_parallel_fpdt" in (model.args or {}):
+        layout = QkvLayout.BLOCKS
+        evidence = "args has ds_sequence_parallel_fpdt: written since commit 676a482c of Megatron-DeepSpeed"
+    if options.qkv_layout is not None:
+        if options.qkv_layout is not layout:
+            model.warnings.append(f"--qkv-layout {options.qkv_layout.value} against the evidence ({evidence})")
+        layout, evidence = options.qkv_layout, "--qkv-layout"
+    model.qkv = layout
+    model.facts.append(Fact(f"query_key_value rows {layout.value}", evidence))
+
+
+SOURCE = SourceFormat("megatron-legacy", open_model, claims, refusal)

@@ -1,0 +1,290 @@
+"""One checkpoint of Megatron-LM as its ranks wrote it, a ``torch`` file each: what legacy and Megatron-Core share.
+
+Sources: ``megatron/checkpointing.py:save_checkpoint`` of Megatron-LM v2.0 to core_v0.6, ``megatron/training/``
+since. A rank's file has one model, or one for each of its virtual stages: ``model0``, ``model1`` and on. Layers are
+numbered in their stage, or in their chunk of it; chunk 0 of all stages comes before chunk 1 of all stages
+[``megatron/core/transformer/transformer_layer.py:get_transformer_layer_offset``].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.pickles.reader import leaves_of
+from streamconv.containers.stored_file import StoredFile
+from streamconv.containers.torch_save.open import open_torch
+from streamconv.core.errors import DamagedError
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.refusals import refuse_other_folders
+from streamconv.formats.common.shards import join_ranks
+from streamconv.formats.megatron.folder import RankFolders, check_grid, find_ranks, resolve_folder
+from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
+from streamconv.formats.source import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
+from streamconv.models.parameter import Section
+
+__all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
+
+_MODEL = re.compile(r"model\d*")
+_SAME_ARGS = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "padded_vocab_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+)
+_RANDOM = "random number state: parameters only"
+_SCHEDULER = "scheduler state: parameters only"
+_REASONS = {
+    "optimizer": "optimizer state: parameters only",
+    "args": "a tensor among the arguments: not plain data",
+    "rng_state": _RANDOM,
+    "random_rng_state": _RANDOM,
+    "np_rng_state": _RANDOM,
+    "torch_rng_state": _RANDOM,
+    "cuda_rng_state": _RANDOM,
+    "rng_tracker_states": _RANDOM,
+    "lr_scheduler": _SCHEDULER,
+    "opt_param_scheduler": _SCHEDULER,
+}
+
+
+@dataclass(slots=True)
+class StageTensors:
+    """One chunk's tensors by place, layers numbered in the chunk; the head's copy by its keys; tensors of extra state,
+    which stay behind; whose names these are.
+    """
+
+    tensors: dict[Place, LazyTensor] = field(default_factory=dict)
+    copy: dict[str, LazyTensor] = field(default_factory=dict)
+    extra: list[LazyTensor] = field(default_factory=list)
+    ages: set[str] = field(default_factory=set)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the chunk holds."""
+        return len({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+
+    def check_layers(self, where: Path) -> None:
+        """Refuse a gap in the numbers of its layers.
+
+        Raises:
+            DamagedError: they are not 0, 1, 2 and on.
+        """
+        numbers = sorted({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+        if numbers != list(range(len(numbers))):
+            raise DamagedError(f"the stage's layers are numbered {numbers[:8]}, not from 0 without a gap", where=where)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The files of all ranks, opened. ``parts[rank, stage]`` are the chunks of a rank; ``args`` those of the first."""
+
+    folder: Path
+    chosen: Fact | None
+    found: RankFolders
+    files: Mapping[tuple[int, int], StoredFile]
+    parts: Mapping[tuple[int, int], tuple[StageTensors, ...]]
+    args: Mapping[str, Any] | None
+
+    @property
+    def vpp(self) -> int:
+        """How many chunks each rank has."""
+        return len(self.parts[0, 0])
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """The first rank's state."""
+        found: Mapping[str, Any] = self.files[0, 0].state
+        return found
+
+    def chunks(self, rank: int) -> Iterator[tuple[int, int, StageTensors]]:
+        """(stage, chunk, its tensors) of a tensor-parallel rank in the order of the layers."""
+        for chunk in range(self.vpp):
+            for stage in range(self.found.pp):
+                yield stage, chunk, self.parts[rank, stage][chunk]
+
+    def path(self, rank: int, stage: int) -> Path:
+        """The file of a rank."""
+        return self.folder / self.found.files[rank, stage]
+
+
+def open_ranks(
+    path: Path,
+    options: SourceOptions,
+    refuse: Callable[[Mapping[str, Any], Path], None],
+    parse: Callable[[StoredFile, str], StageTensors],
+) -> Ranks:
+    """Open every rank's file, metadata only.
+
+    Args:
+        path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
+        options: ``tag`` is the name of another ``iter_*`` folder, or ``release``.
+        refuse: refuses arguments (with the folder) of what is not translated.
+        parse: the tensors of one entry (``model``, ``model0``) of a file.
+
+    Raises:
+        SourceError: it is not there.
+        AmbiguousError: nothing says which checkpoint of a root is meant.
+        UnsupportedError: it is of a kind that is refused by name.
+        DamagedError: files are missing, broken or contradict each other.
+    """
+    folder, chosen = resolve_folder(path, options.tag)
+    refuse_other_folders(folder, sorted(child.name for child in folder.iterdir()))
+    found = find_ranks(folder)
+    files = {place: open_torch(folder / name) for place, name in found.files.items()}
+    _check_same_run(folder, list(files.values()))
+    args = recorded_args(files[0, 0].state, files[0, 0].path)
+    refuse(args or {}, folder)
+    sizes = [positive_int(args, f"{kind}_model_parallel_size", folder) for kind in ("tensor", "pipeline")]
+    check_grid(folder, found, sizes[0] or found.tp, sizes[1] or found.pp)
+    names = model_names(files[0, 0])
+    said = positive_int(args, "virtual_pipeline_model_parallel_size", folder) or 1
+    if said != len(names) and args is not None:
+        raise DamagedError(f"args say {said} virtual stages, the files have {len(names)}", where=files[0, 0].path)
+    parts = {}
+    for place, file in files.items():
+        if model_names(file) != names:
+            raise DamagedError(f"its models are {model_names(file)}, {names} on the first rank", where=file.path)
+        parts[place] = tuple(parse(file, name) for name in names)
+    return Ranks(folder, chosen, found, files, parts, args)
+
+
+def model_names(file: StoredFile) -> list[str]:
+    """The names of the models in a rank's file: ``model``, or ``model0``, ``model1`` and on, in their order.
+
+    Raises:
+        DamagedError: there is none, or a number is missing.
+    """
+    state = file.state if isinstance(file.state, dict) else {}
+    names = sorted((key for key in state if isinstance(key, str) and _MODEL.fullmatch(key)), key=_number)
+    if names != ["model"] and (not names or names != [f"model{chunk}" for chunk in range(len(names))]):
+        words = f"the models {', '.join(names)[:80]}" if names else "no entry `model`"
+        raise DamagedError(f"it has {words}", where=file.path, remedy="copy the file again from its storage")
+    return names
+
+
+def _number(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _check_same_run(folder: Path, files: Sequence[StoredFile]) -> None:
+    """All ranks must tell the same story."""
+    stories = []
+    for file in files:
+        if not isinstance(file.state, dict):
+            raise DamagedError("a rank's file that is not a dictionary", where=file.path)
+        args = recorded_args(file.state, file.path)
+        story = {name: file.state.get(name) for name in ("iteration", "checkpoint_version")}
+        story |= {"args": "there" if args else "not there"} | {n: (args or {}).get(n) for n in _SAME_ARGS}
+        stories.append(story)
+    for file, story in zip(files, stories, strict=True):
+        for name, mine in story.items():
+            if mine != stories[0][name]:
+                raise DamagedError(
+                    f"{name} is {str(mine)[:40]} in {file.path.relative_to(folder)}, "
+                    f"but {str(stories[0][name])[:40]} in {files[0].path.relative_to(folder)}",
+                    where=folder,
+                    remedy="the files are of different runs or steps: keep those of one",
+                )
+
+
+def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mapping[str, Any] | None) -> ShardedModel:
+    """The shards of all stages and chunks by their place in the model.
+
+    Args:
+        ranks: what was opened.
+        options: what the user says.
+        format_name: what the layout is called.
+        args: the arguments, translated.
+
+    Raises:
+        DamagedError: ranks or stages contradict each other or the arguments.
+    """
+    found, folder = ranks.found, ranks.folder
+    tensors, owned = _placed(ranks)
+    stages = tuple(map(len, owned))
+    model = ShardedModel(
+        path=folder,
+        format=format_name,
+        tp=found.tp,
+        num_layers=sum(stages),
+        tensors=tensors,
+        stages=stages,
+        owned=tuple(map(tuple, owned)),
+        pp=found.pp,
+        vpp=ranks.vpp,
+        args=args,
+        iteration=find_iteration(folder, ranks.state, options.iteration),
+        vocab_size=true_vocabulary(ranks.state),
+        qkv=None,
+        named={file.path: file.globals for file in ranks.files.values()},
+    )
+    model.facts += [] if ranks.chosen is None else [ranks.chosen]
+    model.facts += _found(ranks, stages)
+    recorded = ranks.state.get("iteration")
+    if options.iteration is not None and recorded not in (None, options.iteration):
+        model.warnings.append(f"--iteration {options.iteration} against the recorded {recorded}")
+    said = ranks.args or {}
+    if ranks.args is None:
+        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    elif said.get("num_layers", model.num_layers) != model.num_layers:
+        raise DamagedError(f"args say {said['num_layers']} layers, {model.num_layers} are there", where=folder)
+    return model
+
+
+def _placed(ranks: Ranks) -> tuple[dict[Place, tuple[LazyTensor, ...]], list[list[int]]]:
+    """The shards of all ranks by place, and the layers of each stage, all numbered through the model."""
+    found, folder = ranks.found, ranks.folder
+    tensors: dict[Place, tuple[LazyTensor, ...]] = {}
+    owned: list[list[int]] = [[] for _ in range(found.pp)]
+    for stage, chunk, part in ranks.chunks(0):
+        peers = [ranks.parts[rank, stage][chunk].tensors for rank in range(found.tp)]
+        joined = join_ranks(peers, [found.files[rank, stage] for rank in range(found.tp)], folder)
+        before = sum(map(len, owned))
+        for (section, layer, key), shards in joined.items():
+            place = section, layer + before if section is Section.LAYER else layer, key
+            if place in tensors:
+                raise DamagedError(f"{key} is on two stages, the later one is {stage}", where=folder)
+            tensors[place] = shards
+        owned[stage] += range(before, before + part.num_layers)
+    return tensors, owned
+
+
+def _found(ranks: Ranks, stages: Sequence[int]) -> Iterator[Fact]:
+    found = ranks.found
+    said = ", as args say" if ranks.args is not None else ""
+    yield Fact(f"TP {found.tp} x PP {found.pp}", f"{len(found.files)} rank folders{said}")
+    yield Fact(f"stages of {','.join(map(str, stages))} layers", "the layers in each stage's files")
+    if ranks.vpp > 1:
+        names = f"model0 to model{ranks.vpp - 1}"
+        yield Fact(f"{ranks.vpp} virtual stages on each: chunk 0 of all stages, then chunk 1, ..", names)
+
+
+def left_behind(ranks: Ranks) -> list[Dropped]:
+    """The optimizer's own files, and the tensors in rank files that are no parameters, each with its reason."""
+    dropped, found = [], ranks.found
+    if found.optimizer:
+        nbytes = sum(path.stat().st_size for path in found.optimizer)
+        names = " and ".join(sorted({path.name for path in found.optimizer}))
+        dropped.append(Dropped(f"{len(found.optimizer)} optimizer files ({names})", nbytes, _REASONS["optimizer"]))
+    groups: dict[str, list[int]] = {}
+    for file in ranks.files.values():
+        for key in file.state:
+            if not (isinstance(key, str) and _MODEL.fullmatch(key)):
+                sizes = [tensor.nbytes for _, tensor in leaves_of(LazyTensor, file.state[key], str(file.path))]
+                groups.setdefault(str(key), []).extend(sizes)
+    for group, sizes in groups.items():
+        if sizes:
+            name = f"{len(sizes)} tensors of {group} in {len(found.files)} rank files"
+            dropped.append(Dropped(name, sum(sizes), _REASONS.get(group, "not a parameter")))
+    extra = [tensor.nbytes for parts in ranks.parts.values() for part in parts for tensor in part.extra]
+    if extra:
+        dropped.append(Dropped(f"{len(extra)} tensors of extra state", sum(extra), "of FP8: parameters only"))
+    return dropped

@@ -1,0 +1,86 @@
+"""All formats: which frameworks' checkpoints are read and written, and whose a folder is.
+
+A framework is a package that holds a ``SOURCE`` in its module ``source`` and a ``TARGET`` in its module ``target``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from streamconv.core.errors import AmbiguousError
+from streamconv.formats.common.refusals import OtherCheckpointError, titles
+from streamconv.formats.recorded import is_child_name
+from streamconv.formats.source import ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.target import TargetFormat
+
+__all__ = ["FRAMEWORKS", "find_source", "known_sources", "known_targets", "open_source", "titles_from"]
+
+FRAMEWORKS = ("deepspeed", "huggingface", "megatron.core", "megatron.legacy", "gpt_neox")
+"""The packages below ``streamconv.formats``, in the order in which they are shown."""
+
+_KNOWS_THE_OTHERS = "deepspeed"
+
+
+def known_sources() -> tuple[SourceFormat, ...]:
+    """The ``SOURCE`` of every framework."""
+    return tuple(import_module(f"streamconv.formats.{name}.source").SOURCE for name in FRAMEWORKS)
+
+
+def known_targets() -> tuple[TargetFormat, ...]:
+    """The ``TARGET`` of every framework."""
+    return tuple(import_module(f"streamconv.formats.{name}.target").TARGET for name in FRAMEWORKS)
+
+
+def titles_from(*sources: str) -> str:
+    """The families that checkpoints of these formats can be of, for a message."""
+    chosen = [source for source in known_sources() if source.name in sources]
+    return titles(lambda family: None if any(source.refusal(family) is None for source in chosen) else "")
+
+
+def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, ShardedModel]:
+    """Open a checkpoint by the format that claims it, metadata only; the format, and the model.
+
+    Raises:
+        StreamconvError: what the format refuses, and its ``open`` says.
+    """
+    source = find_source(path, options.tag)
+    try:
+        return source, source.open(path, options)
+    except OtherCheckpointError as error:
+        error.remedy = _sources()
+        raise
+
+
+def find_source(path: Path, tag: str | None = None) -> SourceFormat:
+    """The format of a checkpoint. A folder that none of them claims goes to the one that refuses others by their name.
+
+    Args:
+        path: a root, or the folder of one checkpoint below it.
+        tag: which folder below the root is meant; what that holds counts first.
+
+    Raises:
+        AmbiguousError: two formats claim it.
+    """
+    meant = [path / tag] if tag is not None and is_child_name(tag) and (path / tag).is_dir() else []
+    for folder in (*meant, path):
+        claims = {source.name: (source, words) for source in known_sources() if (words := source.claims(folder))}
+        if len(claims) > 1:
+            evidence = " and ".join(f"{name} ({words})" for name, (_, words) in claims.items())
+            raise AmbiguousError(
+                f"the folder looks like two checkpoints: {evidence}",
+                where=folder,
+                remedy="give the folder of the one that is meant (global_step*, iter_*), or name it with --tag",
+            )
+        for source, _ in claims.values():
+            return source
+    return next(source for source in known_sources() if source.name == _KNOWS_THE_OTHERS)
+
+
+def _sources() -> str:
+    """Which checkpoints are opened, for a message."""
+    return (
+        f"sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of "
+        f"{titles_from('deepspeed', 'megatron-legacy')}; GPT-NeoX folders of {titles_from('gpt-neox')}; "
+        f"Hugging Face folders of {titles_from('huggingface')}"
+    )

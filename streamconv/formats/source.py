@@ -1,0 +1,206 @@
+"""What formats say and are told of a checkpoint that is opened.
+
+A module in this package that reads a framework's checkpoints holds a ``SOURCE``, and is found there by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.pickles.machine import Global
+from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.layout import ParallelLayout
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.recorded import RELEASE
+from streamconv.models.config.checks import shown
+from streamconv.models.family import ModelFamily
+from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
+from streamconv.models.parameter import Section
+
+__all__ = [
+    "Dropped",
+    "Fact",
+    "Place",
+    "ShardedModel",
+    "SourceFormat",
+    "SourceOptions",
+    "positive_int",
+]
+
+Place = tuple[Section, int, str]
+"""(section, layer from 0 or -1, key in the section)."""
+
+
+_MOST = 1 << 31
+
+
+def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int | None:
+    """A training argument that counts something, or None if it is not there.
+
+    Raises:
+        DamagedError: it is no whole number above 0.
+    """
+    value = (args or {}).get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST):
+        raise DamagedError(f"args.{name} is {shown(value)}, not a number above 0 and below 2^31", where=where)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Something that stays behind on purpose, and why."""
+
+    name: str
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A thing that was found out about the source, and what it was found out from."""
+
+    what: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the user says of a source that does not say it itself, or says it wrongly.
+
+    ``config`` are entries of a configuration: of a ``config.json``, or training arguments for a target that has them.
+    """
+
+    tag: str | None = None
+    pp_layers: tuple[int, ...] | None = None
+    qkv_layout: QkvLayout | None = None
+    glu_order: GluOrder | None = None
+    num_heads: int | None = None
+    iteration: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def said(
+        cls,
+        tag: str | None = None,
+        pp_layers: tuple[int, ...] | None = None,
+        qkv_layout: str | None = None,
+        glu_order: str | None = None,
+        num_heads: int | None = None,
+        iteration: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> SourceOptions:
+        """What the user says, in the user's words.
+
+        Raises:
+            UsageError: a word is not known, or a number is too small.
+        """
+        for flag, word, choices in (("--qkv-layout", qkv_layout, QkvLayout), ("--glu-order", glu_order, GluOrder)):
+            names = [choice.value for choice in choices]
+            if word not in (None, *names):
+                raise UsageError(f"{flag} {word}: no such choice", remedy=f"choose one of {', '.join(names)}")
+        for flag, number, least in (("--num-heads", num_heads, 1), ("--iteration", iteration, 0)):
+            if number is not None and number < least:
+                raise UsageError(f"{flag} {number}: must be at least {least}")
+        return cls(
+            tag,
+            pp_layers,
+            QkvLayout(qkv_layout) if qkv_layout else None,
+            GluOrder(glu_order) if glu_order else None,
+            num_heads,
+            iteration,
+            config or {},
+        )
+
+
+@dataclass(slots=True)
+class ShardedModel:
+    """A model as it is stored: ``tensors[place][rank]`` is the shard of tensor-parallel rank ``rank``.
+
+    ``stages`` is the number of layers on each pipeline stage, None where nothing says so, ``vpp`` the number of virtual
+    stages on each, and ``owned`` which layers those are, None if they follow each other. ``args`` are the training
+    arguments as plain attributes, by the names of Megatron-DeepSpeed, None where the folder has none. ``config`` is the
+    ``config.json`` of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that
+    wrote it (:mod:`streamconv.formats.deepspeed.evidence`), None if unknown. ``qkv`` and ``glu`` are orders of fused
+    rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
+    ``cuts_groups`` that they may cut a group's rows. ``spec`` is whose names Megatron-Core's norms have.
+    ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
+    equal; ``copies_must_equal`` refuses one that does not. ``named`` is what the pickle of each file that was opened
+    names, and how often it called it.
+    """
+
+    path: Path
+    format: str
+    tp: int
+    num_layers: int
+    tensors: dict[Place, tuple[LazyTensor, ...]]
+    stages: tuple[int, ...] | None
+    pp: int | None
+    args: Mapping[str, Any] | None
+    iteration: int | None
+    vocab_size: int | None
+    qkv: QkvLayout | None
+    glu: GluOrder | None = None
+    shares: bool = False
+    cuts_groups: bool = False
+    vpp: int = 1
+    owned: tuple[tuple[int, ...], ...] | None = None
+    config: Mapping[str, Any] | None = None
+    family: str | None = None
+    fork: str | None = None
+    spec: str | None = None
+    facts: list[Fact] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    copies: list[tuple[str, LazyTensor, LazyTensor]] = field(default_factory=list)
+    copies_must_equal: bool = False
+    named: dict[Path, Mapping[Global, int]] = field(default_factory=dict)
+
+    def keys(self, section: Section, layer: int = -1) -> set[str]:
+        """The keys stored in a section."""
+        return {key for found, number, key in self.tensors if (found, number) == (section, layer)}
+
+    def keys_by_layer(self) -> dict[int, set[str]]:
+        """The keys stored in each transformer layer."""
+        found: dict[int, set[str]] = {}
+        for section, layer, key in self.tensors:
+            if section is Section.LAYER:
+                found.setdefault(layer, set()).add(key)
+        return found
+
+    @property
+    def is_release(self) -> bool:
+        """Whether it is a model that has no iteration, and needs none."""
+        return self.config is not None or self.path.name == RELEASE
+
+    @property
+    def layout(self) -> ParallelLayout | None:
+        """Its layout, None if it is not known, or virtual stages are not cut evenly."""
+        if self.stages is None or (self.vpp > 1 and any(layers % self.vpp for layers in self.stages)):
+            return None
+        layout = ParallelLayout(self.tp, self.stages, self.vpp)
+        chunks = [[*chain.from_iterable(layout.chunks_of(stage))] for stage in range(layout.pp)]
+        return layout if self.owned is None or chunks == [[*layers] for layers in self.owned] else None
+
+    @property
+    def orders(self) -> RowOrders:
+        """The orders of fused rows."""
+        return RowOrders(self.qkv or QkvLayout.INTERLEAVED, self.glu or GluOrder.GATE_UP, self.shares)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFormat:
+    """A framework's checkpoints as a source.
+
+    ``open`` raises what :mod:`streamconv.core.errors` says, and never returns less than the model.
+    ``claims`` says what makes a folder this framework's, in words; None if nothing does. ``refusal`` says why there are
+    no checkpoints of a family in this format, None if there are.
+    """
+
+    name: str
+    open: Callable[[Path, SourceOptions], ShardedModel]
+    claims: Callable[[Path], str | None]
+    refusal: Callable[[ModelFamily], str | None]

@@ -1,0 +1,188 @@
+"""Look inside a checkpoint, a file or a folder, without executing anything in it: ``streamconv inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.lazy import LazyTensor
+from streamconv.inspection.inspected import Inspected
+from streamconv.inspection.names import place_of
+from streamconv.inspection.report import Finding, Report, StatisticsRow, finding_of, report_dict
+
+if TYPE_CHECKING:
+    from streamconv.formats.source import SourceOptions
+    from streamconv.values.sweep import SweepSettings
+
+__all__ = ["Inspection", "Report", "inspect", "report_dict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What to look at beside the metadata.
+
+    Attributes:
+        pattern: a glob; tensors whose names do not match are left out of the report.
+        target_tp: tensor-parallel size to map.
+        target_pp: pipeline-parallel size to map.
+        statistics: stream all values.
+        check: hold every record against its CRC-32.
+        max_ram: the budget for the two.
+        io: how they read, as ``streamconv convert``.
+        jobs: threads.
+        source: what the user says of a folder.
+    """
+
+    pattern: str | None = None
+    target_tp: int | None = None
+    target_pp: int | None = None
+    statistics: bool = False
+    check: bool = False
+    max_ram: str = "auto"
+    io: str = "direct"
+    jobs: int | None = None
+    source: SourceOptions | None = None
+
+
+def inspect(
+    path: str | Path, options: Inspection | None = None, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Inspect a file or a folder.
+
+    Args:
+        path: a checkpoint file of any kind that is read, or a folder of them.
+        options: what to look at beside the metadata.
+        progress: called with (bytes done, bytes in all) while values are streamed.
+
+    Raises:
+        SourceError: there is nothing, or nothing that is known.
+        DamagedError: a lone file cannot be opened. In a folder that is a finding.
+        UsageError: a target that cannot be.
+        MemoryBudgetError: values cannot be streamed in so little.
+    """
+    options, where = options or Inspection(), Path(path)
+    found = _open(where, options.source)
+    report = found.report
+    if options.target_tp is not None or options.target_pp is not None:
+        _add_target(found, options)
+    if options.pattern is not None:
+        _keep(found, options.pattern)
+    if options.statistics or options.check:
+        _read_data(found, options, progress)
+    return report
+
+
+def _read_data(found: Inspected, options: Inspection, progress: Callable[[int, int], None] | None) -> None:
+    from streamconv.values.sweep import fit_sweep
+
+    # Fitted once: what the first sweep leaves in the process must not count against the second.
+    settings = fit_sweep(options.max_ram, options.io, options.jobs)
+    if options.statistics:
+        _add_statistics(found, settings, progress)
+    if options.check:
+        _check(found, settings, progress)
+
+
+def _open(path: Path, source: SourceOptions | None) -> Inspected:
+    # A lone file is looked at often, and needs none of the formats and families.
+    if not path.is_dir():
+        from streamconv.inspection.files import inspect_file
+
+        return Inspected(*inspect_file(path))
+    from streamconv.formats.source import SourceOptions
+    from streamconv.inspection.folders import inspect_folder
+
+    return inspect_folder(path, source or SourceOptions())
+
+
+def _add_target(found: Inspected, options: Inspection) -> None:
+    from streamconv.inspection.target_map import map_target
+
+    report = found.report
+    layers = report.model.num_layers if report.model else None
+    if not found.places and any(finding.exit_code for finding in report.findings):
+        report.findings.append(Finding("note", "no map of a target: the checkpoint is not whole"))
+        return
+    if report.parallel is None or not found.places or not layers:
+        raise UsageError(
+            f"{report.what} has no ranks that could be mapped to a target", remedy="leave out --target-tp, --target-pp"
+        )
+    report.target = map_target(options.target_tp, options.target_pp, report.parallel, layers, found.places)
+
+
+def _keep(found: Inspected, pattern: str) -> None:
+    report = found.report
+    report.tensors = [row for row in report.tensors if fnmatchcase(row.name, pattern)]
+    names = {row.name for row in report.tensors}
+    found.tensors = {name: tensor for name, tensor in found.tensors.items() if name in names}
+    found.copies = {name: shards for name, shards in found.copies.items() if name in names}
+
+
+def _add_statistics(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
+    """Statistics, what stands out, and which replicated parameters have drifted apart."""
+    from streamconv.core.replica import Replica
+    from streamconv.inspection.torch_dist import by_layer
+    from streamconv.values.measure import tensor_statistics
+    from streamconv.values.replicas import compare_replicas
+    from streamconv.values.statistics import flags_of
+
+    report = found.report
+    tensors = dict(by_layer(found.tensors))
+    try:
+        values = tensor_statistics(tensors, settings, progress)
+        replicas = [Replica(name, copies) for name, copies in found.copies.items()]
+        drifts = compare_replicas(replicas, "first", settings.io, settings.block)
+    except DamagedError as error:
+        report.findings.append(finding_of(error))
+        return
+    places = {row.name: (row.layer, row.parameter) for row in report.tensors}
+    where = {name: places.get(name) or place_of(name) for name in values}
+    flags = flags_of(values, {name: kind or name for name, (layer, kind) in where.items() if layer is not None})
+    report.statistics = [
+        StatisticsRow(
+            name, *where[name], str(tensors[name].dtype), tensors[name].shape, one, tuple(flags.get(name, ()))
+        )
+        for name, one in values.items()
+    ]
+    for name, words in flags.items():
+        files = _files_of([tensors[name]])
+        report.findings.append(Finding("warning", f"{name}: {', '.join(words)}", files, exit_code=7))
+    for drift in drifts:
+        ranks = ", ".join(map(str, drift.ranks))
+        what = (
+            f"{drift.name} has drifted: rank {ranks} differs from rank 0 in {drift.elements} elements, "
+            f"by at most {drift.largest:g}"
+        )
+        files = _files_of(found.copies[drift.name][rank] for rank in drift.ranks)
+        report.findings.append(Finding("warning", what, files, "choose a copy with --replicated", exit_code=7))
+
+
+def _files_of(tensors: Iterable[LazyTensor]) -> str:
+    """The names of the files that tensors are stored in."""
+    views = (view for tensor in tensors for piece in tensor.pieces for view in piece.views)
+    names = sorted({str(view.storage.path) for view in views})
+    return f"{', '.join(names[:4])}{' ..' * (len(names) > 4)}"
+
+
+def _check(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
+    from streamconv.inspection.integrity import check_files
+    from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
+
+    report = found.report
+    base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
+    paths = [base / row.path for row in report.files if row.kind != "cannot be opened"]
+    verdict = check_files(paths, settings, progress)
+    # Files that nothing else has opened, such as most of the optimizer's.
+    known_files = {file for row in report.globals for file in row.files}
+    others = [(path, named) for path, named in verdict.named if path.suffix != ".distcp"]
+    named = [(str(path.relative_to(base)), named) for path, named in others]
+    added = global_rows([(name, each) for name, each in named if name not in known_files])
+    report.globals = joined_globals([*report.globals, *added])
+    report.findings += unsafe_globals(added)
+    report.checked = {"records": verdict.records, "without_crc": verdict.without_crc, "nbytes": verdict.nbytes}
+    known = {(finding.what, finding.where) for finding in report.findings}
+    report.findings += [finding for finding in verdict.findings if (finding.what, finding.where) not in known]

@@ -1,0 +1,217 @@
+"""Write output files by position, past the page cache or with few pages of it waiting for the disk.
+
+``direct`` writes the whole pages of a long write straight from the buffer. What a write leaves over at its two ends,
+less than a page each, goes through the page cache, and since no byte is written twice such a page is never written
+directly: the two ways cannot overwrite each other's bytes. Elsewhere written data is pushed to the disk in windows
+(``sync_file_range``) and its pages are dropped as soon as they are clean, so that a long run neither fills the page
+cache nor stops for minutes in the last ``fsync``, and fits a small memory cgroup.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+from streamconv.core.errors import DiskSpaceError, StorageError
+from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+
+__all__ = ["DiscardedOutput", "Output", "OutputFileWriter", "refused_by_system"]
+
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_CALL = (errno.ESPIPE, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Output(Protocol):
+    """What an engine fills; any thread may write any part of it.
+
+    ``wants_pages`` says whether a long write is faster from a position that has the offset's place in its page.
+    """
+
+    wants_pages: bool
+
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Write ``nbytes`` of ``buffer`` from ``position`` at ``offset``."""
+
+    def commit(self) -> None:
+        """Make durable what was written so far."""
+
+
+class DiscardedOutput:
+    """An output that takes no room: for measuring all but the writing."""
+
+    wants_pages = True
+
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Forget the bytes."""
+
+    def commit(self) -> None:
+        """Nothing is kept."""
+
+
+@cache
+def _linux_call(name: str, *arguments: type) -> Callable[..., int] | None:
+    """A call of the C library that Python does not wrap; None where there is none."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if function is None:
+        return None
+    function.argtypes = arguments
+    result: Callable[..., int] = function
+    return result
+
+
+class OutputFileWriter:
+    """One output file of known size; any thread may write any part of it, each byte once."""
+
+    def __init__(self, path: Path, nbytes: int, window: int, io: str = "direct", *, resume: bool = False) -> None:
+        """Create ``path``, ``nbytes`` long, its room on the disk reserved where the file system can.
+
+        Args:
+            path: the file; it must not exist.
+            nbytes: its size.
+            window: at most about twice as many bytes wait in the page cache, of what goes through it.
+            io: ``direct``; otherwise all writes go through the page cache.
+            resume: go on with the file that is there.
+
+        Raises:
+            DiskSpaceError: the disk is full.
+            StorageError: the system refused.
+        """
+        self.path, self.window = path, window
+        self._lock = Lock()
+        self._current: tuple[int, int] | None = None
+        self._dirty = 0
+        self._previous: tuple[int, int] | None = None
+        self._fd = self._direct_fd = -1
+        self.wants_pages = False
+        with self._reported("open" if resume else "create"), ExitStack() as undo:
+            undo.callback(self.close)
+            flags = os.O_RDWR | os.O_CLOEXEC | (0 if resume else os.O_CREAT | os.O_EXCL)
+            self._fd = os.open(path, flags, 0o666)
+            if not resume:
+                os.ftruncate(self._fd, nbytes)
+                self._reserve(nbytes)
+            if io == "direct":
+                self._direct_fd, self.wants_pages = open_file(path, os.O_RDWR, direct=True)
+            undo.pop_all()
+
+    def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
+        """Write ``nbytes`` of ``buffer`` from ``position`` at ``offset``.
+
+        It is written directly if :func:`streamconv.io.direct.is_direct` says so.
+        """
+        view = memoryview(buffer)[position : position + nbytes]
+        with self._reported(f"write {nbytes} bytes at {offset} to"):
+            if self.wants_pages and is_direct(offset, buffer, position, nbytes):
+                first, last = page_end(offset) - offset, page_start(offset + nbytes) - offset
+                if self._write_direct(offset + first, view[first:last]):
+                    _write(self._fd, offset, view[:first])
+                    _write(self._fd, offset + last, view[last:])
+                    return
+            _write(self._fd, offset, view)
+        self._written(offset, offset + nbytes)
+
+    def commit(self) -> None:
+        """Make durable what was written so far, and drop the pages that it took in the cache."""
+        with self._reported("sync"):
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def finish(self) -> None:
+        """Make the file durable and close it."""
+        with self._reported("sync"):
+            os.fsync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file as it is."""
+        for fd in (self._fd, self._direct_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct_fd = -1
+
+    def _reserve(self, nbytes: int) -> None:
+        call = _linux_call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if nbytes and call is not None and call(self._fd, 0, 0, nbytes) != 0:
+            code = ctypes.get_errno()
+            if code not in _NO_CALL:
+                raise OSError(code, os.strerror(code))
+
+    def _write_direct(self, offset: int, view: memoryview) -> bool:
+        """Write whole pages past the cache; False, with nothing written, where the file system refuses that."""
+        try:
+            done = os.pwrite(self._direct_fd, view, offset) if view else 0
+        except OSError as error:
+            if not is_refusal(error):
+                raise
+            self.wants_pages = False
+            return False
+        # A write that the system cut short is finished through the cache.
+        _write(self._fd, offset + done, view[done:])
+        return True
+
+    def _written(self, start: int, stop: int) -> None:
+        with self._lock:
+            low, high = self._current or (start, stop)
+            self._current = min(low, start), max(high, stop)
+            self._dirty += stop - start
+            if self._dirty < self.window:
+                return
+            full, behind = self._current, self._previous
+            self._previous, self._current, self._dirty = full, None, 0
+        self._push(full, _WRITE)
+        if behind is not None:
+            self._push(behind, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
+            os.posix_fadvise(self._fd, behind[0], behind[1] - behind[0], os.POSIX_FADV_DONTNEED)
+
+    def _push(self, span: tuple[int, int], flags: int) -> None:
+        call = _linux_call("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+        with self._reported("sync"):
+            if call is None:
+                os.fdatasync(self._fd)
+            elif call(self._fd, span[0], span[1] - span[0], flags) != 0:
+                code = ctypes.get_errno()
+                if code not in _NO_CALL:
+                    raise OSError(code, os.strerror(code))
+                os.fdatasync(self._fd)
+
+    def _reported(self, verb: str) -> _Reported:
+        return _Reported(verb, self.path)
+
+
+def _write(fd: int, offset: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError | StorageError:
+    """What the operating system's refusal to ``what`` is to the user: a full disk, or any other reason."""
+    full = error.errno in _FULL
+    return (DiskSpaceError if full else StorageError)(
+        f"cannot {what}: {error.strerror}",
+        where=error.filename or where,
+        remedy="free disk space and run the same command again" if full else "run the same command again",
+    )
+
+
+class _Reported:
+    """Turns an OSError into ours, with what was being done."""
+
+    def __init__(self, verb: str, path: Path) -> None:
+        self.verb, self.path = verb, path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise refused_by_system(f"{self.verb} the file", error, self.path) from error

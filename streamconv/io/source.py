@@ -1,0 +1,190 @@
+"""Read a source's bytes by position. Pages that were read are given back.
+
+Three ways, the user's choice (``--io``). ``direct`` goes past the page cache, but takes from it what is there already;
+where the file system has no direct transfer it is ``pread``. ``pread`` goes through the page cache and drops what it
+read. ``mmap`` copies from a map of the file: an I/O error becomes SIGBUS, and its pages count as resident memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from streamconv.core.errors import DamagedError, StorageError, UsageError
+from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+
+__all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
+
+IO_MODES = ("direct", "pread", "mmap")
+OPEN_FILES = 32
+"""How many files each thread has open at most."""
+# One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
+_DROP_LAG = 64 << 20
+# Dropping after each short read would cost more than the read.
+_DROP_NBYTES = 1 << 20
+_CACHESTAT = 451
+
+
+class _OpenFile(Protocol):
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class _Positional:
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.low, self.high, self.undropped = sys.maxsize, 0, 0
+
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
+        done = _read(self.fd, offset, memoryview(buffer)[position : position + nbytes])
+        self.low, self.high = min(self.low, offset), max(self.high, offset + done)
+        self.undropped += done
+        if self.undropped >= _DROP_NBYTES:
+            start = max(0, self.low - _DROP_LAG)
+            os.posix_fadvise(self.fd, start, self.high - start, os.POSIX_FADV_DONTNEED)
+            self.low, self.high, self.undropped = sys.maxsize, 0, 0
+        return done
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class _Direct:
+    """Long reads go past the page cache, whole pages around what is wanted; short ones through it."""
+
+    def __init__(self, path: Path) -> None:
+        self.buffered = _Positional(path)
+        with ExitStack() as undo:
+            undo.callback(self.buffered.close)
+            self.fd, self.direct = open_file(path, os.O_RDONLY, direct=True)
+            undo.pop_all()
+        self.warm = _mostly_cached(self.fd)
+
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
+        if self.warm:
+            return _read(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
+        if self.direct and is_direct(offset, buffer, position, nbytes):
+            before, end = offset - page_start(offset), page_end(offset + nbytes)
+            pages = memoryview(buffer)[position - before : position - before + end - page_start(offset)]
+            try:
+                if os.preadv(self.fd, [pages], offset - before) >= before + nbytes:
+                    return nbytes
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                self.direct = False
+        return self.buffered.read_into(offset, buffer, position, nbytes)
+
+    def close(self) -> None:
+        self.buffered.close()
+        os.close(self.fd)
+
+
+def _read(fd: int, offset: int, buffer: memoryview) -> int:
+    """Fill the buffer as far as the file reaches."""
+    done = 0
+    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
+        done += count
+    return done
+
+
+def _mostly_cached(fd: int) -> bool:
+    """Whether most of a file is in the page cache: Linux's ``cachestat`` (6.5), which Python does not wrap."""
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    whole, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if syscall(_CACHESTAT, fd, whole, found, 0) != 0:
+        return False
+    return int(found[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
+
+
+class _Mapped:
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with ExitStack() as undo:
+            undo.callback(os.close, self.fd)
+            size = os.fstat(self.fd).st_size
+            self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
+            undo.pop_all()
+
+    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
+        if self.map is None:
+            return 0
+        # The size may have changed since the map was made; reading behind the end would be SIGBUS.
+        count = max(0, min(nbytes, os.fstat(self.fd).st_size - offset))
+        with memoryview(self.map) as view:
+            memoryview(buffer)[position : position + count] = view[offset : offset + count]
+        # The whole map, not just what was read: the kernel may have mapped a huge page around it.
+        self.map.madvise(mmap.MADV_DONTNEED)
+        start = max(0, offset - _DROP_LAG)
+        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def close(self) -> None:
+        if self.map is not None:
+            self.map.close()
+        os.close(self.fd)
+
+
+_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional, "mmap": _Mapped}
+
+
+def check_io_mode(mode: str) -> None:
+    """Refuse a word that is none of :data:`IO_MODES`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if mode not in IO_MODES:
+        raise UsageError(f"--io {mode}: no such mode", remedy=f"choose one of {', '.join(IO_MODES)}")
+
+
+class SourceFiles:
+    """The source files that one thread reads; a bounded number of them is open at a time."""
+
+    def __init__(self, mode: str) -> None:
+        check_io_mode(mode)
+        self._opener = _OPENERS[mode]
+        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+
+    def read_into(self, path: Path, offset: int, buffer: Buffer, position: int, nbytes: int) -> None:
+        """Bring ``nbytes`` of ``path`` from ``offset`` into ``buffer`` at ``position``.
+
+        The rest of the pages that the bytes lie in, before and behind, may be overwritten too, if
+        :func:`streamconv.io.direct.is_direct`.
+
+        Raises:
+            DamagedError: the file ends before.
+            StorageError: the system refused.
+        """
+        try:
+            count = self._file(path).read_into(offset, buffer, position, nbytes)
+        except OSError as error:
+            raise StorageError(f"cannot read {nbytes} bytes at {offset}: {error.strerror}", where=path) from error
+        if count != nbytes:
+            raise DamagedError(
+                f"the file ends at byte {offset + count}, {nbytes} bytes from {offset} were to be read",
+                where=path,
+                remedy="it was cut off after it was opened, or is not copied completely",
+            )
+
+    def _file(self, path: Path) -> _OpenFile:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        if len(self._open) >= OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        self._open[path] = self._opener(path)
+        return self._open[path]
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()

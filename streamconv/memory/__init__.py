@@ -1,0 +1,1 @@
+"""The memory budget, and what may be asked for within it."""

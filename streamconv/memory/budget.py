@@ -1,0 +1,159 @@
+"""The memory budget: what ``--max-ram`` means, and what this host can give.
+
+The budget bounds the resident memory of the whole process: interpreter, plan, buffers and, in mapped mode, the
+mapped pages. It also sets how much written data may wait in the page cache, so that a run finishes inside a
+memory cgroup of the same size.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.core.errors import UsageError
+
+__all__ = ["MIB", "MemoryBudget", "format_bytes", "parse_budget", "parse_size", "peak_rss_nbytes"]
+
+MIB = 1 << 20
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for suffix, base in (("", 1024), ("IB", 1024), ("B", 1000))
+}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """A promise in bytes, and the words that it came from."""
+
+    nbytes: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.nbytes)} ({self.source})"
+
+
+def format_bytes(nbytes: float) -> str:
+    """``1610612736`` as ``1.50 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(nbytes) < 1024:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} TiB"
+
+
+def parse_budget(text: str) -> MemoryBudget:
+    """Read ``32G`` or ``32GiB`` (2^30 units), ``32GB`` (10^9), ``50%`` of this host's memory limit, or ``auto``.
+
+    ``auto`` is half of what is available now, capped by the container's memory cgroup.
+
+    Raises:
+        UsageError: the text is none of these, or not more than 0.
+    """
+    word = text.strip()
+    if word.lower() == "auto":
+        return MemoryBudget(_available_nbytes() // 2, "auto: half of what is available")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)", word)
+    if match is None or (match[2] != "%" and match[2].upper() not in _UNITS):
+        raise UsageError(f"--max-ram {text}: not a size", remedy="write 32G, 32GiB, 32GB, 50% or auto")
+    number = float(match[1])
+    if match[2] == "%":
+        if number > 100:
+            raise UsageError(f"--max-ram {text}: more than all of it", remedy="write at most 100%")
+        nbytes = int(_total_nbytes() * number / 100)
+    else:
+        nbytes = int(number * _UNITS[match[2].upper()])
+    if nbytes <= 0:
+        raise UsageError(f"--max-ram {text}: must be more than 0")
+    return MemoryBudget(nbytes, f"--max-ram {text}")
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of a size such as ``8M`` or ``512K``, said with ``flag``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS or not int(match[1]):
+        raise UsageError(f"{flag} {text}: not a size", remedy="write 8M or 512K")
+    number, unit = int(match[1]), _UNITS[match[2].upper()]
+    return int(number * unit)
+
+
+def _total_nbytes() -> int:
+    import psutil  # here and below: what only shows sizes does without it
+
+    limits = [limit for limit, _ in _cgroup_levels()]
+    return min([psutil.virtual_memory().total, *limits])
+
+
+def _available_nbytes() -> int:
+    import psutil
+
+    free = [limit - usage for limit, usage in _cgroup_levels()]
+    return max(0, min([psutil.virtual_memory().available, *free]))
+
+
+def _cgroup_levels() -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be reclaimed) of this process's memory cgroup and each of its parents."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    levels: list[tuple[int, int]] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            levels += _walk(_CGROUP, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            v1 = (_CGROUP / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            levels += _walk(*v1)
+    return levels
+
+
+def _walk(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[tuple[int, int]]:
+    import psutil
+
+    found = []
+    folder = root / path.lstrip("/")
+    # Inside a container the path may be the host's and not exist here; its own root then stands for it.
+    folders = [folder, *folder.parents] if folder.exists() else [root]
+    for level in folders:
+        if not level.is_relative_to(root):
+            break
+        top, used = _read_int(level / limit), _read_int(level / usage)
+        if top is not None and used is not None and top < psutil.virtual_memory().total:
+            found.append((top, max(0, used - _stat(level / "memory.stat", reclaimable))))
+    return found
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _stat(path: Path, key: str) -> int:
+    try:
+        pairs = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(pairs.get(key, "0"))
+
+
+def peak_rss_nbytes() -> int:
+    """The largest resident set this process has had, in bytes."""
+    try:
+        for line in Path(f"/proc/{os.getpid()}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""What a model is made of, whatever framework stores it: parameters, families, configurations."""

@@ -1,0 +1,300 @@
+"""What a configuration says that no tensor shows: entries of ``config.json`` and the training arguments that mean them.
+
+One row serves both directions. A family's rows stand in its own file; the classes of rows are here and in
+:mod:`streamconv.models.config.activation_and_window`. Defaults are those of transformers 5.23,
+``models/*/configuration_*.py``, which a test compares with transformers itself. Arguments have the names of
+Megatron-DeepSpeed, ``megatron/arguments.py`` of deepspeedai's fork (4efb479); bigscience's (8387ae1) and Megatron-LM's
+other names are known to :func:`streamconv.models.config.training_args.neutral_args`.
+"""
+
+# ruff: noqa: D102 - what a method is for stands in Setting.
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streamconv.models.config.checks import Check, Rule, count, default_of, flag, number, shown
+from streamconv.models.parameter import ModelSizes
+
+__all__ = [
+    "NEVER",
+    "TOKENS",
+    "Args",
+    "Config",
+    "Constant",
+    "Entry",
+    "Fixed",
+    "Gives",
+    "Implied",
+    "Never",
+    "Setting",
+    "Size",
+    "Tied",
+    "Token",
+]
+
+Config = Mapping[str, Any]
+"""Entries of a ``config.json``."""
+
+Args = Mapping[str, Any]
+"""Training arguments by the names of Megatron-DeepSpeed (deepspeedai's fork), which Megatron-LM mostly shares."""
+
+
+class Setting:
+    """What some entries of a configuration say, translated both ways; each method says nothing unless a row does.
+
+    ``entries`` are the names that it has here; :meth:`read` and :meth:`write` know other spellings. ``asks`` are those
+    that must be known. ``matters`` says whether logits depend on them, ``spelled_twice`` that transformers' versions
+    spell them differently, and both spellings are written. Values that make no sense raise ValueError.
+    """
+
+    matters: bool = True
+    spelled_twice: bool = False
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries, as they are called here."""
+        return ()
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The entries that must be known."""
+        return ()
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every name in a ``config.json`` that means one of the entries."""
+        return self.entries
+
+    def read(self, config: Config) -> dict[str, Any]:
+        """The entries that a ``config.json`` says, no defaults."""
+        return {}
+
+    def overrule(self, config: Config, said: Config) -> dict[str, Any]:
+        """The entries as ``said`` has them, and as ``config`` has those that ``said`` leaves out."""
+        return {name: said[name] for name in self.spellings if name in said}
+
+    def defaults(self, config: Config, known: Config) -> dict[str, Any]:
+        """What transformers assumes for entries that ``config`` leaves out, given those ``known`` so far."""
+        return {}
+
+    def to_args(self, known: Config) -> dict[str, Any]:
+        """The arguments that follow from those entries that are known."""
+        return {}
+
+    def refusals(self, known: Config) -> Iterator[str]:
+        """Entries, with their values, that no argument can say."""
+        return iter(())
+
+    def core_refusals(self, known: Config) -> Iterator[str]:
+        """The same for Megatron-Core's arguments; its target judges by itself what its releases differ in."""
+        return self.refusals(known)
+
+    def shown(self, sizes: ModelSizes) -> dict[str, Any]:
+        """The entries that tensors show."""
+        return {}
+
+    def to_config(self, args: Args) -> dict[str, Any]:
+        """The entries that follow from arguments, or that are always so."""
+        return {}
+
+    def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
+        """What arguments or sizes say that transformers' model, with the entries ``known``, cannot do."""
+        return iter(())
+
+    def warnings(self, args: Args) -> Iterator[str]:
+        """What comes out otherwise in transformers' model."""
+        return iter(())
+
+    def write(self, known: Config) -> dict[str, Any]:
+        """The entries as they are written."""
+        return {name: known[name] for name in self.entries if name in known}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Setting):
+    """An entry that one argument means. ``also`` are other names that transformers takes (its ``attribute_map``).
+
+    ``default`` is a value, or a function of the entries before; ``null`` is what null means where that is another.
+    """
+
+    entry: str
+    arg: str | None
+    default: Any
+    check: Check = number
+    also: tuple[str, ...] = ()
+    null: Any = None
+    matters: bool = True
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.entry,)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return (self.entry, *self.also)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        return self.entries if self.matters else ()
+
+    def read(self, config: Config) -> dict[str, Any]:
+        said = [(name, config[name]) for name in self.spellings if config.get(name) is not None]
+        for name, value in said:
+            if self.check(name, value) != said[0][1]:
+                raise ValueError(f"{said[0][0]} is {said[0][1]}, {name} is {value}: they mean the same")
+        return {self.entry: said[0][1]} if said else {}
+
+    def defaults(self, config: Config, known: Config) -> dict[str, Any]:
+        is_null = self.entry in config and self.null is not None
+        return {self.entry: default_of(self.null if is_null else self.default, known)}
+
+    def to_args(self, known: Config) -> dict[str, Any]:
+        return {self.arg: known[self.entry]} if self.arg is not None and self.entry in known else {}
+
+    def to_config(self, args: Args) -> dict[str, Any]:
+        value = None if self.arg is None else args.get(self.arg)
+        return {} if value is None else {self.entry: self.check(f"args.{self.arg}", value)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size(Entry):
+    """An entry that tensors show: an attribute of :class:`ModelSizes`."""
+
+    size: str
+    check: Check = count
+
+    def shown(self, sizes: ModelSizes) -> dict[str, Any]:
+        value = getattr(sizes, self.size)
+        return {} if value is None else {self.entry: value}
+
+
+@dataclass(frozen=True)
+class Implied(Setting):
+    """A size that transformers has no entry for: its model computes it from the entries ``of``, as ``words`` say."""
+
+    size: str
+    arg: str
+    value: Rule
+    of: tuple[str, ...]
+    words: str
+
+    def to_args(self, known: Config) -> dict[str, Any]:
+        return {self.arg: self.value(known)} if all(name in known for name in self.of) else {}
+
+    def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
+        found = getattr(sizes, self.size)
+        if found is not None and all(name in known for name in self.of) and found != self.value(known):
+            yield f"{self.arg} {found}: transformers' model has always {self.words}"
+
+
+@dataclass(frozen=True)
+class Constant(Setting):
+    """An entry for which the family's tensors, or Megatron's model, allow only one value, or ``alike`` ones."""
+
+    entry: str
+    value: Any
+    alike: tuple[Any, ...] = ()
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.entry,)
+
+    def read(self, config: Config) -> dict[str, Any]:
+        said = config.get(self.entry)
+        return {} if said is None else {self.entry: self.value if said in self.alike else said}
+
+    def defaults(self, config: Config, known: Config) -> dict[str, Any]:
+        return {self.entry: self.value}
+
+    def refusals(self, known: Config) -> Iterator[str]:
+        if known.get(self.entry, self.value) != self.value:
+            yield f"{self.entry} {known[self.entry]!r}"
+
+    def to_config(self, args: Args) -> dict[str, Any]:
+        return {self.entry: self.value}
+
+
+@dataclass(frozen=True)
+class Token(Setting):
+    """A token's number, which only the tokenizer knows. Unknown it is null: transformers would assume another."""
+
+    entry: str
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        return (self.entry,)
+
+    def read(self, config: Config) -> dict[str, Any]:
+        return {self.entry: config[self.entry]} if self.entry in config else {}
+
+    def write(self, known: Config) -> dict[str, Any]:
+        return {self.entry: known.get(self.entry)}
+
+
+@dataclass(frozen=True)
+class Tied(Setting):
+    """Whether the head is the word embedding, and what transformers assumes; a folder's tensors show it."""
+
+    default: bool
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        return ("tie_word_embeddings",)
+
+    def read(self, config: Config) -> dict[str, Any]:
+        said = config.get("tie_word_embeddings")
+        return {} if said is None else {"tie_word_embeddings": flag("tie_word_embeddings", said)}
+
+    def defaults(self, config: Config, known: Config) -> dict[str, Any]:
+        return {"tie_word_embeddings": self.default}
+
+    def to_args(self, known: Config) -> dict[str, Any]:
+        name = "tie_word_embeddings"
+        return {"untie_embeddings_and_output_weights": not known[name]} if name in known else {}
+
+
+@dataclass(frozen=True)
+class Gives(Setting):
+    """An argument that is always so for the family, and that a run may have otherwise all the same."""
+
+    arg: str
+    value: Any
+
+    def to_args(self, known: Config) -> dict[str, Any]:
+        return {self.arg: self.value}
+
+
+@dataclass(frozen=True)
+class Fixed(Gives):
+    """An argument that is always so for the family; a run that has it otherwise is none that transformers can do."""
+
+    def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
+        if args.get(self.arg) not in (None, self.value):
+            yield f"args.{self.arg} {args[self.arg]!r}: transformers' model has always {self.value!r}"
+
+
+@dataclass(frozen=True)
+class Never(Setting):
+    """An argument that no family of transformers knows; ``why`` says what it does."""
+
+    arg: str
+    why: str
+
+    def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
+        if (said := args.get(self.arg)) is not None and said is not False:
+            yield f"args.{self.arg} {shown(said)}: {self.why}"
+
+
+NEVER = (
+    # megatron/model/fused_layer_norm.py of deepspeedai's fork; Megatron-LM's is layernorm_zero_centered_gamma.
+    Never("apply_layernorm_1p", "norms are stored less 1, and transformers does not add it"),
+    # megatron/training/arguments.py of Megatron-LM.
+    Never("window_size", "a window over positions that is not translated"),
+    Never("use_mup", "other scales of embedding and attention"),
+)
+"""What no family can have."""
+
+TOKENS = (Token("bos_token_id"), Token("eos_token_id"), Token("pad_token_id"))
+"""The numbers of tokens that transformers has defaults for."""

@@ -1,0 +1,113 @@
+"""Llama 2 and 3: RMSNorm, no biases, a gated MLP (SwiGLU), rotary positions, heads that may share keys and values.
+
+transformers: ``models/llama/modeling_llama.py``. Mistral and Qwen name their tensors in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streamconv.models.blocks import RMS_NORM, block, head, words
+from streamconv.models.config.checks import quotient, same_as
+from streamconv.models.config.rope import Rope
+from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Setting, Size, Tied
+from streamconv.models.family import ModelFamily
+from streamconv.models.hf_names import HfTensor, HuggingFace, linear, split
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["BUFFERS", "FAMILY", "PARAMETERS", "settings", "tensors"]
+
+_LAYER = "model.layers.{layer}"
+_QKV = {part: f"{_LAYER}.self_attn.{part[0]}_proj" for part in ("query", "key", "value")}
+_GLU = {part: f"{_LAYER}.mlp.{part}_proj" for part in ("gate", "up")}
+
+PARAMETERS = (words(), *block(norm_bias=False, qkv_bias=False, bias=False, gated=True), *RMS_NORM, head())
+
+BUFFERS = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+
+
+def tensors(*, qkv_bias: bool = False, head_norms: bool = False) -> Iterator[HfTensor]:
+    """The tensors of a Llama-like model.
+
+    Args:
+        qkv_bias: queries, keys and values have biases (Qwen 2).
+        head_norms: queries and keys are normalised by head (Qwen 3).
+    """
+    yield HfTensor("model.embed_tokens.weight", Section.EMBEDDING, "word_embeddings.weight")
+    yield from linear(f"{_LAYER}.input_layernorm", "input_layernorm", bias=False)
+    yield from split(_QKV, "self_attention.query_key_value", bias=qkv_bias)
+    if head_norms:
+        yield from linear(f"{_LAYER}.self_attn.q_norm", "self_attention.q_layernorm", bias=False)
+        yield from linear(f"{_LAYER}.self_attn.k_norm", "self_attention.k_layernorm", bias=False)
+    yield from linear(f"{_LAYER}.self_attn.o_proj", "self_attention.dense", bias=False)
+    yield from linear(f"{_LAYER}.post_attention_layernorm", "post_attention_layernorm", bias=False)
+    yield from split(_GLU, "mlp.dense_h_to_4h")
+    yield from linear(f"{_LAYER}.mlp.down_proj", "mlp.dense_4h_to_h", bias=False)
+    yield HfTensor("model.norm.weight", Section.FINAL_NORM, "weight")
+    yield HfTensor("lm_head.weight", Section.HEAD, "lm_head.weight")
+
+
+def settings(
+    *, positions: int, ffn: int = 11008, groups: int | None = None, head_dim: int | None = None
+) -> tuple[Setting, ...]:
+    """The settings of a Llama-like model.
+
+    Args:
+        positions: transformers' default of ``max_position_embeddings``.
+        ffn: its default of ``intermediate_size``.
+        groups: its default of ``num_key_value_heads``, None if that is the number of heads.
+        head_dim: its default of ``head_dim``, None if that is the hidden size over the number of heads.
+    """
+    heads, by_heads = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
+    return (
+        Size(entry="hidden_size", size="hidden", arg="hidden_size", default=4096),
+        Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=32),
+        Size(entry="num_attention_heads", size="heads", arg="num_attention_heads", default=32),
+        Size(
+            entry="num_key_value_heads", size="groups", arg="num_key_value_heads", default=groups or heads, null=heads
+        ),
+        Size(entry="head_dim", size="head_dim", arg="kv_channels", default=head_dim or by_heads, null=by_heads),
+        Size(entry="intermediate_size", size="ffn", arg="ffn_hidden_size", default=ffn),
+        Size(
+            entry="max_position_embeddings",
+            size="positions",
+            arg="max_position_embeddings",
+            default=positions,
+            matters=False,
+        ),
+        Entry(entry="rms_norm_eps", arg="layernorm_epsilon", default=1e-6),
+        Rope(),
+        Constant("hidden_act", "silu", alike=("swish",)),
+        Entry(entry="attention_dropout", arg="attention_dropout", default=0.0, matters=False),
+        Entry(entry="initializer_range", arg="init_method_std", default=0.02, matters=False),
+        Tied(default=False),
+        Fixed("normalization", "rmsnorm"),
+        Fixed("add_bias_linear", False),
+        Fixed("apply_residual_connection_post_layernorm", False),
+        # bigscience's fork has glu_activation instead, whose values the source settles.
+        Gives("swiglu", True),
+        Gives("hidden_dropout", 0.0),
+        *NEVER,
+        *TOKENS,
+    )
+
+
+FAMILY = ModelFamily(
+    name="llama",
+    title="Llama",
+    positions="rotary",
+    parameters=PARAMETERS,
+    huggingface=HuggingFace(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        prefix="model.",
+        tensors=tuple(tensors()),
+        qkv=QkvLayout.BLOCKS,
+        settings=(*settings(positions=2048), Constant("attention_bias", False), Constant("mlp_bias", False)),
+        buffers=BUFFERS,
+    ),
+    norm="rmsnorm",
+    gated=True,
+    grouped=True,
+)

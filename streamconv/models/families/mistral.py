@@ -1,0 +1,32 @@
+"""Mistral: Llama's parameters; only its configuration tells it from Llama, and some of it attend in a sliding window.
+
+transformers: ``models/mistral/modeling_mistral.py``.
+"""
+
+from __future__ import annotations
+
+from streamconv.models.config.activation_and_window import Window
+from streamconv.models.families.llama import BUFFERS, PARAMETERS, settings, tensors
+from streamconv.models.family import ModelFamily
+from streamconv.models.hf_names import HuggingFace
+from streamconv.models.orders import QkvLayout
+
+FAMILY = ModelFamily(
+    name="mistral",
+    title="Mistral",
+    positions="rotary",
+    parameters=PARAMETERS,
+    huggingface=HuggingFace(
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        prefix="model.",
+        tensors=tuple(tensors()),
+        qkv=QkvLayout.BLOCKS,
+        settings=(*settings(positions=131072, ffn=14336, groups=8), Window(default=4096)),
+        buffers=BUFFERS,
+    ),
+    norm="rmsnorm",
+    gated=True,
+    grouped=True,
+    only_named=True,
+)

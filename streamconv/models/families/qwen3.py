@@ -1,0 +1,43 @@
+"""Qwen 3: Llama with an RMSNorm on each query's and each key's head, and a head size of its own.
+
+transformers: ``models/qwen3/modeling_qwen3.py``.
+"""
+
+from __future__ import annotations
+
+from streamconv.models.config.activation_and_window import Window
+from streamconv.models.config.settings import Constant, Fixed
+from streamconv.models.families.llama import BUFFERS, PARAMETERS, settings, tensors
+from streamconv.models.family import ModelFamily
+from streamconv.models.hf_names import HuggingFace
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Parameter, Section
+
+FAMILY = ModelFamily(
+    name="qwen3",
+    title="Qwen 3",
+    positions="rotary",
+    parameters=(
+        *PARAMETERS,
+        Parameter(Section.LAYER, "self_attention.q_layernorm.weight", ("head_dim",)),
+        Parameter(Section.LAYER, "self_attention.k_layernorm.weight", ("head_dim",)),
+    ),
+    huggingface=HuggingFace(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        prefix="model.",
+        tensors=tuple(tensors(head_norms=True)),
+        qkv=QkvLayout.BLOCKS,
+        settings=(
+            *settings(positions=32768, ffn=22016, groups=32, head_dim=128),
+            Window(default=4096, switched=True),
+            Constant("attention_bias", False),
+            # An argument of Megatron-LM; neither Megatron-DeepSpeed fork has norms of heads.
+            Fixed("qk_layernorm", True),
+        ),
+        buffers=BUFFERS,
+    ),
+    norm="rmsnorm",
+    gated=True,
+    grouped=True,
+)

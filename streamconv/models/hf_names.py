@@ -1,0 +1,65 @@
+"""How transformers stores a family: names, fused rows and transposed matrices, and what its config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from streamconv.models.config.settings import Setting
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import Section
+
+__all__ = ["HfTensor", "HuggingFace", "linear", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class HfTensor:
+    """One tensor of a Hugging Face model: all of a parameter, or one part of it.
+
+    ``name`` holds ``{layer}`` where it is one of a layer. ``transposed`` matrices are stored ``(in, out)``
+    [transformers ``pytorch_utils.py:Conv1D``].
+    """
+
+    name: str
+    section: Section
+    key: str
+    part: str | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFace:
+    """A family in transformers.
+
+    ``prefix`` is the base model's name, which files of the bare base model leave out. ``buffers`` are patterns
+    (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that published models keep
+    the padded vocabulary. ``sources`` names where in transformers all of this can be read.
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str
+    tensors: tuple[HfTensor, ...]
+    qkv: QkvLayout
+    settings: tuple[Setting, ...]
+    buffers: tuple[str, ...] = ()
+    keeps_padding: bool = False
+
+    def of(self, section: Section, key: str) -> Iterator[HfTensor]:
+        """The tensors that a parameter is stored in."""
+        return (tensor for tensor in self.tensors if (tensor.section, tensor.key) == (section, key))
+
+
+def linear(name: str, key: str, *, transposed: bool = False, bias: bool = True) -> Iterator[HfTensor]:
+    """The weight, and the bias, of a module of a layer."""
+    yield HfTensor(f"{name}.weight", Section.LAYER, f"{key}.weight", transposed=transposed)
+    if bias:
+        yield HfTensor(f"{name}.bias", Section.LAYER, f"{key}.bias")
+
+
+def split(names: Mapping[str, str], key: str, *, bias: bool = False) -> Iterator[HfTensor]:
+    """The modules of a layer, by part, that one fused parameter is stored in."""
+    for part, name in names.items():
+        yield HfTensor(f"{name}.weight", Section.LAYER, f"{key}.weight", part)
+        if bias:
+            yield HfTensor(f"{name}.bias", Section.LAYER, f"{key}.bias", part)

@@ -1,1 +1,0 @@
-"""What bigscience's two inspectors print, made from metadata alone."""

@@ -1,0 +1,79 @@
+"""Which family goes from which source to which target, or why not: one table, and the choice of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streamconv.core.errors import UnsupportedError, UsageError
+from streamconv.formats.registry import known_sources, known_targets
+from streamconv.formats.source import SourceFormat
+from streamconv.formats.target import TargetFormat
+from streamconv.models.family import ModelFamily
+from streamconv.models.registry import known_families
+
+__all__ = ["NEWEST", "Cell", "capability_table", "find_target", "reason_for", "target_names"]
+
+NEWEST = "megatron"
+# The Megatron layouts that are written, the newest first.
+_MEGATRON = ("megatron-core", "megatron-legacy")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One family from one source to one target; ``refusal`` says why that does not work, None if it does."""
+
+    family: ModelFamily
+    source: SourceFormat
+    target: TargetFormat
+    refusal: str | None
+
+
+def capability_table() -> Iterator[Cell]:
+    """Every family from every source to every target."""
+    for family in known_families():
+        for source in known_sources():
+            for target in known_targets():
+                yield Cell(family, source, target, source.refusal(family) or target.refusal(family))
+
+
+def target_names() -> tuple[str, ...]:
+    """What ``--to`` takes."""
+    return (NEWEST, *(target.name for target in known_targets()))
+
+
+def find_target(wanted: str, family: ModelFamily | None = None) -> TargetFormat:
+    """The format that ``--to`` names; of ``megatron`` the newest layout that can hold the family, where it is known.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    if wanted not in target_names():
+        raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(target_names())}")
+    targets = {target.name: target for target in known_targets()}
+    if wanted != NEWEST:
+        return targets[wanted]
+    layouts = [targets[name] for name in _MEGATRON]
+    holds = [target for target in layouts if family is None or target.refusal(family) is None]
+    return (holds or layouts)[0]
+
+
+def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
+    """Why this target, for what the user asked for.
+
+    Raises:
+        UnsupportedError: it cannot hold the family.
+    """
+    refusal = target.refusal(family)
+    if refusal is not None:
+        works = [other.name for other in known_targets() if other.refusal(family) is None]
+        raise UnsupportedError(
+            f"{family.title} cannot go to {target.name}: {refusal}",
+            remedy=f"targets that can hold it: {', '.join(works)}",
+        )
+    if wanted != NEWEST:
+        return "asked for"
+    newest = find_target(NEWEST)
+    if target is newest:
+        return "the newest Megatron layout"
+    return f"the newest Megatron layout that can run it: {newest.refusal(family)}"

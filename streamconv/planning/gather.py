@@ -1,0 +1,114 @@
+"""From shards to whole parameters: joined over ranks, taken apart where fused, with what is left behind and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamconv.core.coverage import Box
+from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
+from streamconv.core.replica import Replica
+from streamconv.formats.source import Dropped, Place, ShardedModel
+from streamconv.models.family import ModelFamily
+from streamconv.models.fused import gather
+from streamconv.models.parameter import ModelSizes
+from streamconv.planning.vocabulary import Vocabulary, repad
+
+__all__ = ["REPLICATED_POLICIES", "Assembly", "assemble"]
+
+REPLICATED_POLICIES = ("first", "mean", "fail")
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The canonical parameters of a model, and what was decided while they were made."""
+
+    whole: dict[Place, tuple[LazyTensor, ...]]
+    replicas: list[Replica]
+    sources: dict[str, LazyTensor]
+    left_out: dict[str, list[Box] | None]
+    dropped: list[Dropped]
+
+
+def assemble(
+    model: ShardedModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
+) -> Assembly:
+    """Join a model's shards to whole, unfused parameters.
+
+    Args:
+        model: what is stored.
+        family: its parameters.
+        sizes: its sizes.
+        vocabulary: what becomes of the vocabulary's rows.
+        replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
+    """
+    result = Assembly({}, [], {}, {}, [])
+    copies = 0
+    for place, shards in model.tensors.items():
+        section, layer, key = place
+        parameter = family.parameter(section, key)
+        name = parameter.name(layer)
+        for rank, tensor in enumerate(shards):
+            result.sources |= _stored(f"{name} of rank {rank}", tensor)
+        if parameter.axis is None and not (parameter.summed and model.orders.shares):
+            chosen, spare = _one_of(shards, replicated)
+            if len(shards) > 1:
+                result.replicas.append(Replica(name, shards))
+            result.left_out |= {f"{name} of rank {rank}": None for rank in spare}
+            copies += sum(shards[rank].nbytes for rank in spare)
+            shards = (chosen,)
+        result.whole[place] = gather(parameter, shards, sizes, model.orders)
+        if parameter.is_vocabulary and not vocabulary.is_verbatim:
+            _drop_padding(result, place, name, vocabulary)
+    if copies:
+        ranks = f"ranks 1 to {model.tp - 1}" if model.tp > 2 else "rank 1"
+        reason = "replicated: compared with rank 0, whose copy is written"
+        result.dropped.append(Dropped(f"copies of {len(result.replicas)} parameters on {ranks}", copies, reason))
+    return result
+
+
+def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
+    """The stored tensors that a shard is joined from, mostly itself; fused rows may be stored in several, and rows that
+    follow each other in one storage are one of them.
+    """
+    if len(tensor.pieces) < 2:
+        return {name: tensor}
+    by_storage: dict[Storage, list[LazyTensor]] = {}
+    for piece in sorted(tensor.pieces, key=lambda piece: piece.views[0].offset):
+        view = piece.views[0]
+        by_storage.setdefault(view.storage, []).append(LazyTensor.stored(view, piece.shape))
+    runs = (run for parts in by_storage.values() for run in concat(parts, 0).coalesced().pieces)
+    return {f"{name}, part {i}": LazyTensor.stored(run.views[0], run.shape) for i, run in enumerate(runs)}
+
+
+def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:
+    """The tensor that stands for all copies, and the ranks whose copies are not read for it."""
+    if policy == "mean" and len(shards) > 1:
+        return mean(shards), range(0)
+    return shards[0], range(1, len(shards))
+
+
+def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabulary) -> None:
+    (whole,) = result.whole[place]
+    true, stored = vocabulary.true or 0, vocabulary.stored
+    row = whole.nbytes // stored
+    if stored > true:
+        reason = "padding: the target has none"
+        if vocabulary.padded > true:
+            reason = f"padding: the target pads {true} true rows to {vocabulary.padded} with copies of the last"
+        result.dropped.append(Dropped(f"rows {true} to {stored - 1} of {name}", (stored - true) * row, reason))
+    mine = [(source, tensor) for source, tensor in result.sources.items() if source.startswith(f"{name} of rank ")]
+    for piece in whole.slice(0, true, stored).pieces:
+        source, tensor = next(found for found in mine if _holds(found[1], piece))
+        first = (piece.views[0].offset - tensor.pieces[0].views[0].offset) // piece.views[0].strides[0]
+        padding: Box = ((first, first + piece.shape[0]), (0, whole.shape[1]))
+        result.left_out[source] = [padding] if piece.shape[0] < tensor.shape[0] else None
+    result.whole[place] = (repad(whole, vocabulary),)
+
+
+def _holds(tensor: LazyTensor, piece: Piece) -> bool:
+    """Whether the rows of a piece are rows of a stored tensor."""
+    if not tensor.pieces:
+        return False
+    stored, view = tensor.pieces[0].views[0], piece.views[0]
+    return stored.storage == view.storage and 0 <= view.offset - stored.offset < tensor.shape[0] * stored.strides[0]

@@ -1,0 +1,123 @@
+"""The ``Plan``: every output file with every byte's place, before anything is written.
+
+A plan is a value. What can be refused is refused while it is made: unknown or missing tensors, sizes that do not
+divide, a coverage that is not complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from streamconv.core.coverage import Coverage
+from streamconv.core.dtypes import DType
+from streamconv.core.layout import ParallelLayout
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.replica import Replica
+from streamconv.formats.source import Dropped, Fact
+from streamconv.formats.target import FileLayout
+from streamconv.models.parameter import Section
+from streamconv.moves.jobs import Job, Target
+from streamconv.moves.lower import lower
+
+__all__ = ["Entry", "OutputFile", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its section and global
+    layer (or -1), and what fills it.
+    """
+
+    names: tuple[str, ...]
+    section: Section
+    layer: int
+    tensor: LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file of the result: its path below the destination, its tensor-parallel rank and pipeline stage, its layout,
+    and what fills each storage.
+    """
+
+    path: str
+    rank: int
+    stage: int
+    layout: FileLayout
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion, whole and checked.
+
+    ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
+    trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it. ``texts`` are the
+    commit record, ``small`` other texts of the result and ``copied`` files that go along byte for byte, by their names
+    in it. ``owned`` are patterns of names in the destination that make a checkpoint of this kind, ``beside`` of those
+    that belong to one.
+    """
+
+    source: Path
+    source_format: str
+    family: str
+    source_layout: str
+    target_format: str
+    target_layout: ParallelLayout
+    dtype: DType | None
+    iteration: int | None
+    files: tuple[OutputFile, ...]
+    texts: Mapping[str, str]
+    replicas: tuple[Replica, ...]
+    replicated_policy: str
+    coverage: Coverage
+    facts: tuple[Fact, ...]
+    choices: tuple[Fact, ...]
+    notes: tuple[Fact, ...]
+    warnings: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+    small: Mapping[str, str | bytes] = field(default_factory=dict)
+    copied: Mapping[str, Path] = field(default_factory=dict)
+    owned: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @cached_property
+    def jobs(self) -> Sequence[Job]:
+        """The byte moves that fill the files' storages."""
+        return lower(
+            Target(number, offset, entry.tensor)
+            for number, file in enumerate(self.files)
+            for (offset, _), entry in zip(file.layout.storages, file.entries, strict=True)
+        )
+
+    @cached_property
+    def source_paths(self) -> tuple[Path, ...]:
+        """The files that tensor bytes are read from."""
+        pieces = (piece for file in self.files for entry in file.entries for piece in entry.tensor.pieces)
+        return tuple(sorted({view.storage.path for piece in pieces for view in piece.views}))
+
+    @property
+    def write_nbytes(self) -> int:
+        """Bytes of all output files: also the disk space that the conversion needs."""
+        small = (*self.texts.values(), *self.small.values())
+        texts = sum(len(text.encode() if isinstance(text, str) else text) for text in small)
+        copied = sum(path.stat().st_size for path in self.copied.values())
+        return sum(file.layout.nbytes for file in self.files) + texts + copied
+
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of all tensors in the output files."""
+        return sum(nbytes for file in self.files for _, nbytes in file.layout.storages)
+
+    @property
+    def read_nbytes(self) -> int:
+        """Tensor bytes that the conversion reads, the comparison of replicas not counted."""
+        return sum(job.read_nbytes for job in self.jobs)
+
+    @property
+    def smallest_block(self) -> int:
+        """The smallest block in bytes that each job can be cut into; it depends on row lengths, not on tensor sizes."""
+        return max((job.smallest_block for job in self.jobs), default=0)

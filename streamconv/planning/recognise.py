@@ -1,0 +1,262 @@
+"""Find a stored model's family and sizes, and check every shape against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
+from streamconv.core.lazy import LazyTensor, Storage
+from streamconv.formats.registry import find_source, titles_from
+from streamconv.formats.source import Fact, ShardedModel, positive_int
+from streamconv.models.config.checks import shown
+from streamconv.models.family import ModelFamily
+from streamconv.models.orders import QkvLayout
+from streamconv.models.parameter import ModelSizes, Section
+from streamconv.models.registry import known_families
+
+__all__ = ["need_heads", "recognise"]
+
+
+def recognise(model: ShardedModel, num_heads: int | None, named: str | None = None) -> tuple[ModelFamily, ModelSizes]:
+    """The family whose table has exactly the keys that are stored, and the sizes that all shapes agree with.
+
+    Args:
+        model: what a format opened.
+        num_heads: the number of attention heads as the user says it; otherwise the training arguments say it.
+        named: the family that a configuration names, to choose among families with the same parameters.
+
+    Raises:
+        UnsupportedError: no family has these keys, or the arguments name a mechanism that none of them has.
+        DamagedError: keys or shapes contradict each other or the training arguments.
+    """
+    by_layer = model.keys_by_layer()
+    family = _family(model, by_layer.get(0, set()), model.family or named)
+    _refuse_mechanisms(family, model)
+    for layer in range(model.num_layers):
+        _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
+    _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
+    sizes = _sizes(model, family, num_heads)
+    _check_args(model, sizes)
+    _refuse_aliases(model)
+    for (section, layer, key), shards in model.tensors.items():
+        parameter = family.parameter(section, key)
+        expected = list(sizes.shape_of(parameter))
+        if parameter.axis is not None:
+            expected[parameter.axis] //= model.tp
+        if shards[0].shape != tuple(expected):
+            raise DamagedError(
+                f"{parameter.name(layer)} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
+                where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
+            )
+    return family, sizes
+
+
+def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFamily:
+    """The family that is named, else the one whose keys are nearest; what differs is refused by its name later."""
+    embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
+    found = []
+    for family in known_families():
+        allowed_head = {p.key for p in family.parameters if p.section is Section.HEAD}
+        if embedding == family.keys(Section.EMBEDDING) and head <= allowed_head:
+            found.append(family)
+    words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
+    chosen = [family for family in found if family.name == named]
+    # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
+    if chosen and (model.family or layer == chosen[0].keys(Section.LAYER)):
+        model.facts.append(Fact(f"family {chosen[0].title}", f"{words}; the configuration names it"))
+        return chosen[0]
+    by_keys = [family for family in found if not family.only_named]
+    if by_keys:
+        family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
+        model.facts.append(Fact(f"family {family.title}", words))
+        return family
+    raise UnsupportedError(
+        f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
+        where=model.path,
+        remedy=f"families so far in such folders: {_titles(model)}",
+    )
+
+
+def _titles(model: ShardedModel) -> str:
+    return titles_from(find_source(model.path).name)
+
+
+# megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
+_POSITION_ENUM = {1: "rotary", 2: "learned", 3: "alibi"}
+_NORMS = {"layernorm": "layernorm", "LayerNorm": "layernorm", "rmsnorm": "rmsnorm", "RMSNorm": "rmsnorm"}
+
+
+def _refuse_mechanisms(family: ModelFamily, model: ShardedModel) -> None:
+    reason = next(_mechanisms(family, model.args or {}), None)
+    up = model.tensors.get((Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
+    down = model.tensors.get((Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
+    if reason is None and up and down and not family.gated and up[0].shape[0] == 2 * down[0].shape[1]:
+        reason = "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns)"
+    if reason is not None:
+        raise UnsupportedError(
+            f"{reason}: not translated for the family {family.title}, which the keys name",
+            where=model.path,
+            remedy=f"families so far in such folders: {_titles(model)}",
+        )
+
+
+def _mechanisms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    """What the training arguments say that a family has not, and what it has that they deny."""
+    experts = args.get("num_experts")
+    most = max(experts, default=1) if isinstance(experts, list) else experts
+    if isinstance(most, int) and most > 1:
+        yield "a mixture of experts (MoE)"
+    gated = "swiglu" if args.get("swiglu") else args.get("glu_activation")
+    if gated and not (family.gated and gated == "swiglu"):
+        yield f"a gated linear unit (GLU: {gated})"
+    if family.gated and args.get("swiglu") is False and not gated:
+        yield "an MLP that args say is no gated linear unit (GLU)"
+    norm = args.get("normalization")
+    known = _NORMS.get(norm) if isinstance(norm, str) else None
+    if norm is not None and known != family.norm:
+        yield "RMSNorm (Llama)" if known == "rmsnorm" else f"the normalization {shown(norm)}"
+    rotary = args.get("use_rotary_position_embeddings")
+    if rotary and family.positions != "rotary":
+        yield "rotary positions"
+    if rotary is False and family.positions == "rotary" and "add_position_embedding" in args:
+        yield "positions that args say are not rotary"
+    heads, groups = args.get("num_attention_heads"), args.get("num_key_value_heads")
+    if groups not in (None, heads) and not family.grouped:
+        yield f"grouped-query attention ({heads} heads, {groups} groups)"
+    kind = getattr(args.get("position_embedding_type"), "args", None)
+    named = _POSITION_ENUM.get(kind[0]) if isinstance(kind, tuple) and kind else None
+    if named not in (None, family.positions):
+        yield f"{named} positions"
+
+
+def _check_keys(model: ShardedModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:
+    expected = family.keys(section)
+    remedy = f"in a {family.title} model it has {', '.join(sorted(expected))}"
+    if unknown := keys - expected:
+        raise UnsupportedError(
+            f"{where}: unknown tensors {', '.join(sorted(unknown))}", where=model.path, remedy=remedy
+        )
+    if missing := expected - keys:
+        raise DamagedError(f"{where}: missing tensors {', '.join(sorted(missing))}", where=model.path, remedy=remedy)
+
+
+def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> ModelSizes:
+    def stored(section: Section, layer: int, key: str) -> LazyTensor:
+        try:
+            tensor = model.tensors[section, layer, key][0]
+        except KeyError:
+            raise DamagedError(f"{key} is missing", where=model.path) from None
+        if len(tensor.shape) != 2:
+            raise DamagedError(f"{key} has shape {tensor.shape}, not two axes", where=model.path)
+        return tensor
+
+    words = stored(Section.EMBEDDING, -1, "word_embeddings.weight")
+    hidden = words.shape[1]
+    place = (Section.EMBEDDING, -1, "position_embeddings.weight")
+    positions = stored(*place) if place in model.tensors else None
+    heads = positive_int(model.args, "num_attention_heads", model.path)
+    if num_heads is not None:
+        if heads not in (None, num_heads):
+            raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
+        heads = num_heads
+        model.facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
+    ffn = stored(Section.LAYER, 0, "mlp.dense_h_to_4h.weight").shape[0] * model.tp
+    attention = stored(Section.LAYER, 0, "self_attention.dense.weight").shape[1] * model.tp
+    head_dim = positive_int(model.args, "kv_channels", model.path) or (attention // heads if heads else None)
+    rows = stored(Section.LAYER, 0, "self_attention.query_key_value.weight").shape[0] * model.tp
+    if heads is None and family.grouped and rows != 3 * hidden:
+        raise AmbiguousError(
+            f"the number of attention heads is unknown, and query_key_value has {rows} rows of {hidden}",
+            where=model.path,
+            remedy="say --num-heads N",
+        )
+    return ModelSizes(
+        num_layers=model.num_layers,
+        hidden=hidden,
+        ffn=ffn // 2 if family.gated else ffn,
+        vocab=words.shape[0] * model.tp,
+        positions=positions.shape[0] if positions else None,
+        heads=heads,
+        groups=_groups(model, family, heads, head_dim, rows) if heads and head_dim else None,
+        head_dim=head_dim if heads else None,
+        gated=family.gated,
+    )
+
+
+def _groups(model: ShardedModel, family: ModelFamily, heads: int, head_dim: int, rows: int) -> int:
+    """How many keys and values there are, as the rows of query_key_value tell."""
+    if not family.grouped:
+        return heads
+    groups, rest = divmod(rows - heads * head_dim, 2 * head_dim)
+    said = positive_int(model.args, "num_key_value_heads", model.path)
+    if rest or groups < 1 or heads % groups or said not in (None, groups):
+        raise DamagedError(
+            f"query_key_value has {rows} rows: {heads} queries of {head_dim} rows leave {rows - heads * head_dim} for "
+            f"keys and values, args say {said or 'nothing'} of them",
+            where=model.path,
+            remedy="check --num-heads, or the arguments num_attention_heads, num_key_value_heads and kv_channels",
+        )
+    return groups
+
+
+def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
+    args = model.args or {}
+    for name, value in (
+        ("hidden_size", sizes.hidden),
+        ("ffn_hidden_size", sizes.ffn),
+        ("padded_vocab_size", sizes.vocab),
+        ("max_position_embeddings", sizes.positions),
+    ):
+        said = args.get(name)
+        if said is not None and value is not None and said != value:
+            raise DamagedError(f"args.{name} is {shown(said)}, the stored tensors have {value}", where=model.path)
+
+
+def _refuse_aliases(model: ShardedModel) -> None:
+    """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
+    seen: dict[tuple[Storage, int], str] = {}
+    for (_, layer, key), shards in model.tensors.items():
+        name = f"{key} of layer {layer}"
+        for shard in shards:
+            for piece in shard.pieces:
+                view = piece.views[0]
+                other = seen.setdefault((view.storage, view.offset), name)
+                expanded = any(s == 0 and n > 1 for s, n in zip(view.strides, piece.shape, strict=True))
+                if expanded or other != name:
+                    what = "repeats one stored row" if expanded else f"is stored as the same bytes as {other}"
+                    raise UnsupportedError(f"{name} {what}", where=view.storage.path)
+
+
+def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool, cuts_groups: bool = False) -> None:
+    """Refuse to move query_key_value rows without the number of heads, or to cut a head or a group.
+
+    Args:
+        model: the source.
+        sizes: its sizes.
+        tp: tensor-parallel size of the target.
+        moved: whether the rows are moved even where TP stays.
+        cuts_groups: whether a rank of the target may hold a slice of a group's rows.
+
+    Raises:
+        AmbiguousError: the number of heads is needed and unknown.
+        UnsupportedError: the target's tensor-parallel size does not divide the heads.
+    """
+    if sizes.heads is None:
+        if tp != model.tp or model.qkv not in (None, QkvLayout.INTERLEAVED) or moved:
+            raise AmbiguousError(
+                "the number of attention heads is unknown, and the rows of query_key_value must be moved",
+                where=model.path,
+                remedy="say --num-heads N",
+            )
+        return
+    groups = sizes.groups or sizes.heads
+    for what, size, cuts in (("source", model.tp, model.cuts_groups), ("target", tp, cuts_groups)):
+        may_cut = cuts and size % groups == 0
+        for count, units, fits in ((sizes.heads, "attention heads", False), (groups, "key and value heads", may_cut)):
+            if count % size and not fits:
+                raise UnsupportedError(
+                    f"{count} {units} do not divide over the {what}'s TP {size}",
+                    remedy=f"choose a --tp that divides {count}"
+                    + (f", or a multiple of {groups}" if cuts and count == groups else ""),
+                )

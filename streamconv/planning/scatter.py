@@ -1,0 +1,132 @@
+"""What fills each slot of the files that a target lays out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from streamconv.containers.pickles.writer import StoredTensor
+from streamconv.core.dtypes import DType
+from streamconv.core.errors import UsageError
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.target import FileLayout, Slot, TargetFile, TargetFiles
+from streamconv.models.family import ModelFamily
+from streamconv.models.fused import part_of, shard
+from streamconv.models.orders import RowOrders
+from streamconv.models.parameter import QKV, Parameter
+from streamconv.planning.gather import Assembly
+from streamconv.planning.plan import Entry, OutputFile
+
+__all__ = ["Filler"]
+
+
+class Filler:
+    """Target tensors from canonical ones.
+
+    Args:
+        assembly: the canonical parameters.
+        family: whose they are.
+        tp: the target's tensor-parallel size.
+        dtype: what floating tensors are cast to, None if they stay.
+    """
+
+    def __init__(self, assembly: Assembly, family: ModelFamily, tp: int, dtype: DType | None) -> None:
+        self.assembly, self.family, self.tp, self.dtype = assembly, family, tp, dtype
+
+    def tensor(self, slot: Slot, orders: RowOrders, rank: int = 0) -> LazyTensor:
+        """What fills a slot on a tensor-parallel rank.
+
+        Raises:
+            UsageError: the parameter does not divide over the ranks.
+        """
+        parameter = self.family.parameter(slot.section, slot.key)
+        whole = self.assembly.whole[slot.section, slot.layer, slot.key]
+        self._refuse_rest(parameter, slot.layer, whole)
+        if slot.part is not None:
+            tensor = part_of(parameter, whole, slot.part, self.tp, rank)
+        else:
+            tensor = shard(parameter, whole, self.tp, rank, orders)
+        if slot.transposed:
+            tensor = tensor.permute(*reversed(range(len(tensor.shape))))
+        if slot.stacked:
+            tensor = tensor.unflatten(0, 1, tensor.shape[0])
+        return tensor if self.dtype is None else tensor.cast(self.dtype)
+
+    def _refuse_rest(self, parameter: Parameter, layer: int, whole: Sequence[LazyTensor]) -> None:
+        """What does not divide over the ranks. Groups of heads that do not are cut by their rows."""
+        if parameter.axis is None:
+            return
+        rows = [tensor.shape[parameter.axis] for tensor in whole]
+        if parameter.parts == QKV and rows[0] % self.tp:
+            rows = [rows[0] * sum(tensor.shape[1] for tensor in whole)] if len(whole) > 1 else rows
+        for count in rows:
+            if count % self.tp:
+                raise UsageError(
+                    f"{parameter.name(layer)}: {count} does not divide over TP {self.tp}", remedy="choose another --tp"
+                )
+
+    def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
+        """The output files with what fills each storage, and all target tensors with their roles in the proof."""
+        files: list[OutputFile] = []
+        roles: list[tuple[str, LazyTensor]] = []
+        uses: dict[tuple[int, Slot], int] = defaultdict(int)
+        layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
+        names: dict[int, dict[Slot, tuple[str, ...]]] = {}
+        for file in laid_out.files:
+            slots: dict[Slot, StoredTensor] = {}
+            entries: list[Entry] = []
+            if id(file.tree) not in names:
+                names[id(file.tree)] = _names(file)
+            for slot, found in names[id(file.tree)].items():
+                tensor = self.tensor(slot, laid_out.orders, file.rank)
+                slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
+                entries.append(Entry(found, slot.section, slot.layer, tensor))
+                uses[file.rank, slot] += 1
+                roles.append((self._role(slot, file.rank, uses[file.rank, slot]), tensor))
+            # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
+            key = id(file.tree), tuple(slots.values())
+            if key not in layouts:
+                layouts[key] = file.container(_filled(file.tree, slots))
+            files.append(OutputFile(file.path, file.rank, file.stage, layouts[key], tuple(entries)))
+        return tuple(files), roles
+
+    def _role(self, slot: Slot, rank: int, copy: int) -> str:
+        """Shards and parts of one parameter are proved together, each copy of it (a tied head, a replica) by itself."""
+        parameter = self.family.parameter(slot.section, slot.key)
+        is_cut = parameter.axis is not None
+        return f"{parameter.name(slot.layer)}, copy {copy}" + ("" if is_cut else f" on rank {rank}")
+
+
+def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
+    """The slots of a file in the order of its tree, with their names in the model's state dict."""
+    names: dict[Slot, tuple[str, ...]] = {}
+    for path, slot in _slots(file.tree):
+        names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}.") if file.model else path)
+    return names
+
+
+def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
+    """(dotted path, slot) of every leaf that is one, in the order of the tree."""
+    if isinstance(tree, Slot):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            name = _word(key)
+            yield from _slots(value, f"{path}.{name}" if path else name)
+
+
+def _word(key: Any) -> str:
+    """A key of a tree; of a chunk of a tensor the name, and where in each axis the chunk begins: ``w[0:, 24:, 0:]``."""
+    if not isinstance(key, tuple):
+        return str(key)
+    name, start = key
+    return f"{name}[{', '.join(f'{first}:' for first in start or ())}]"
+
+
+def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:
+    if isinstance(tree, Slot):
+        return slots[tree]
+    if isinstance(tree, dict):
+        return type(tree)((key, _filled(value, slots)) for key, value in tree.items())
+    return tree

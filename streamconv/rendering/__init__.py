@@ -1,1 +1,0 @@
-"""What an inspection found, drawn: one HTML page, or one PNG. Both read the plain data that ``--json`` prints."""

@@ -1,0 +1,55 @@
+"""The capability table in words: a block for each family, and one table for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from streamconv.planning.capabilities import Cell
+
+__all__ = ["capability_markdown", "capability_text"]
+
+
+def capability_text(cells: Sequence[Cell]) -> str:
+    """The table for a terminal: what works on one line for each source, each refusal with its reason."""
+    return "\n".join(_lines(cells))
+
+
+def _lines(cells: Sequence[Cell]) -> Iterator[str]:
+    for family in dict.fromkeys(cell.family for cell in cells):
+        mine = [cell for cell in cells if cell.family is family]
+        yield f"{family.title} ({family.name})"
+        for source in dict.fromkeys(cell.source for cell in mine):
+            works = [cell.target.name for cell in mine if cell.source is source and cell.refusal is None]
+            if works:
+                yield f"  {source.name:<16} to {', '.join(works)}"
+        for reason, names in _refusals(mine).items():
+            yield f"  not {', '.join(names)}: {reason}"
+
+
+def _refusals(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Which sources and targets each reason keeps out."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for way, side in (("from", cell.source), ("to", cell.target)):
+            reason = side.refusal(cell.family)
+            if reason is not None and f"{way} {side.name}" not in found.setdefault(reason, []):
+                found[reason].append(f"{way} {side.name}")
+    return found
+
+
+def capability_markdown(cells: Sequence[Cell]) -> str:
+    """The table for the documentation: a row for each family and source, a column for each target."""
+    targets = list(dict.fromkeys(cell.target.name for cell in cells))
+    reasons = list(dict.fromkeys(cell.refusal for cell in cells if cell.refusal is not None))
+    lines = [
+        f"| family | from | {' | '.join(f'to {target}' for target in targets)} |",
+        f"|---|---|{'---|' * len(targets)}",
+    ]
+    rows: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.family.title, cell.source.name), []).append(cell)
+    for (title, source), row in rows.items():
+        marks = ["yes" if cell.refusal is None else f"no ({reasons.index(cell.refusal) + 1})" for cell in row]
+        lines.append(f"| {title} | {source} | {' | '.join(marks)} |")
+    lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))]
+    return "\n".join(lines)

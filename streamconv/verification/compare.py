@@ -1,0 +1,282 @@
+"""Compare the tensors of two checkpoints, streamed: in canonical names where both are models that are translated.
+
+Both sides are opened anew. Nothing of the plan that made one from the other is used: each side's own format says which
+shard is what, and its family puts the shards together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamconv.core.dtypes import DType, cast_into
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.views import put
+from streamconv.io.checksums import SourceChecksums
+from streamconv.values.distance import bits_differ, distance, numbers
+from streamconv.values.sweep import Part, SweepSettings, sweep
+from streamconv.verification.sides import Copy, Side
+
+__all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference", "compare"]
+
+NDArray = npt.NDArray[Any]
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """An element's value, and the file and byte where it is stored."""
+
+    value: float | None
+    file: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeDifference:
+    """A tensor whose shape or dtype is not the same on both sides."""
+
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDifference:
+    """A tensor whose values differ: in how many elements, by how much at most (infinite if one side is no number and
+    the other is), relative to the larger of the two, and where first.
+    """
+
+    name: str
+    elements: int
+    numel: int
+    max_abs: float
+    max_rel: float
+    first: tuple[int, ...]
+    a: TensorPlace
+    b: TensorPlace
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What two sides have in common and what not. ``compared`` counts the tensors that both have, copies left out."""
+
+    a: Side
+    b: Side
+    compared: int = 0
+    nbytes: int = 0
+    only_a: list[str] = field(default_factory=list)
+    only_b: list[str] = field(default_factory=list)
+    shapes: list[ShapeDifference] = field(default_factory=list)
+    dtypes: list[ShapeDifference] = field(default_factory=list)
+    values: list[ValueDifference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs, dtypes included."""
+        return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether nothing differs but dtypes, and the values are those of the other side in them."""
+        return not (self.only_a or self.only_b or self.shapes or self.values)
+
+
+def compare(
+    a: Side,
+    b: Side,
+    settings: SweepSettings,
+    *,
+    cast: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare two sides, every element of every tensor that both have.
+
+    Args:
+        a: one side.
+        b: the other.
+        settings: from :func:`streamconv.values.sweep.fit_sweep` with two sides.
+        cast: ``b`` was made of ``a``: where dtypes differ, cast ``a``'s values to ``b``'s and compare bits, as a
+            conversion would. Otherwise compare as numbers, and copies of replicated parameters rank by rank too.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        DamagedError: a record is not what its file says, or a file ends early.
+        StorageError: the system refused to read.
+    """
+    result = Comparison(a, b)
+    result.only_a = [name for name in a.tensors if name not in b.tensors]
+    result.only_b = [name for name in b.tensors if name not in a.tensors]
+    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+    for name, left in a.tensors.items():
+        right = b.tensors.get(name)
+        if right is None:
+            continue
+        left, right = _same_rows(name, left, right, result, padding=not cast)
+        if left.shape != right.shape:
+            result.shapes.append(ShapeDifference(name, str(list(left.shape)), str(list(right.shape))))
+            continue
+        if left.dtype != right.dtype:
+            result.dtypes.append(ShapeDifference(name, str(left.dtype), str(right.dtype)))
+        pairs[name] = left, right
+    result.compared = len(pairs)
+    if not cast:
+        pairs |= {name: pair for name, pair in _copies(a, b) if pair[0].shape == pair[1].shape}
+    result.nbytes = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
+    found = sweep(list(pairs.values()), _Look(list(pairs.values()), cast), settings, progress, SourceChecksums())
+    for (name, pair), parts in zip(pairs.items(), found, strict=True):
+        difference = _joined(name, pair, [part for part in parts if part is not None])
+        if difference is not None:
+            result.values.append(difference)
+    return result
+
+
+def _copies(a: Side, b: Side) -> Iterator[tuple[str, tuple[LazyTensor, LazyTensor]]]:
+    """Copies on either side beside the other side's: of the same rank if it has one, else the parameter itself."""
+    for name in dict.fromkeys((*a.copies, *b.copies)):
+        left, right = a.copies.get(name), b.copies.get(name)
+        if left is not None and right is not None:
+            yield name, (left.tensor, right.tensor)
+        elif left is not None:
+            yield _beside(name, left, b, "a")
+        elif right is not None:
+            found, pair = _beside(name, right, a, "b")
+            yield found, pair[::-1]
+
+
+def _beside(name: str, copy: Copy, other: Side, mine: str) -> tuple[str, tuple[LazyTensor, LazyTensor]]:
+    counterpart = None if copy.name is None else other.tensors.get(copy.name)
+    if counterpart is None:
+        return f"{name} of {mine}, beside what it copies there", (copy.tensor, copy.original)
+    return name, (copy.tensor, counterpart)
+
+
+def _same_rows(
+    name: str, left: LazyTensor, right: LazyTensor, result: Comparison, *, padding: bool
+) -> tuple[LazyTensor, LazyTensor]:
+    """The true rows of the vocabulary where a side says how many there are, else those that both sides have.
+
+    ``padding`` says that padding of the same size on both sides is compared too.
+    """
+    if name not in result.a.vocabulary and name not in result.b.vocabulary:
+        return left, right
+    if not left.shape or not right.shape or (padding and left.shape[0] == right.shape[0]):
+        return left, right
+    least = min(left.shape[0], right.shape[0])
+    known = [size for size in (result.a.vocab_size, result.b.vocab_size) if size is not None]
+    rows = min(known, default=least)
+    if rows > least or rows == left.shape[0] == right.shape[0]:
+        return left, right  # nothing is padding, or true rows are missing on one side: shapes differ
+    words = f"{rows} true rows" if known else f"the {rows} rows that both have (the true size is unknown)"
+    sizes = f"{left.shape[0]} rows against {right.shape[0]}, padded differently"
+    if left.shape[0] == right.shape[0]:
+        sizes = f"{least} rows on both sides, {least - rows} of them padding"
+    result.notes.append(f"{name}: {sizes}; compared {words}")
+    return left.slice(0, 0, rows), right.slice(0, 0, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    elements: int
+    max_abs: float
+    max_rel: float
+    first: tuple[int, ...]
+    a: float | None
+    b: float | None
+
+
+class _Look:
+    """What differs in one part of two tensors."""
+
+    def __init__(self, pairs: Sequence[tuple[LazyTensor, LazyTensor]], cast: bool) -> None:
+        self.cast = cast
+        # What is stored may be of another type than the tensor that is meant (a mean of copies).
+        self.types: list[tuple[DType, DType]] = [(left.dtype, right.dtype) for left, right in pairs]
+
+    def __call__(self, part: Part) -> _Found | None:
+        boxes = _boxes((0,) * len(part.start), part.arrays[0].shape)
+        # NaNs that signal, infinities that cancel and distances beyond the largest number are no faults here.
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = [one for start, shape in boxes if (one := self._box(part, start, shape)) is not None]
+        return _together(found) if found else None
+
+    def _box(self, part: Part, start: tuple[int, ...], shape: tuple[int, ...]) -> _Found | None:
+        box = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
+        left, right = (array[box] if box else array for array in part.arrays)
+        meant = self.types[part.item]
+        # In one step: what is a mean in double precision is rounded once, as by a conversion.
+        left, right = _as(left, meant[self.cast]), _as(right, meant[1])
+        differs = (bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
+        if differs is None:
+            return None
+        where = np.argwhere(differs)[0]
+        first = tuple(int(index) for index in where)
+        values = [numbers(array[differs]) for array in (left, right)]
+        largest, relative = distance(*values)
+        there = tuple(map(sum, zip(part.start, start, first, strict=True)))
+        return _Found(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
+
+
+def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A box in boxes of few elements: where values differ, each takes several arrays in double precision."""
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
+    if axis is None or math.prod(shape) <= _CHUNK:
+        yield start, shape
+        return
+    middle = shape[axis] // 2
+    for low, size in ((0, middle), (middle, shape[axis] - middle)):
+        yield from _boxes(put(start, axis, start[axis] + low), put(shape, axis, size))
+
+
+def _together(parts: Sequence[_Found]) -> _Found:
+    first = min(parts, key=lambda part: part.first)
+    return replace(
+        first,
+        elements=sum(part.elements for part in parts),
+        max_abs=max(part.max_abs for part in parts),
+        max_rel=max(part.max_rel for part in parts),
+    )
+
+
+def _as(array: NDArray, dtype: DType) -> NDArray:
+    if array.dtype == dtype.numpy:
+        return array
+    result = np.empty(array.shape, dtype.numpy)
+    cast_into(array, result)
+    return result
+
+
+def _numbers_differ(left: NDArray, right: NDArray) -> NDArray | None:
+    values = numbers(left), numbers(right)
+    differs: NDArray = (values[0] != values[1]) & ~(np.isnan(values[0]) & np.isnan(values[1]))
+    return differs if differs.any() else None
+
+
+def _number(value: Any) -> float | None:
+    return None if isinstance(value, complex | np.complexfloating) else float(value)
+
+
+def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Found]) -> ValueDifference | None:
+    if not parts:
+        return None
+    whole = _together(parts)
+    places = [_place(tensor, whole.first, value) for tensor, value in zip(pair, (whole.a, whole.b), strict=True)]
+    return ValueDifference(name, whole.elements, pair[0].numel, whole.max_abs, whole.max_rel, whole.first, *places)
+
+
+def _place(tensor: LazyTensor, index: tuple[int, ...], value: float | None) -> TensorPlace:
+    """Where an element is stored; of a mean of copies, the first copy's."""
+    for piece in tensor.pieces:
+        inside = [at - start for at, start in zip(index, piece.start, strict=True)]
+        if all(0 <= at < size for at, size in zip(inside, piece.shape, strict=True)):
+            view = piece.views[0]
+            element = view.offset + sum(at * stride for at, stride in zip(inside, view.strides, strict=True))
+            offset = view.storage.offset + element * view.dtype.itemsize
+            return TensorPlace(value, str(view.storage.path), offset)
+    raise AssertionError(f"no piece of {tensor.shape} has the element {index}")

@@ -1,0 +1,140 @@
+"""The two sides of a comparison: a checkpoint's tensors under the names by which they can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.replica import Replica
+from streamconv.formats.registry import open_source
+from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.inspection.files import inspect_file
+from streamconv.inspection.folders import inspect_folder
+from streamconv.planning.gather import Assembly, assemble
+from streamconv.planning.recognise import recognise
+from streamconv.planning.vocabulary import Vocabulary
+
+__all__ = ["Copy", "Side", "open_sides"]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a tensor: its elements, those that it should have, and the name of the tensor if it is a whole one."""
+
+    tensor: LazyTensor
+    original: LazyTensor
+    name: str | None
+
+
+@dataclass(slots=True)
+class Side:
+    """One checkpoint: its tensors by name, and what the names are.
+
+    ``replicas`` are copies that should be equal within this side, over ranks or a tied head's; ``copies`` has those
+    that are not in ``tensors`` by names of their own. ``vocabulary`` names the tensors whose rows are tokens.
+    """
+
+    path: str
+    what: str
+    names: str
+    tensors: dict[str, LazyTensor]
+    vocabulary: frozenset[str] = frozenset()
+    vocab_size: int | None = None
+    heads: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    copies: dict[str, Copy] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def open_sides(
+    a: Path, b: Path, options: SourceOptions, replicated: str = "first", options_b: SourceOptions | None = None
+) -> tuple[Side, Side]:
+    """Open both sides under the same kind of names: canonical ones if both are models that are translated, else those
+    that are stored.
+
+    Args:
+        a: a file or folder.
+        b: another.
+        options: what the user says of both.
+        replicated: which copy of ``a``'s replicated parameters counts, ``first`` or ``mean``.
+        options_b: what the user says of ``b``, if that is enough to understand it.
+
+    Raises:
+        SourceError: a side is not there, or not a checkpoint.
+        DamagedError: a side is broken.
+        AmbiguousError: a side needs an option to be understood.
+    """
+    first = _canonical(a, options, replicated)
+    options_b = options_b or options
+    try:
+        second = _canonical(b, options_b, "first")
+    except AmbiguousError:
+        options_b = options
+        second = _canonical(b, options_b, "first")
+    if isinstance(first, Side) and isinstance(second, Side):
+        heads = second.heads if first.heads is None else first.heads
+        if (first.heads is None) != (second.heads is None):
+            said = replace(options, num_heads=heads), replace(options_b, num_heads=heads)
+            return open_sides(a, b, said[0], replicated, said[1])
+        return first, second
+    refusals = [error for error in (first, second) if isinstance(error, StreamconvError)]
+    sides = _stored(a, options), _stored(b, options_b)
+    for side in sides:
+        side.notes += [f"compared by stored names: {error.what}" for error in refusals[:1]]
+    return sides
+
+
+def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | StreamconvError:
+    """A side in canonical names, or why it has none."""
+    if not path.is_dir():
+        return SourceError("a lone file", where=path)
+    try:
+        _, model = open_source(path, options)
+        family, sizes = recognise(model, options.num_heads)
+    except AmbiguousError:
+        raise
+    except SourceError as error:
+        # Not a model that is translated; what is broken, or needs a word of the user, is raised.
+        return error
+    kept = Vocabulary(sizes.vocab, sizes.vocab, None, "as stored")
+    assembly = assemble(model, family, sizes, kept, replicated)
+    tensors: dict[str, LazyTensor] = {}
+    vocabulary = set()
+    for place, parts in assembly.whole.items():
+        parameter = family.parameter(place[0], place[2])
+        name = parameter.name(place[1])
+        names = [name] if len(parts) == 1 else [f"{name}.{part}" for part in parameter.parts]
+        tensors |= dict(zip(names, parts, strict=True))
+        if parameter.is_vocabulary:
+            vocabulary.add(name)
+    return Side(
+        path=str(model.path),
+        what=f"{model.format}: {family.title}, TP {model.tp} x PP {model.pp or 'unknown'}",
+        names="canonical",
+        tensors=tensors,
+        vocabulary=frozenset(vocabulary),
+        vocab_size=model.vocab_size,
+        heads=sizes.heads,
+        replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
+        copies=dict(_copies(assembly, model)),
+    )
+
+
+def _copies(assembly: Assembly, model: ShardedModel) -> Iterator[tuple[str, Copy]]:
+    for replica in assembly.replicas:
+        for rank, copy in enumerate(replica.copies[1:], start=1):
+            yield f"{replica.name} of rank {rank}", Copy(copy, replica.copies[0], replica.name)
+    for name, copy, whole in model.copies:
+        yield name, Copy(copy, whole, None)
+
+
+def _stored(path: Path, options: SourceOptions) -> Side:
+    """A side in the names that its files have."""
+    if not path.is_dir():
+        report, tensors = inspect_file(path)
+        return Side(report.path, report.what, "stored", tensors)
+    found = inspect_folder(path, options)
+    return Side(found.report.path, found.report.what, "stored", found.stored())

@@ -1,0 +1,81 @@
+"""Every cell of the capability table is run: what works is converted and compared, what does not is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamconv import convert, plan, verify
+from streamconv.cli.main import main
+from streamconv.core.errors import UnsupportedError
+from streamconv.planning.capabilities import Cell, capability_table
+from tests import hf_models as models
+from tests.places import ROOT
+
+CELLS = list(capability_table())
+RAM: dict[str, Any] = {"max_ram": "1G"}
+DOCS = ROOT / "docs"
+
+
+REFUSED = [cell for cell in CELLS if cell.target.refusal(cell.family) and not cell.source.refusal(cell.family)]
+
+
+def name_of(cell: Cell) -> str:
+    return f"{cell.family.name}-{cell.source.name}-{cell.target.name}"
+
+
+def made(cell: Cell, folder: Path) -> Path:
+    """A checkpoint of the cell's family in the cell's source format."""
+    models.make(cell.family.name, folder / "hf")
+    if cell.source.name == "huggingface":
+        return folder / "hf"
+    convert(folder / "hf", folder / "source", to=cell.source.name, tp=2, pp=2, **RAM)
+    return folder / "source"
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refusal is None], ids=name_of)
+def test_what_works(cell: Cell, tmp_path: Path) -> None:
+    source = made(cell, tmp_path)
+    parallel: dict[str, Any] = {"tp": 1, "pp": 4} if cell.target.is_sharded else {"vocab_padding": "strip"}
+    # Only its configuration tells Mistral from Llama.
+    config = tmp_path / "hf" / "config.json" if cell.family.only_named else None
+    report = convert(source, tmp_path / "out", to=cell.target.name, config=config, **parallel, **RAM)
+    assert report.plan.family == cell.family.title
+    assert verify(tmp_path / "out", source, **RAM).exit_code == 0
+    assert verify(tmp_path / "out", tmp_path / "hf", **RAM).exit_code == 0
+
+
+@pytest.mark.parametrize("cell", REFUSED, ids=name_of)
+def test_what_the_target_cannot_hold(cell: Cell, tmp_path: Path) -> None:
+    source = made(cell, tmp_path)
+    with pytest.raises(UnsupportedError) as caught:
+        plan(source, to=cell.target.name)
+    assert str(cell.refusal) in caught.value.what
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.source.refusal(cell.family)], ids=name_of)
+def test_what_the_source_never_holds(cell: Cell, tmp_path: Path) -> None:
+    """No such checkpoint exists, and none is written."""
+    models.make(cell.family.name, tmp_path / "hf")
+    with pytest.raises(UnsupportedError):
+        plan(tmp_path / "hf", to=cell.source.name)
+
+
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(CELLS)
+    assert {row["family"] for row in rows} == set(models.CONFIGS)
+    assert main(["families"]) == 0
+    text = capsys.readouterr().out
+    for cell in CELLS:
+        assert cell.family.title in text
+        assert cell.refusal is None or cell.refusal in text
+
+
+def test_the_documentation_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["families", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in (DOCS / "families.md").read_text()
