@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from streamconv.core.errors import UsageError
 
-__all__ = ["ParallelLayout", "even_stages"]
+__all__ = ["FIRST_RANK", "ParallelLayout", "RankCoordinates", "even_stages"]
 
 
 def even_stages(num_layers: int, pp: int) -> tuple[int, ...]:
@@ -15,10 +16,32 @@ def even_stages(num_layers: int, pp: int) -> tuple[int, ...]:
     return tuple(base + (stage < extra) for stage in range(pp))
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class RankCoordinates:
+    """Which rank of a model holds something: its tensor-parallel rank ``tp``, its pipeline stage ``pp``, its
+    expert-parallel rank ``ep``, and its rank ``etp`` among those that cut one expert's tensors; all count from 0.
+    """
+
+    tp: int = 0
+    pp: int = 0
+    ep: int = 0
+    etp: int = 0
+
+
+FIRST_RANK = RankCoordinates()
+"""The first rank of everything."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParallelLayout:
-    """Tensor-parallel size ``tp``, the number of transformer layers on each pipeline stage, and ``vpp``, the virtual
-    stages on each.
+    """How a model is spread over ranks.
+
+    Attributes:
+        tp: tensor-parallel size.
+        stages: the number of transformer layers on each pipeline stage.
+        vpp: the virtual stages on each stage.
+        ep: expert-parallel size: over how many ranks the experts of a layer are divided.
+        etp: expert tensor-parallel size: over how many ranks the tensors of one expert are cut.
 
     With virtual stages every stage holds ``vpp`` chunks of as many layers. Chunk 0 of all stages comes first, then
     chunk 1 of all stages, and so on [``megatron/core/transformer/transformer_layer.py:get_transformer_layer_offset``].
@@ -27,10 +50,13 @@ class ParallelLayout:
     tp: int
     stages: tuple[int, ...]
     vpp: int = 1
+    ep: int = 1
+    etp: int = 1
 
     def __post_init__(self) -> None:
-        if self.tp < 1:
-            raise UsageError(f"tensor parallel size {self.tp}: must be at least 1")
+        for what, size in (("tensor", self.tp), ("expert", self.ep), ("expert tensor", self.etp)):
+            if size < 1:
+                raise UsageError(f"{what} parallel size {size}: must be at least 1")
         if not self.stages or min(self.stages) < 0:
             raise UsageError(f"pipeline stages {self.stages}: each needs a number of layers, at least 0")
         if self.vpp < 1:
@@ -54,6 +80,10 @@ class ParallelLayout:
         """Transformer layers over all stages."""
         return sum(self.stages)
 
+    def ranks(self) -> Iterator[RankCoordinates]:
+        """The ranks of a model without experts: all stages of tensor-parallel rank 0, then those of rank 1, and on."""
+        return (RankCoordinates(tp, pp) for tp in range(self.tp) for pp in range(self.pp))
+
     def layers_of(self, stage: int, chunk: int = 0) -> range:
         """The global layer numbers, from 0, of one chunk of ``stage``: all of the stage's without virtual stages."""
         sizes = [layers // self.vpp for layers in self.stages]
@@ -66,6 +96,8 @@ class ParallelLayout:
 
     def __str__(self) -> str:
         virtual = f", VPP {self.vpp}" if self.vpp > 1 else ""
+        sizes = f"TP {self.tp} x PP {self.pp}" + (f" x EP {self.ep}" if self.ep > 1 else "")
+        sizes += f" (expert TP {self.etp})" if self.etp not in (1, self.tp) else ""
         if len(set(self.stages)) == 1:
-            return f"TP {self.tp} x PP {self.pp} ({self.stages[0]} layers a stage{virtual})"
-        return f"TP {self.tp} x PP {self.pp} (stages of {','.join(map(str, self.stages))} layers{virtual})"
+            return f"{sizes} ({self.stages[0]} layers a stage{virtual})"
+        return f"{sizes} (stages of {','.join(map(str, self.stages))} layers{virtual})"

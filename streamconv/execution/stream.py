@@ -11,6 +11,7 @@ import numpy as np
 
 from streamconv.core.dtypes import DType
 from streamconv.core.errors import UsageError
+from streamconv.core.layout import RankCoordinates
 from streamconv.execution import threads
 from streamconv.execution.fit import Fit, RunChoices, check_budget
 from streamconv.execution.threads import Crew
@@ -23,16 +24,9 @@ from streamconv.moves.lower import lower
 from streamconv.planning.plan import Entry, Plan
 from streamconv.values.replicas import compare_replicas
 
-__all__ = ["FRAMEWORKS", "Rank", "StreamedTensor", "stream_plan"]
+__all__ = ["FRAMEWORKS", "StreamedTensor", "stream_plan"]
 
 FRAMEWORKS = ("pt", "np")
-
-
-class Rank(NamedTuple):
-    """Who loads a tensor: the tensor-parallel and the pipeline-parallel rank."""
-
-    tp: int
-    pp: int
 
 
 class StreamedTensor(NamedTuple):
@@ -43,13 +37,13 @@ class StreamedTensor(NamedTuple):
     """
 
     layer: int | None
-    rank: Rank
+    rank: RankCoordinates
     name: str
     tensor: Any
 
 
 class _Member(NamedTuple):
-    rank: Rank
+    rank: RankCoordinates
     entry: Entry
 
 
@@ -83,7 +77,7 @@ def _stream(
                 places = _fill(batch, pool, crew, sources)
                 for (rank, entry), position in zip(batch, places, strict=True):
                     tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, framework)
-                    layer = entry.layer if entry.section is Section.LAYER else None
+                    layer = entry.parameter.layer if entry.parameter.section is Section.LAYER else None
                     for name in entry.names:
                         yield StreamedTensor(layer, rank, name, _copied(tensor, framework) if copy else tensor)
 
@@ -95,9 +89,10 @@ def _groups(work: Plan) -> list[list[_Member]]:
     for file in work.files:
         numbers: dict[tuple[Section, int], int] = {}
         for entry in file.entries:
-            number = numbers[entry.section, entry.layer] = numbers.get((entry.section, entry.layer), -1) + 1
-            key = sections.index(entry.section), entry.layer, number
-            groups.setdefault(key, []).append(_Member(Rank(file.rank, file.stage), entry))
+            place = entry.parameter.section, entry.parameter.layer
+            number = numbers[place] = numbers.get(place, -1) + 1
+            key = sections.index(place[0]), place[1], number
+            groups.setdefault(key, []).append(_Member(file.rank, entry))
     return [groups[key] for key in sorted(groups)]
 
 

@@ -19,21 +19,16 @@ from streamconv.formats.recorded import RELEASE
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = [
     "Dropped",
     "Fact",
-    "Place",
     "ShardedModel",
     "SourceFormat",
     "SourceOptions",
     "positive_int",
 ]
-
-Place = tuple[Section, int, str]
-"""(section, layer from 0 or -1, key in the section)."""
-
 
 _MOST = 1 << 31
 
@@ -118,7 +113,7 @@ class SourceOptions:
 
 @dataclass(slots=True)
 class ShardedModel:
-    """A model as it is stored: ``tensors[place][rank]`` is the shard of tensor-parallel rank ``rank``.
+    """A model as it is stored: ``tensors[parameter][rank]`` is the shard of tensor-parallel rank ``rank``.
 
     ``stages`` is the number of layers on each pipeline stage, None where nothing says so, ``vpp`` the number of virtual
     stages on each, and ``owned`` which layers those are, None if they follow each other. ``args`` are the training
@@ -136,7 +131,7 @@ class ShardedModel:
     format: str
     tp: int
     num_layers: int
-    tensors: dict[Place, tuple[LazyTensor, ...]]
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]]
     stages: tuple[int, ...] | None
     pp: int | None
     args: Mapping[str, Any] | None
@@ -161,14 +156,14 @@ class ShardedModel:
 
     def keys(self, section: Section, layer: int = -1) -> set[str]:
         """The keys stored in a section."""
-        return {key for found, number, key in self.tensors if (found, number) == (section, layer)}
+        return {found.key for found in self.tensors if (found.section, found.layer) == (section, layer)}
 
     def keys_by_layer(self) -> dict[int, set[str]]:
         """The keys stored in each transformer layer."""
         found: dict[int, set[str]] = {}
-        for section, layer, key in self.tensors:
-            if section is Section.LAYER:
-                found.setdefault(layer, set()).add(key)
+        for parameter in self.tensors:
+            if parameter.section is Section.LAYER:
+                found.setdefault(parameter.layer, set()).add(parameter.key)
         return found
 
     @property

@@ -10,26 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from streamconv.core.dtypes import DType
-from streamconv.core.layout import ParallelLayout
+from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.source import Fact
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import ModelSizes, Section
+from streamconv.models.parameter import ModelSizes, ParameterId
 
 __all__ = ["Container", "CoreChoices", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
 
 
 class Slot(NamedTuple):
-    """A tensor's place in a file that is to be laid out: its section, global layer (or -1) and key in the section.
+    """A tensor's place in a file that is to be laid out: which parameter it is, and how it is stored there.
 
     ``part`` is one part of a fused parameter by itself; a ``transposed`` matrix is stored ``(in, out)``; one that is
     ``stacked`` has an axis of size 1 before its own, for its layer.
     """
 
-    section: Section
-    layer: int
-    key: str
+    parameter: ParameterId
     part: str | None = None
     transposed: bool = False
     stacked: bool = False
@@ -104,14 +102,13 @@ Container = Callable[[Any], FileLayout]
 class TargetFile:
     """A file of the result: path below the destination, its container, a tree with :class:`Slot` leaves.
 
-    ``rank`` is the tensor-parallel rank and ``stage`` the pipeline stage whose shards it holds; ``model`` is the entry
+    ``rank`` is whose shards it holds; ``model`` is the entry
     of the tree that is the model's state dict, empty if the tree is. Files that share a tree must share a container.
     """
 
     path: str
     container: Container
-    rank: int
-    stage: int
+    rank: RankCoordinates
     tree: Any
     model: str
 

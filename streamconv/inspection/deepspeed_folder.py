@@ -11,7 +11,7 @@ from streamconv.containers.pickles.reader import Global
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError, StreamconvError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.source import Place, ShardedModel
+from streamconv.formats.source import ShardedModel
 from streamconv.inspection.deepspeed_faults import faults_of, section_of, unfinished_zips
 from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.names import count, guess_family
@@ -29,7 +29,7 @@ from streamconv.inspection.report import (
 )
 from streamconv.inspection.stored import tensor_rows
 from streamconv.inspection.values import args_table
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["OWN_OPTIMIZER", "describe_parts", "optimizer_facts"]
 
@@ -156,7 +156,7 @@ def _as_model(
     folder: Path, names: DeepSpeedNames, opened: Mapping[str, StoredFile], report: Report
 ) -> ShardedModel | None:
     """The layer files of a family that is not translated, by place, as far as names tell."""
-    places: dict[Place, tuple[LazyTensor, ...]] = {}
+    places: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     block = -1
     tp = names.tp or 1
     for index in sorted({index for index, _ in names.layers}):
@@ -167,7 +167,7 @@ def _as_model(
             if any(key not in shard for shard in shards):
                 return None
             layer = block if section is Section.LAYER else -1
-            places[section, layer, key] = tuple(shard[key] for shard in shards)
+            places[ParameterId(section, layer, key)] = tuple(shard[key] for shard in shards)
     facts = report.model or ModelFacts()
     return ShardedModel(
         path=folder,

@@ -29,7 +29,7 @@ from streamconv.inspection.stored import first_byte
 from streamconv.inspection.target_map import FIRST, LAST
 from streamconv.inspection.values import readable
 from streamconv.models.family import ModelFamily
-from streamconv.models.parameter import ModelSizes, Section
+from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.planning.recognise import recognise
 
 __all__ = ["Recognised", "canonical_tensors", "describe_sharded", "recognised"]
@@ -46,19 +46,11 @@ class Recognised:
     sizes: ModelSizes | None = None
     refusal: StreamconvError | None = None
 
-    def name(self, place: tuple[Section, int, str]) -> str:
-        """The canonical name of a parameter."""
-        section, layer, key = place
-        if section is Section.LAYER:
-            return f"layers.{layer}.{key}"
-        return f"final_layernorm.{key}" if section is Section.FINAL_NORM else key
-
-    def axis(self, place: tuple[Section, int, str]) -> int | None:
+    def axis(self, parameter: ParameterId) -> int | None:
         """The tensor-parallel axis, None if every rank has a copy. Without a family, what the names say."""
-        section, _, key = place
         if self.family is not None:
-            return self.family.parameter(section, key).axis
-        return axis_by_name(section, key)
+            return self.family.parameter(parameter).axis
+        return axis_by_name(parameter)
 
 
 def recognised(model: ShardedModel, num_heads: int | None) -> Recognised:
@@ -70,9 +62,10 @@ def recognised(model: ShardedModel, num_heads: int | None) -> Recognised:
     return Recognised(model, family, sizes)
 
 
-def axis_by_name(section: Section, key: str) -> int | None:
+def axis_by_name(parameter: ParameterId) -> int | None:
     """The axis along which Megatron cuts a parameter of any family [``megatron/core/tensor_parallel/layers.py``]."""
-    if section is Section.FINAL_NORM or "norm" in key or key.startswith("position_embeddings"):
+    key = parameter.key
+    if parameter.section is Section.FINAL_NORM or "norm" in key or key.startswith("position_embeddings"):
         return None
     if key.endswith(("dense.weight", "dense_4h_to_h.weight")):
         return 1
@@ -84,7 +77,7 @@ def canonical_tensors(found: Recognised) -> tuple[dict[str, LazyTensor], dict[st
     whole: dict[str, LazyTensor] = {}
     copies: dict[str, tuple[LazyTensor, ...]] = {}
     for place, shards in _in_order(found.model.tensors):
-        name, axis = found.name(place), found.axis(place)
+        name, axis = place.name, found.axis(place)
         if axis is None:
             whole[name] = shards[0]
             if len(shards) > 1:
@@ -95,17 +88,18 @@ def canonical_tensors(found: Recognised) -> tuple[dict[str, LazyTensor], dict[st
 
 
 def _in_order(
-    tensors: Mapping[tuple[Section, int, str], tuple[LazyTensor, ...]],
-) -> list[tuple[tuple[Section, int, str], tuple[LazyTensor, ...]]]:
-    return sorted(tensors.items(), key=lambda pair: (_SECTIONS[pair[0][0]], pair[0][1]))
+    tensors: Mapping[ParameterId, tuple[LazyTensor, ...]],
+) -> list[tuple[ParameterId, tuple[LazyTensor, ...]]]:
+    return sorted(tensors.items(), key=lambda pair: (_SECTIONS[pair[0].section], pair[0].layer))
 
 
 def _files_by_place(model: ShardedModel) -> Places:
     """The files of each layer and rank; what is before the layers is ``first``, what is behind them ``last``."""
     names = _Names(model.path)
     found: dict[tuple[int | str, int], dict[str, None]] = defaultdict(dict)
-    for (section, layer, _), shards in model.tensors.items():
-        where = layer if section is Section.LAYER else FIRST if section is Section.EMBEDDING else LAST
+    for parameter, shards in model.tensors.items():
+        is_first = parameter.section is Section.EMBEDDING
+        where = parameter.layer if parameter.section is Section.LAYER else FIRST if is_first else LAST
         for rank, shard in enumerate(shards):
             found[where, rank].update(dict.fromkeys(names.of(shard)))
     return {place: tuple(files) for place, files in found.items()}
@@ -149,10 +143,10 @@ def describe_sharded(found: Recognised, report: Report, names: DeepSpeedNames | 
 def _rows(found: Recognised) -> list[TensorRow]:
     rows = []
     names = _Names(found.model.path)
-    for place, shards in _in_order(found.model.tensors):
-        name, (section, layer, key) = found.name(place), place
-        parameter = name if section is not Section.LAYER else key
-        number = layer if section is Section.LAYER else None
+    for stored, shards in _in_order(found.model.tensors):
+        name, is_layer = stored.name, stored.section is Section.LAYER
+        parameter = stored.key if is_layer else name
+        number = stored.layer if is_layer else None
         for shard in shards:
             file = next(names.of(shard), "")
             rows.append(
@@ -178,8 +172,8 @@ def _facts(found: Recognised, family: str | None) -> ModelFacts:
     counts: dict[int | None, int] = defaultdict(int)
     for place, shards in model.tensors.items():
         elements = shards[0].numel if found.axis(place) is None else sum(shard.numel for shard in shards)
-        counts[place[1] if place[0] is Section.LAYER else None] += elements
-    words = model.tensors.get((Section.EMBEDDING, -1, "word_embeddings.weight"))
+        counts[place.layer if place.section is Section.LAYER else None] += elements
+    words = model.tensors.get(WORDS)
     stored = words[0].shape[0] * model.tp if words else None
     true = model.vocab_size
     heads = sizes.heads if sizes else count(args, "num_attention_heads")

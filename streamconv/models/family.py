@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streamconv.models.hf_names import HuggingFace
-from streamconv.models.parameter import Parameter, Section
+from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["ModelFamily"]
 
@@ -39,6 +39,6 @@ class ModelFamily:
         """The keys that a section must have."""
         return {p.key for p in self.parameters if p.section is section and not p.optional}
 
-    def parameter(self, section: Section, key: str) -> Parameter:
-        """The row for a stored key."""
-        return self.rows[section, key]
+    def parameter(self, parameter: ParameterId) -> Parameter:
+        """The row of a stored parameter."""
+        return self.rows[parameter.section, parameter.key]

@@ -6,10 +6,10 @@ stores a parameter, never how the parameter is cut.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-__all__ = ["GLU", "QKV", "ModelSizes", "Parameter", "Section"]
+__all__ = ["GLU", "QKV", "WORDS", "Kind", "ModelSizes", "Parameter", "ParameterId", "Section"]
 
 QKV = ("query", "key", "value")
 GLU = ("gate", "up")
@@ -22,6 +22,50 @@ class Section(str, Enum):
     LAYER = "layer"
     FINAL_NORM = "final_norm"
     HEAD = "head"
+
+
+class Kind(str, Enum):
+    """What is stored of a parameter: its value as the model computes with it, or a part of the optimizer's state."""
+
+    MODEL = "model"
+    MASTER = "master"
+    EXP_AVG = "exp_avg"
+    EXP_AVG_SQ = "exp_avg_sq"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterId:
+    """Which parameter of a model a tensor is.
+
+    Attributes:
+        section: the part of the model.
+        layer: the transformer layer, from 0 through the whole model; -1 outside the layers.
+        key: the name inside the section, as Megatron writes it: ``self_attention.dense.weight``.
+        expert: the number of the expert, from 0 through the whole model; None if it belongs to no expert.
+        kind: the parameter itself, or a part of its optimizer state.
+    """
+
+    section: Section
+    layer: int
+    key: str
+    expert: int | None = None
+    kind: Kind = Kind.MODEL
+
+    @property
+    def name(self) -> str:
+        """The canonical name: ``layers.3.mlp.dense_h_to_4h.weight``, ``final_layernorm.weight``."""
+        if self.section is Section.LAYER:
+            expert = "" if self.expert is None else f"experts.{self.expert}."
+            return f"layers.{self.layer}.{expert}{self.key}"
+        return f"final_layernorm.{self.key}" if self.section is Section.FINAL_NORM else self.key
+
+    def beside(self, key: str) -> ParameterId:
+        """Another parameter of the same section, layer and expert."""
+        return replace(self, key=key)
+
+
+WORDS = ParameterId(Section.EMBEDDING, -1, "word_embeddings.weight")
+"""The word embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +96,9 @@ class Parameter:
         """Whether its rows are the two halves of a gated linear unit."""
         return self.parts == GLU
 
-    def name(self, layer: int | None = None) -> str:
-        """The canonical name: ``layers.3.mlp.dense_h_to_4h.weight``, ``final_layernorm.weight``."""
-        if self.section is Section.LAYER:
-            return f"layers.{layer}.{self.key}"
-        return f"final_layernorm.{self.key}" if self.section is Section.FINAL_NORM else self.key
+    def of(self, layer: int = -1) -> ParameterId:
+        """This parameter of one layer, or of a model where it is in no layer."""
+        return ParameterId(self.section, layer, self.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from streamconv.core.coverage import Box
 from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
 from streamconv.core.replica import Replica
-from streamconv.formats.source import Dropped, Place, ShardedModel
+from streamconv.formats.source import Dropped, ShardedModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import gather
-from streamconv.models.parameter import ModelSizes
+from streamconv.models.parameter import ModelSizes, ParameterId
 from streamconv.planning.vocabulary import Vocabulary, repad
 
 __all__ = ["REPLICATED_POLICIES", "Assembly", "assemble"]
@@ -23,7 +23,7 @@ REPLICATED_POLICIES = ("first", "mean", "fail")
 class Assembly:
     """The canonical parameters of a model, and what was decided while they were made."""
 
-    whole: dict[Place, tuple[LazyTensor, ...]]
+    whole: dict[ParameterId, tuple[LazyTensor, ...]]
     replicas: list[Replica]
     sources: dict[str, LazyTensor]
     left_out: dict[str, list[Box] | None]
@@ -44,10 +44,8 @@ def assemble(
     """
     result = Assembly({}, [], {}, {}, [])
     copies = 0
-    for place, shards in model.tensors.items():
-        section, layer, key = place
-        parameter = family.parameter(section, key)
-        name = parameter.name(layer)
+    for stored, shards in model.tensors.items():
+        parameter, name = family.parameter(stored), stored.name
         for rank, tensor in enumerate(shards):
             result.sources |= _stored(f"{name} of rank {rank}", tensor)
         if parameter.axis is None and not (parameter.summed and model.orders.shares):
@@ -57,9 +55,9 @@ def assemble(
             result.left_out |= {f"{name} of rank {rank}": None for rank in spare}
             copies += sum(shards[rank].nbytes for rank in spare)
             shards = (chosen,)
-        result.whole[place] = gather(parameter, shards, sizes, model.orders)
+        result.whole[stored] = gather(parameter, shards, sizes, model.orders)
         if parameter.is_vocabulary and not vocabulary.is_verbatim:
-            _drop_padding(result, place, name, vocabulary)
+            _drop_padding(result, stored, vocabulary)
     if copies:
         ranks = f"ranks 1 to {model.tp - 1}" if model.tp > 2 else "rank 1"
         reason = "replicated: compared with rank 0, whose copy is written"
@@ -88,8 +86,8 @@ def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, rang
     return shards[0], range(1, len(shards))
 
 
-def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabulary) -> None:
-    (whole,) = result.whole[place]
+def _drop_padding(result: Assembly, parameter: ParameterId, vocabulary: Vocabulary) -> None:
+    (whole,), name = result.whole[parameter], parameter.name
     true, stored = vocabulary.true or 0, vocabulary.stored
     row = whole.nbytes // stored
     if stored > true:
@@ -103,7 +101,7 @@ def _drop_padding(result: Assembly, place: Place, name: str, vocabulary: Vocabul
         first = (piece.views[0].offset - tensor.pieces[0].views[0].offset) // piece.views[0].strides[0]
         padding: Box = ((first, first + piece.shape[0]), (0, whole.shape[1]))
         result.left_out[source] = [padding] if piece.shape[0] < tensor.shape[0] else None
-    result.whole[place] = (repad(whole, vocabulary),)
+    result.whole[parameter] = (repad(whole, vocabulary),)
 
 
 def _holds(tensor: LazyTensor, piece: Piece) -> bool:

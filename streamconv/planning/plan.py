@@ -13,12 +13,12 @@ from pathlib import Path
 
 from streamconv.core.coverage import Coverage
 from streamconv.core.dtypes import DType
-from streamconv.core.layout import ParallelLayout
+from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.formats.source import Dropped, Fact
 from streamconv.formats.target import FileLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId
 from streamconv.moves.jobs import Job, Target
 from streamconv.moves.lower import lower
 
@@ -27,25 +27,23 @@ __all__ = ["Entry", "OutputFile", "Plan"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its section and global
-    layer (or -1), and what fills it.
+    """A stored tensor of the result: its names in the model's state dict (a tied one has two), which parameter it is,
+    and what fills it.
     """
 
     names: tuple[str, ...]
-    section: Section
-    layer: int
+    parameter: ParameterId
     tensor: LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of the result: its path below the destination, its tensor-parallel rank and pipeline stage, its layout,
-    and what fills each storage.
+    """One file of the result: its path below the destination, whose shards it holds, its layout, and what fills each
+    storage.
     """
 
     path: str
-    rank: int
-    stage: int
+    rank: RankCoordinates
     layout: FileLayout
     entries: tuple[Entry, ...]
 

@@ -12,7 +12,7 @@ from streamconv.formats.source import Fact, ShardedModel, positive_int
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
-from streamconv.models.parameter import ModelSizes, Section
+from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.models.registry import known_families
 
 __all__ = ["need_heads", "recognise"]
@@ -39,14 +39,14 @@ def recognise(model: ShardedModel, num_heads: int | None, named: str | None = No
     sizes = _sizes(model, family, num_heads)
     _check_args(model, sizes)
     _refuse_aliases(model)
-    for (section, layer, key), shards in model.tensors.items():
-        parameter = family.parameter(section, key)
+    for stored, shards in model.tensors.items():
+        parameter = family.parameter(stored)
         expected = list(sizes.shape_of(parameter))
         if parameter.axis is not None:
             expected[parameter.axis] //= model.tp
         if shards[0].shape != tuple(expected):
             raise DamagedError(
-                f"{parameter.name(layer)} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
+                f"{stored.name} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
     return family, sizes
@@ -89,8 +89,8 @@ _NORMS = {"layernorm": "layernorm", "LayerNorm": "layernorm", "rmsnorm": "rmsnor
 
 def _refuse_mechanisms(family: ModelFamily, model: ShardedModel) -> None:
     reason = next(_mechanisms(family, model.args or {}), None)
-    up = model.tensors.get((Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
-    down = model.tensors.get((Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
+    up = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
+    down = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
     if reason is None and up and down and not family.gated and up[0].shape[0] == 2 * down[0].shape[1]:
         reason = "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns)"
     if reason is not None:
@@ -142,29 +142,29 @@ def _check_keys(model: ShardedModel, family: ModelFamily, where: str, keys: set[
 
 
 def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> ModelSizes:
-    def stored(section: Section, layer: int, key: str) -> LazyTensor:
+    def stored(parameter: ParameterId) -> LazyTensor:
         try:
-            tensor = model.tensors[section, layer, key][0]
+            tensor = model.tensors[parameter][0]
         except KeyError:
-            raise DamagedError(f"{key} is missing", where=model.path) from None
+            raise DamagedError(f"{parameter.key} is missing", where=model.path) from None
         if len(tensor.shape) != 2:
-            raise DamagedError(f"{key} has shape {tensor.shape}, not two axes", where=model.path)
+            raise DamagedError(f"{parameter.key} has shape {tensor.shape}, not two axes", where=model.path)
         return tensor
 
-    words = stored(Section.EMBEDDING, -1, "word_embeddings.weight")
+    words = stored(WORDS)
     hidden = words.shape[1]
-    place = (Section.EMBEDDING, -1, "position_embeddings.weight")
-    positions = stored(*place) if place in model.tensors else None
+    place = WORDS.beside("position_embeddings.weight")
+    positions = stored(place) if place in model.tensors else None
     heads = positive_int(model.args, "num_attention_heads", model.path)
     if num_heads is not None:
         if heads not in (None, num_heads):
             raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
         heads = num_heads
         model.facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
-    ffn = stored(Section.LAYER, 0, "mlp.dense_h_to_4h.weight").shape[0] * model.tp
-    attention = stored(Section.LAYER, 0, "self_attention.dense.weight").shape[1] * model.tp
+    ffn = stored(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight")).shape[0] * model.tp
+    attention = stored(ParameterId(Section.LAYER, 0, "self_attention.dense.weight")).shape[1] * model.tp
     head_dim = positive_int(model.args, "kv_channels", model.path) or (attention // heads if heads else None)
-    rows = stored(Section.LAYER, 0, "self_attention.query_key_value.weight").shape[0] * model.tp
+    rows = stored(ParameterId(Section.LAYER, 0, "self_attention.query_key_value.weight")).shape[0] * model.tp
     if heads is None and family.grouped and rows != 3 * hidden:
         raise AmbiguousError(
             f"the number of attention heads is unknown, and query_key_value has {rows} rows of {hidden}",
@@ -216,8 +216,8 @@ def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
 def _refuse_aliases(model: ShardedModel) -> None:
     """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
     seen: dict[tuple[Storage, int], str] = {}
-    for (_, layer, key), shards in model.tensors.items():
-        name = f"{key} of layer {layer}"
+    for parameter, shards in model.tensors.items():
+        name = f"{parameter.key} of layer {parameter.layer}"
         for shard in shards:
             for piece in shard.pieces:
                 view = piece.views[0]

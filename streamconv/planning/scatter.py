@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from streamconv.containers.pickles.writer import StoredTensor
 from streamconv.core.dtypes import DType
 from streamconv.core.errors import UsageError
+from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.target import FileLayout, Slot, TargetFile, TargetFiles
 from streamconv.models.family import ModelFamily
@@ -34,26 +36,26 @@ class Filler:
     def __init__(self, assembly: Assembly, family: ModelFamily, tp: int, dtype: DType | None) -> None:
         self.assembly, self.family, self.tp, self.dtype = assembly, family, tp, dtype
 
-    def tensor(self, slot: Slot, orders: RowOrders, rank: int = 0) -> LazyTensor:
-        """What fills a slot on a tensor-parallel rank.
+    def tensor(self, slot: Slot, orders: RowOrders, rank: RankCoordinates = FIRST_RANK) -> LazyTensor:
+        """What fills a slot on a rank.
 
         Raises:
             UsageError: the parameter does not divide over the ranks.
         """
-        parameter = self.family.parameter(slot.section, slot.key)
-        whole = self.assembly.whole[slot.section, slot.layer, slot.key]
-        self._refuse_rest(parameter, slot.layer, whole)
+        parameter = self.family.parameter(slot.parameter)
+        whole = self.assembly.whole[slot.parameter]
+        self._refuse_rest(parameter, slot.parameter.name, whole)
         if slot.part is not None:
-            tensor = part_of(parameter, whole, slot.part, self.tp, rank)
+            tensor = part_of(parameter, whole, slot.part, self.tp, rank.tp)
         else:
-            tensor = shard(parameter, whole, self.tp, rank, orders)
+            tensor = shard(parameter, whole, self.tp, rank.tp, orders)
         if slot.transposed:
             tensor = tensor.permute(*reversed(range(len(tensor.shape))))
         if slot.stacked:
             tensor = tensor.unflatten(0, 1, tensor.shape[0])
         return tensor if self.dtype is None else tensor.cast(self.dtype)
 
-    def _refuse_rest(self, parameter: Parameter, layer: int, whole: Sequence[LazyTensor]) -> None:
+    def _refuse_rest(self, parameter: Parameter, name: str, whole: Sequence[LazyTensor]) -> None:
         """What does not divide over the ranks. Groups of heads that do not are cut by their rows."""
         if parameter.axis is None:
             return
@@ -62,15 +64,13 @@ class Filler:
             rows = [rows[0] * sum(tensor.shape[1] for tensor in whole)] if len(whole) > 1 else rows
         for count in rows:
             if count % self.tp:
-                raise UsageError(
-                    f"{parameter.name(layer)}: {count} does not divide over TP {self.tp}", remedy="choose another --tp"
-                )
+                raise UsageError(f"{name}: {count} does not divide over TP {self.tp}", remedy="choose another --tp")
 
     def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
         """The output files with what fills each storage, and all target tensors with their roles in the proof."""
         files: list[OutputFile] = []
         roles: list[tuple[str, LazyTensor]] = []
-        uses: dict[tuple[int, Slot], int] = defaultdict(int)
+        uses: dict[tuple[RankCoordinates, Slot], int] = defaultdict(int)
         layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
         names: dict[int, dict[Slot, tuple[str, ...]]] = {}
         for file in laid_out.files:
@@ -81,21 +81,20 @@ class Filler:
             for slot, found in names[id(file.tree)].items():
                 tensor = self.tensor(slot, laid_out.orders, file.rank)
                 slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-                entries.append(Entry(found, slot.section, slot.layer, tensor))
-                uses[file.rank, slot] += 1
-                roles.append((self._role(slot, file.rank, uses[file.rank, slot]), tensor))
+                entries.append(Entry(found, slot.parameter, tensor))
+                uses[replace(file.rank, pp=0), slot] += 1
+                roles.append((self._role(slot, file.rank, uses[replace(file.rank, pp=0), slot]), tensor))
             # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
             key = id(file.tree), tuple(slots.values())
             if key not in layouts:
                 layouts[key] = file.container(_filled(file.tree, slots))
-            files.append(OutputFile(file.path, file.rank, file.stage, layouts[key], tuple(entries)))
+            files.append(OutputFile(file.path, file.rank, layouts[key], tuple(entries)))
         return tuple(files), roles
 
-    def _role(self, slot: Slot, rank: int, copy: int) -> str:
+    def _role(self, slot: Slot, rank: RankCoordinates, copy: int) -> str:
         """Shards and parts of one parameter are proved together, each copy of it (a tied head, a replica) by itself."""
-        parameter = self.family.parameter(slot.section, slot.key)
-        is_cut = parameter.axis is not None
-        return f"{parameter.name(slot.layer)}, copy {copy}" + ("" if is_cut else f" on rank {rank}")
+        is_cut = self.family.parameter(slot.parameter).axis is not None
+        return f"{slot.parameter.name}, copy {copy}" + ("" if is_cut else f" on rank {rank.tp}")
 
 
 def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:

@@ -103,9 +103,8 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
     assembly = assemble(model, family, sizes, kept, replicated)
     tensors: dict[str, LazyTensor] = {}
     vocabulary = set()
-    for place, parts in assembly.whole.items():
-        parameter = family.parameter(place[0], place[2])
-        name = parameter.name(place[1])
+    for stored, parts in assembly.whole.items():
+        parameter, name = family.parameter(stored), stored.name
         names = [name] if len(parts) == 1 else [f"{name}.{part}" for part in parameter.parts]
         tensors |= dict(zip(names, parts, strict=True))
         if parameter.is_vocabulary:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamconv.core.errors import UsageError
-from streamconv.core.layout import ParallelLayout, even_stages
+from streamconv.core.layout import FIRST_RANK, ParallelLayout, RankCoordinates, even_stages
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,21 @@ def test_a_layout_is_written_short_where_its_stages_are_equal() -> None:
 def test_layouts_of_the_same_sizes_are_the_same() -> None:
     assert ParallelLayout(2, (3, 2)) == ParallelLayout(2, (3, 2))
     assert len({ParallelLayout(2, (3, 2)), ParallelLayout(2, (3, 2)), ParallelLayout(2, (2, 3))}) == 2
+
+
+def test_ranks_are_all_stages_of_each_tensor_parallel_rank() -> None:
+    ranks = list(ParallelLayout(2, (1, 1, 1)).ranks())
+    assert ranks == [RankCoordinates(tp, pp) for tp, pp in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))]
+    assert ranks[0] == FIRST_RANK == RankCoordinates(tp=0, pp=0, ep=0, etp=0)
+
+
+def test_expert_parallel_sizes_are_shown_where_there_are_some() -> None:
+    assert str(ParallelLayout(2, (2, 2))) == "TP 2 x PP 2 (2 layers a stage)"
+    assert str(ParallelLayout(2, (2, 2), ep=4)) == "TP 2 x PP 2 x EP 4 (2 layers a stage)"
+    assert str(ParallelLayout(4, (4,), ep=2, etp=2)) == "TP 4 x PP 1 x EP 2 (expert TP 2) (4 layers a stage)"
+
+
+@pytest.mark.parametrize(("sizes", "what"), [({"ep": 0}, "expert parallel size 0"), ({"etp": -1}, "expert tensor")])
+def test_an_expert_parallel_size_is_at_least_1(sizes: dict[str, int], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        ParallelLayout(1, (1,), **sizes)

@@ -18,7 +18,7 @@ from streamconv.execution.fit import Fit, RunChoices, check_budget, settings_for
 from streamconv.io.direct import PAGE
 from streamconv.io.source import IO_MODES
 from streamconv.memory.budget import MIB
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 from streamconv.moves.tiles import buffer_nbytes
 from streamconv.planning.plan import Entry, Plan
 from tests.places import REAL
@@ -40,7 +40,9 @@ def wide(work: Plan, path: Path, columns: int, dtype: torch.dtype = torch.float3
     for file, half in zip(work.files, (first, second), strict=False):
         assert isinstance(file.layout, TorchLayout)
         layout = replace(file.layout, storages=((4096, half.nbytes),))
-        files.append(replace(file, entries=(Entry(("matrix",), Section.LAYER, 0, half),), layout=layout))
+        files.append(
+            replace(file, entries=(Entry(("matrix",), ParameterId(Section.LAYER, 0, "matrix"), half),), layout=layout)
+        )
     return replace(work, files=tuple(files))
 
 

@@ -23,13 +23,14 @@ from streamconv.core.errors import (
     UnsupportedError,
     UsageError,
 )
-from streamconv.execution.stream import Rank, StreamedTensor
+from streamconv.core.layout import RankCoordinates
+from streamconv.execution.stream import StreamedTensor
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, REAL, Source
 
 SOURCES = [*REAL, *LABELLED]
 BLOOM, GPT = REAL[1], REAL[4]
-Named = dict[tuple[Rank, str], torch.Tensor]
+Named = dict[tuple[RankCoordinates, str], torch.Tensor]
 
 
 def flat(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -45,7 +46,11 @@ def flat(state: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, torch.
 def converted(source: Path, out: Path, has_tp: int, has_pp: int, **choices: Any) -> Named:
     convert(source, out, max_ram="2G", **choices, to="megatron-legacy")
     files = oracle.result_files(out, has_tp, has_pp)
-    return {(Rank(*place), name): tensor for place, state in files.items() for name, tensor in flat(state["model"])}
+    return {
+        (RankCoordinates(*place), name): tensor
+        for place, state in files.items()
+        for name, tensor in flat(state["model"])
+    }
 
 
 def streamed(source: Path, **choices: Any) -> list[StreamedTensor]:
@@ -110,8 +115,8 @@ def test_layers_come_in_order_and_each_all_at_once(source: Source, pp: int) -> N
 def test_tied_names_share_their_values_with_the_embedding(pp: int) -> None:
     found = {(item.rank, item.name): item.tensor for item in streamed(BLOOM.folder, tp=2, pp=pp)}
     for rank in range(2):
-        head = found[Rank(rank, pp - 1), "word_embeddings_for_head.weight"]
-        assert torch.equal(head, found[Rank(rank, 0), "language_model.embedding.word_embeddings.weight"])
+        head = found[RankCoordinates(rank, pp - 1), "word_embeddings_for_head.weight"]
+        assert torch.equal(head, found[RankCoordinates(rank, 0), "language_model.embedding.word_embeddings.weight"])
     tensors = {
         item.name: item.tensor.data_ptr()
         for item in stream(BLOOM.folder, max_ram="4G", tp=1, pp=1, to="megatron-legacy")

@@ -177,13 +177,13 @@ def canonical(model: ShardedModel, num_heads: int | None = None) -> Tensors:
     """Every tensor, whole; fused ones by part, flat."""
     family, sizes = recognise(model, num_heads)
     found: Tensors = {}
-    for (section, layer, key), shards in model.tensors.items():
-        parameter = family.parameter(section, key)
+    for stored, shards in model.tensors.items():
+        parameter = family.parameter(stored)
         chosen = shards if parameter.axis is not None else shards[:1]
         whole = gather(parameter, chosen, sizes, model.orders)
-        names = [parameter.name(layer).rpartition(".")[0] + f".{part}" for part in parameter.parts]
-        kind = key.rpartition(".")[2]
-        for name, tensor in zip([f"{n}.{kind}" for n in names] or [parameter.name(layer)], whole, strict=True):
+        module, _, kind = stored.name.rpartition(".")
+        names = [f"{module}.{part}.{kind}" for part in parameter.parts] or [stored.name]
+        for name, tensor in zip(names, whole, strict=True):
             values = tensor.torch().clone()
             found[name] = values.flatten(0, 1) if ".query_key_value." in name else values
     return found

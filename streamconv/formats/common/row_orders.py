@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.source import Fact, Place, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.source import Fact, ShardedModel, SourceOptions, positive_int
 from streamconv.models.orders import GluOrder, QkvLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["first_weight", "join_separate_heads", "settle_glu", "weigh"]
 
@@ -32,7 +32,7 @@ def weigh(
 
 def first_weight(model: ShardedModel, key: str) -> LazyTensor | None:
     """A weight of the first layer on rank 0."""
-    shards = model.tensors.get((Section.LAYER, 0, key))
+    shards = model.tensors.get(ParameterId(Section.LAYER, 0, key))
     return shards[0] if shards and len(shards[0].shape) == 2 else None
 
 
@@ -47,11 +47,11 @@ def join_separate_heads(model: ShardedModel, options: SourceOptions) -> bool:
         AmbiguousError: the number of heads is needed and unknown.
         DamagedError: rows do not divide into heads, or some layers are stored so and others not.
     """
-    places = [place for place in model.tensors if place[2].startswith(_KEY_VALUE)]
+    places = [place for place in model.tensors if place.key.startswith(_KEY_VALUE)]
     pairs = [(place, _beside(place, _QUERY)) for place in places]
     if not pairs or not all(p in model.tensors and model.tensors[p][0].shape for pair in pairs for p in pair):
         return False
-    if any(place[2].startswith(_FUSED) for place in model.tensors):
+    if any(place.key.startswith(_FUSED) for place in model.tensors):
         raise DamagedError("query_key_value is fused in some layers and stored apart in others", where=model.path)
     head_dim = _head_dim(model, options, model.tensors[pairs[0][1]])
     for place, query in pairs:
@@ -68,10 +68,9 @@ def join_separate_heads(model: ShardedModel, options: SourceOptions) -> bool:
     return True
 
 
-def _beside(place: Place, module: str) -> Place:
+def _beside(place: ParameterId, module: str) -> ParameterId:
     """The same leaf of another module than ``key_value``."""
-    section, layer, key = place
-    return section, layer, module + key.removeprefix(_KEY_VALUE)
+    return place.beside(module + place.key.removeprefix(_KEY_VALUE))
 
 
 def _head_dim(model: ShardedModel, options: SourceOptions, query: tuple[LazyTensor, ...]) -> int:

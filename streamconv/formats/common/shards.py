@@ -8,15 +8,14 @@ from typing import Any
 
 from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.source import Place
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["count_layers", "join_ranks"]
 
 
 def join_ranks(
-    ranks: Sequence[Mapping[Place, LazyTensor]], names: Sequence[str], folder: Path
-) -> dict[Place, tuple[LazyTensor, ...]]:
+    ranks: Sequence[Mapping[ParameterId, LazyTensor]], names: Sequence[str], folder: Path
+) -> dict[ParameterId, tuple[LazyTensor, ...]]:
     """The shards of each place over ranks that must all have the same keys, shapes and dtypes.
 
     Raises:
@@ -24,26 +23,26 @@ def join_ranks(
     """
     for rank, tensors in enumerate(ranks):
         for place in sorted(set(tensors) ^ set(ranks[0]), key=str):
-            raise DamagedError(f"{place[2]} is not in both {names[0]} and {names[rank]}", where=folder)
+            raise DamagedError(f"{place.key} is not in both {names[0]} and {names[rank]}", where=folder)
     joined = {place: tuple(tensors[place] for tensors in ranks) for place in ranks[0]}
     for place, shards in joined.items():
         for rank, shard in enumerate(shards):
             if (shard.shape, shard.dtype) != (shards[0].shape, shards[0].dtype):
                 raise DamagedError(
-                    f"{place[2]} is {shards[0].shape} {shards[0].dtype} in {names[0]}, "
+                    f"{place.key} is {shards[0].shape} {shards[0].dtype} in {names[0]}, "
                     f"but {shard.shape} {shard.dtype} in {names[rank]}",
                     where=folder,
                 )
     return joined
 
 
-def count_layers(tensors: Mapping[Place, Any], folder: Path) -> int:
+def count_layers(tensors: Mapping[ParameterId, Any], folder: Path) -> int:
     """How many transformer layers there are; their numbers must be 0, 1, 2 and on.
 
     Raises:
         DamagedError: a number is missing, or there is no layer.
     """
-    numbers = {layer for section, layer, _ in tensors if section is Section.LAYER}
+    numbers = {found.layer for found in tensors if found.section is Section.LAYER}
     if not numbers or numbers != set(range(len(numbers))):
         raise DamagedError(
             f"transformer layers are numbered {sorted(numbers)[:8]}, not from 0 without a gap", where=folder

@@ -10,7 +10,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError
 from streamconv.formats.common.row_orders import first_weight, join_separate_heads, settle_glu, weigh
 from streamconv.formats.source import Fact, ShardedModel, SourceOptions
 from streamconv.models.orders import QkvLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = [
     "BIGSCIENCE",
@@ -92,7 +92,7 @@ def _fork(model: ShardedModel, numbered_by: str | None, is_before_blocks: bool) 
     if numbered_by == DEEPSPEEDAI:
         return DEEPSPEEDAI_2024_11 if is_before_blocks else DEEPSPEEDAI
     if numbered_by == BIGSCIENCE and is_before_blocks:
-        has_norm = (Section.EMBEDDING, -1, "word_embeddings.norm.weight") in model.tensors
+        has_norm = ParameterId(Section.EMBEDDING, -1, "word_embeddings.norm.weight") in model.tensors
         if has_norm or any(name in (model.args or {}) for name in _BIGSCIENCE_ARGS):
             return BIGSCIENCE
         return None if model.args is None else DEEPSPEEDAI_2024_11

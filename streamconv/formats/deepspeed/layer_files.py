@@ -21,8 +21,7 @@ from streamconv.formats.common.refusals import refuse_keys
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI
 from streamconv.formats.deepspeed.refusals import families
-from streamconv.formats.source import Place
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["Layers", "layer_file_names", "module_tensors", "open_layers"]
 
@@ -46,7 +45,7 @@ class Layers:
     """
 
     tp: int
-    tensors: dict[Place, tuple[LazyTensor, ...]]
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]]
     first_block: int
     num_layers: int
     final_norm: int
@@ -103,12 +102,14 @@ def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: 
         named |= {file.path: file.globals for file in files}
         roles[_role(contents[index][0], files[0].path)].append(index)
     numbering = _check_numbers(folder, roles, num_layers)
-    places: dict[Place, tuple[LazyTensor, ...]] = {}
+    places: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     for section, found in roles.items():
         for position, index in enumerate(found):
             number = position if section is Section.LAYER else -1
             paths = [names[index, rank] for rank in range(tp)]
-            prefixed = [{(section, number, key): t for key, t in tensors.items()} for tensors in contents[index]]
+            prefixed = [
+                {ParameterId(section, number, key): t for key, t in tensors.items()} for tensors in contents[index]
+            ]
             places |= join_ranks(prefixed, paths, folder)
     blocks = roles[Section.LAYER]
     numbered_by, known = _NUMBERINGS.get(numbering, _UNKNOWN)
@@ -156,7 +157,7 @@ def _check_numbers(
     return numbering
 
 
-def module_tensors(file: StoredFile) -> dict[Place, LazyTensor]:
+def module_tensors(file: StoredFile) -> dict[ParameterId, LazyTensor]:
     """The tensors of one rank's nested ``module`` (no pipeline engine) by place.
 
     ``language_model.{embedding,encoder,output_layer}``, the encoder's keys flat
@@ -171,7 +172,7 @@ def module_tensors(file: StoredFile) -> dict[Place, LazyTensor]:
         raise UnsupportedError("its module is not a Megatron language model", where=file.path)
     prefix = "module.language_model."
     stray = [name for name in file.tensors() if name.startswith("module.") and not name.startswith(prefix)]
-    places: dict[Place, LazyTensor] = {}
+    places: dict[ParameterId, LazyTensor] = {}
     for name, tensor in file.tensors().items():
         if name.startswith(prefix):
             place = _module_place(name.removeprefix(prefix))
@@ -179,21 +180,21 @@ def module_tensors(file: StoredFile) -> dict[Place, LazyTensor]:
                 stray.append(name)
             else:
                 places[place] = tensor
-    refuse_keys({key for section, _, key in places if section is Section.LAYER}, file.path, families())
+    refuse_keys({place.key for place in places if place.section is Section.LAYER}, file.path, families())
     if stray:
         raise UnsupportedError(f"{len(stray)} tensors of unknown role, the first is {stray[0]}", where=file.path)
     return places
 
 
-def _module_place(name: str) -> Place | None:
+def _module_place(name: str) -> ParameterId | None:
     part, _, key = name.partition(".")
     if part == "embedding":
-        return Section.EMBEDDING, -1, key
+        return ParameterId(Section.EMBEDDING, -1, key)
     if part == "output_layer":
-        return Section.HEAD, -1, f"lm_head.{key}"
+        return ParameterId(Section.HEAD, -1, f"lm_head.{key}")
     if part in ("encoder", "transformer"):
         if match := _ENCODER_KEY.fullmatch(key):
-            return Section.LAYER, int(match[1]), match[2]
+            return ParameterId(Section.LAYER, int(match[1]), match[2])
         if key.startswith("final_layernorm."):
-            return Section.FINAL_NORM, -1, key.removeprefix("final_layernorm.")
+            return ParameterId(Section.FINAL_NORM, -1, key.removeprefix("final_layernorm."))
     return None

@@ -26,8 +26,8 @@ from streamconv.formats.deepspeed.rank_files import (
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
-from streamconv.formats.source import Fact, Place, ShardedModel, SourceFormat, SourceOptions
-from streamconv.models.parameter import Section
+from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
 
@@ -152,7 +152,7 @@ def _model(
     kind: str,
     tp: int,
     num_layers: int,
-    tensors: Mapping[Place, tuple[LazyTensor, ...]],
+    tensors: Mapping[ParameterId, tuple[LazyTensor, ...]],
 ) -> ShardedModel:
     args = ranks.args
     model = ShardedModel(
@@ -183,13 +183,13 @@ def _model(
     return model
 
 
-def _join_positions(tensors: Mapping[Place, tuple[LazyTensor, ...]]) -> dict[Place, tuple[LazyTensor, ...]]:
+def _join_positions(tensors: Mapping[ParameterId, tuple[LazyTensor, ...]]) -> dict[ParameterId, tuple[LazyTensor, ...]]:
     """Under sequence parallelism each rank holds a run of positions; Megatron's other layouts replicate them."""
-    place = (Section.EMBEDDING, -1, _LOCAL_POSITIONS)
+    place = ParameterId(Section.EMBEDDING, -1, _LOCAL_POSITIONS)
     result = dict(tensors)
     if place in result:
         whole = concat(result.pop(place), 0)
-        result[(Section.EMBEDDING, -1, "position_embeddings.weight")] = (whole,)
+        result[ParameterId(Section.EMBEDDING, -1, "position_embeddings.weight")] = (whole,)
     return result
 
 

@@ -95,10 +95,11 @@ def _modules(layers: Layers, args: Mapping[str, Any], count_embedding_norm: bool
     transposed, the layers, ``undo``, the final norm, the tied embedding or the head, ``float16_to_fp32``]
     """
     numels: dict[tuple[Section, int], int] = {}
-    for (section, layer, key), shards in layers.tensors.items():
-        if key.startswith("word_embeddings.norm.") and not count_embedding_norm:
+    for parameter, shards in layers.tensors.items():
+        if parameter.key.startswith("word_embeddings.norm.") and not count_embedding_norm:
             continue
-        numels[section, layer] = numels.get((section, layer), 0) + shards[0].numel
+        module = parameter.section, parameter.layer
+        numels[module] = numels.get(module, 0) + shards[0].numel
     embedding, norm = numels[Section.EMBEDDING, -1], numels[Section.FINAL_NORM, -1]
     head = numels.get((Section.HEAD, -1))
     blocks = [("ParallelTransformerLayerPipe", numels[Section.LAYER, i]) for i in range(layers.num_layers)]

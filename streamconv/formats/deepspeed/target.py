@@ -20,12 +20,13 @@ from streamconv.containers.pickles.writer import Call
 from streamconv.containers.torch_save.zip_writer import plan_torch_file
 from streamconv.core.dtypes import DType
 from streamconv.core.errors import UnsupportedError
+from streamconv.core.layout import RankCoordinates
 from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.deepspeed.forks import FORKS, Fork, counted
 from streamconv.formats.deepspeed.refusals import refusal
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["AUTO", "TARGET", "lay_out"]
 
@@ -101,11 +102,11 @@ def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str
 
 def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
     found = (p.key for p in model.family.parameters if p.section is section)
-    return {key: Slot(section, layer, key) for key in found}
+    return {key: Slot(ParameterId(section, layer, key)) for key in found}
 
 
 def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
-    return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), rank, stage, tree, "")
+    return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), RankCoordinates(rank, stage), tree, "")
 
 
 def _layer_files(model: TargetModel, fork: Fork, tag: str) -> Iterator[TargetFile]:
@@ -192,7 +193,7 @@ def _arguments(model: TargetModel, fork: Fork) -> tuple[argparse.Namespace | Non
     own = fork.arguments(model)
     kept = {name: value for name, value in kept.items() if name not in fork.without} | dict(own)
     if "params_dtype" not in kept:
-        dtype: DType = model.tensor_of(Slot(Section.EMBEDDING, -1, "word_embeddings.weight"), fork.orders).dtype
+        dtype: DType = model.tensor_of(Slot(WORDS), fork.orders).dtype
         kept["params_dtype"] = Global("torch", dtype.name)
         kept |= {"fp16": dtype.name == "float16", "bf16": dtype.name == "bfloat16"}
     namespace = argparse.Namespace()

@@ -17,8 +17,7 @@ from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.shards import join_ranks
-from streamconv.formats.source import Place
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["FIRST_BLOCK", "NeoxLayers", "names_of_block", "open_neox_layers"]
 
@@ -68,7 +67,7 @@ class NeoxLayers:
     """The layers of a checkpoint: tensors by place, bytes of buffers that are no parameters, what the pickles name."""
 
     tp: int
-    tensors: dict[Place, tuple[LazyTensor, ...]]
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]]
     num_layers: int
     buffers: int
     buffers_nbytes: int
@@ -91,7 +90,7 @@ def open_neox_layers(folder: Path, names: Mapping[tuple[int, int], str]) -> Neox
     tp = 1 + max(rank for _, rank in names)
     indices = sorted({index for index, _ in names})
     blocks = [index for index in indices if FIRST_BLOCK <= index < _norm_index(folder, names, indices)]
-    tensors: dict[Place, tuple[LazyTensor, ...]] = {}
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     named: dict[Path, Mapping[Global, int]] = {}
     buffers: list[LazyTensor] = []
     for index in indices:
@@ -103,7 +102,7 @@ def open_neox_layers(folder: Path, names: Mapping[tuple[int, int], str]) -> Neox
         ranks = [dict(_placed(stored, number, file.path)) for stored, file in zip(contents, files, strict=True)]
         joined = join_ranks(ranks, [file.path.name for file in files], folder)
         if twice := joined.keys() & tensors.keys():
-            raise DamagedError(f"{twice.pop()[2]} is here and in another layer file too", where=files[0].path)
+            raise DamagedError(f"{twice.pop().key} is here and in another layer file too", where=files[0].path)
         tensors |= joined
     return NeoxLayers(tp, tensors, len(blocks), len(buffers), sum(buffer.nbytes for buffer in buffers), named)
 
@@ -139,19 +138,19 @@ def _runs(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:6])) + (f" .. {numbers[-1]}" if len(numbers) > 6 else "")
 
 
-def _placed(stored: Mapping[str, LazyTensor], number: int, path: Path) -> Iterator[tuple[Place, LazyTensor]]:
+def _placed(stored: Mapping[str, LazyTensor], number: int, path: Path) -> Iterator[tuple[ParameterId, LazyTensor]]:
     """The tensors of one file by place; those of block ``number``, or -1."""
     _refuse(stored, path)
     for key, tensor in stored.items():
         if number < 0 and key in _OTHERS:
             section, name = _OTHERS[key]
-            yield (section, -1, name), tensor
+            yield ParameterId(section, -1, name), tensor
             continue
         module, _, leaf = key.rpartition(".")
         if number < 0 or module not in _MODULES or leaf not in ("weight", "bias"):
             where = f"block {number}" if number >= 0 else "a layer file outside the blocks"
             raise UnsupportedError(f"{where} of GPT-NeoX has the tensor {key}, of unknown role", where=path)
-        yield (Section.LAYER, number, f"{_MODULES[module]}.{leaf}"), tensor
+        yield ParameterId(Section.LAYER, number, f"{_MODULES[module]}.{leaf}"), tensor
 
 
 def _refuse(keys: Collection[str], path: Path) -> None:

@@ -29,12 +29,12 @@ from streamconv.formats.recorded import find_iteration, first_line, is_child_nam
 from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.models.families import gpt_neox
 from streamconv.models.orders import QkvLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
 _FIRST_LAYER = "layer_00-model_"
-_HEADS = (Section.HEAD, -1, "lm_head.weight")
+_HEADS = ParameterId(Section.HEAD, -1, "lm_head.weight")
 
 
 def claims(path: Path) -> str | None:
@@ -90,7 +90,7 @@ def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
                 where=folder,
                 remedy="copy the missing layer files from the training run's storage",
             )
-    place = (Section.LAYER, 0, "self_attention.query_key_value.weight")
+    place = ParameterId(Section.LAYER, 0, "self_attention.query_key_value.weight")
     fused = layers.tensors.get(place, (None,))[0]
     if fused is not None and len(fused.shape) == 2 and fused.shape[0] * layers.tp < 3 * fused.shape[1]:
         raise UnsupportedError(
@@ -200,8 +200,9 @@ def _stages(
 def _modules(layers: NeoxLayers) -> PipelineModules:
     """The module list that ``GPT2ModelPipe`` builds, with the parameters of each on one rank."""
     numels: dict[tuple[Section, int], int] = {}
-    for (section, layer, _), shards in layers.tensors.items():
-        numels[section, layer] = numels.get((section, layer), 0) + shards[0].numel
+    for parameter, shards in layers.tensors.items():
+        module = parameter.section, parameter.layer
+        numels[module] = numels.get(module, 0) + shards[0].numel
     words, head = numels.get((Section.EMBEDDING, -1), 0), numels.get((Section.HEAD, -1))
     modules = [
         ("EmbeddingPipe", words),

@@ -19,6 +19,7 @@ from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import Call
 from streamconv.containers.torch_save.zip_writer import plan_torch_file
 from streamconv.core.errors import AmbiguousError, UnsupportedError
+from streamconv.core.layout import RankCoordinates
 from streamconv.formats.gpt_neox.args import CONFIGURED, RECORDED
 from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, names_of_block
 from streamconv.formats.gpt_neox.refusals import refusal
@@ -26,7 +27,7 @@ from streamconv.formats.gpt_neox.yaml_config import FOLDER
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["TARGET", "lay_out"]
 
@@ -94,7 +95,7 @@ def _layers(model: TargetModel) -> Iterator[tuple[int, int, dict[str, Slot]]]:
 
 
 def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
-    return {p.key: Slot(section, layer, p.key) for p in model.family.parameters if p.section is section}
+    return {p.key: Slot(ParameterId(section, layer, p.key)) for p in model.family.parameters if p.section is section}
 
 
 def _renamed(key: str, names: dict[str, str]) -> str:
@@ -103,7 +104,7 @@ def _renamed(key: str, names: dict[str, str]) -> str:
 
 
 def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
-    return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), rank, stage, tree, "")
+    return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), RankCoordinates(rank, stage), tree, "")
 
 
 def _layer_files(model: TargetModel, tag: str) -> Iterator[TargetFile]:

@@ -10,11 +10,10 @@ from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.source import Place
 from streamconv.formats.target import Slot
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["CONFIG", "GENERATION", "INDEX_SUFFIX", "TIED_HEAD", "WEIGHTS", "HfNames", "HfTensors"]
 
@@ -31,7 +30,7 @@ TIED_HEAD = "lm_head.weight"
 class HfTensors:
     """What a folder holds: whole parameters, fused where Megatron fuses them, a tied head's copy, and buffers."""
 
-    tensors: dict[Place, LazyTensor]
+    tensors: dict[ParameterId, LazyTensor]
     num_layers: int
     head_copy: LazyTensor | None
     buffers: dict[str, LazyTensor]
@@ -40,7 +39,7 @@ class HfTensors:
 class HfNames:
     """One family's names."""
 
-    words: Place = (Section.EMBEDDING, -1, "word_embeddings.weight")
+    words: ParameterId = WORDS
 
     def __init__(self, family: ModelFamily) -> None:
         self.family, self.table = family, family.huggingface
@@ -158,7 +157,7 @@ class HfNames:
 
     def _places(
         self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
-    ) -> Iterator[tuple[Place, LazyTensor]]:
+    ) -> Iterator[tuple[ParameterId, LazyTensor]]:
         left = dict(rows)
         for parameter in self.family.parameters:
             if parameter.section is Section.HEAD and is_tied:
@@ -175,7 +174,7 @@ class HfNames:
                 if len(parts) > 1:
                     parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
                 whole = [_upright(row, layer, tensor, where) for row, tensor in parts]
-                yield (parameter.section, layer, parameter.key), whole[0] if len(whole) == 1 else concat(whole, 0)
+                yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0)
         for name, layer in left:
             raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
 
@@ -202,4 +201,4 @@ def _upright(row: HfTensor, layer: int, tensor: LazyTensor, where: Path) -> Lazy
 
 
 def _slot(row: HfTensor, layer: int) -> Slot:
-    return Slot(row.section, layer, row.key, row.part, row.transposed)
+    return Slot(ParameterId(row.section, layer, row.key), row.part, row.transposed)

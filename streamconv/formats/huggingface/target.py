@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamconv.containers.safetensors.writer import plan_safetensors_file
+from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.huggingface.names import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS, HfNames
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
@@ -44,7 +45,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         path = WEIGHTS[0] if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        files.append(TargetFile(path, plan_safetensors_file, 0, 0, shard, ""))
+        files.append(TargetFile(path, plan_safetensors_file, FIRST_RANK, shard, ""))
         weight_map |= dict.fromkeys(shard, path)
     dtypes = [model.dtype or tensor.dtype for _, _, tensor in sized if tensor.dtype.is_floating]
     written = config_of(

@@ -26,7 +26,7 @@ from streamconv.models.config.checks import count, number, positive, shown
 from streamconv.models.config.rope import scaling_of
 from streamconv.models.config.training_args import LLAMA3_SCALING, neutral_args
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, Section
 
 __all__ = ["DEFAULT_SCALING", "TOKENIZERS", "core_model_args", "rotary_needs", "scaling_caution", "unknown_args"]
 
@@ -157,7 +157,7 @@ def _scaling(scaling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dtype(model: TargetModel) -> dict[str, Any]:
-    words = model.tensor_of(Slot(Section.EMBEDDING, -1, "word_embeddings.weight"), RowOrders())
+    words = model.tensor_of(Slot(WORDS), RowOrders())
     name = words.dtype.name
     return {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
 

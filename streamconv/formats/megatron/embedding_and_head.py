@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.core.layout import RankCoordinates
 from streamconv.formats.megatron.rank_files import Ranks
 from streamconv.formats.source import Dropped, ShardedModel
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, Section
 
 __all__ = ["check_ends", "check_head", "copies_aside"]
 
@@ -18,9 +19,9 @@ def check_ends(ranks: Ranks) -> None:
     """
     chunks, last = list(ranks.chunks(0)), ranks.found.pp - 1
     for number, (stage, chunk, part) in enumerate(chunks):
-        path = ranks.path(0, stage)
+        path = ranks.path(RankCoordinates(0, stage))
         where = f"stage {stage} of {ranks.found.pp}" + (f", chunk {chunk}," if ranks.vpp > 1 else "")
-        sections = {section for section, _, _ in part.tensors}
+        sections = {parameter.section for parameter in part.tensors}
         is_last = number == len(chunks) - 1
         for section, is_home, home in (
             (Section.EMBEDDING, number == 0, "stage 0"),
@@ -31,7 +32,7 @@ def check_ends(ranks: Ranks) -> None:
                 article = "an" if what.startswith("e") else "a"
                 has = f"has {article if section in sections else 'no'}"
                 raise DamagedError(f"{where} {has} {what}: it belongs on {home}", where=path)
-        copied = any(ranks.parts[rank, stage][chunk].copy for rank in range(ranks.found.tp))
+        copied = any(ranks.parts[RankCoordinates(rank, stage)][chunk].copy for rank in range(ranks.found.tp))
         if not is_last and (Section.HEAD in sections or copied):
             raise DamagedError(f"{where} has a head: it belongs on stage {last}", where=path)
 
@@ -49,8 +50,9 @@ def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> No
     Raises:
         DamagedError: the last stage has none, both, or not what is said.
     """
-    part = ranks.parts[0, ranks.found.pp - 1][-1]
-    has_head = any(section is Section.HEAD for section, _, _ in part.tensors)
+    last = RankCoordinates(0, ranks.found.pp - 1)
+    part = ranks.parts[last][-1]
+    has_head = any(parameter.section is Section.HEAD for parameter in part.tensors)
     has_copy = any(chunk.copy for parts in ranks.parts.values() for chunk in parts)
     reason = None
     if has_head and has_copy:
@@ -60,8 +62,7 @@ def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> No
     elif ranks.found.pp > 1 and not (has_head or has_copy):
         reason = f"{'no' if head == copy else f'neither {head} nor'} {copy} on the last stage"
     if reason:
-        path = ranks.path(0, ranks.found.pp - 1)
-        raise DamagedError(reason, where=path, remedy="copy the file again from its storage")
+        raise DamagedError(reason, where=ranks.path(last), remedy="copy the file again from its storage")
 
 
 def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
@@ -77,13 +78,15 @@ def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
         UnsupportedError: it is a copy of nothing.
     """
     last = ranks.found.pp - 1
-    keys = set(ranks.parts[0, last][-1].copy)
+    keys = set(ranks.parts[RankCoordinates(0, last)][-1].copy)
     for rank in range(ranks.found.tp):
-        part, path = ranks.parts[rank, last][-1], ranks.path(rank, last)
+        mine = RankCoordinates(rank, last)
+        part, path = ranks.parts[mine][-1], ranks.path(mine)
         if set(part.copy) != keys:
             raise DamagedError(f"{label} has other keys than on rank 0", where=path)
         for key, copy in part.copy.items():
-            original = ranks.parts[rank, 0][0].tensors.get((Section.EMBEDDING, -1, f"word_embeddings.{key}"))
+            first = ranks.parts[RankCoordinates(rank, 0)][0]
+            original = first.tensors.get(WORDS.beside(f"word_embeddings.{key}"))
             if original is None:
                 raise UnsupportedError(f"{label}.{key} is a copy of nothing in the embedding", where=path)
             if (copy.shape, copy.dtype) != (original.shape, original.dtype):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UnsupportedError
-from streamconv.core.layout import ParallelLayout
+from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.formats.recorded import RELEASE, first_line, tagged_folder
 from streamconv.formats.source import Fact
 
@@ -52,18 +52,18 @@ class RankFolders:
     optimizer.
     """
 
-    files: Mapping[tuple[int, int], str]
+    files: Mapping[RankCoordinates, str]
     optimizer: tuple[Path, ...]
 
     @property
     def tp(self) -> int:
         """Tensor-parallel size as the folders count it."""
-        return 1 + max(rank for rank, _ in self.files)
+        return 1 + max(rank.tp for rank in self.files)
 
     @property
     def pp(self) -> int:
         """Pipeline-parallel size as the folders count it."""
-        return 1 + max(stage for _, stage in self.files)
+        return 1 + max(rank.pp for rank in self.files)
 
 
 def iteration_folders(path: Path) -> list[Path]:
@@ -143,14 +143,14 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
     return tagged_folder(path, name, tracker), Fact(f"checkpoint {name}", TRACKER)
 
 
-def rank_path(iteration: int | None, layout: ParallelLayout, tp_rank: int, stage: int) -> str:
+def rank_path(iteration: int | None, layout: ParallelLayout, rank: RankCoordinates) -> str:
     """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1.
 
     What was not trained by Megatron has no iteration, and stands in ``release``
     [``megatron/training/checkpointing.py:get_checkpoint_name``].
     """
-    suffix = f"_{stage:03d}" if layout.pp > 1 else ""
-    return f"{iteration_name(iteration)}/mp_rank_{tp_rank:02d}{suffix}/{ARCHIVE}.pt"
+    suffix = f"_{rank.pp:03d}" if layout.pp > 1 else ""
+    return f"{iteration_name(iteration)}/mp_rank_{rank.tp:02d}{suffix}/{ARCHIVE}.pt"
 
 
 def iteration_name(iteration: int | None) -> str:
@@ -165,7 +165,7 @@ def find_ranks(folder: Path) -> RankFolders:
         DamagedError: a file is missing or there twice, or the folders' names contradict each other.
         UnsupportedError: the folders are those of an expert-parallel run.
     """
-    files: dict[tuple[int, int], str] = {}
+    files: dict[RankCoordinates, str] = {}
     optimizer: list[Path] = []
     first: dict[bool, Path] = {}
     for child in _rank_folders(folder):
@@ -182,7 +182,7 @@ def find_ranks(folder: Path) -> RankFolders:
                 remedy="only models without experts are translated so far",
             )
         first.setdefault(stage is not None, child)
-        place = rank, stage or 0
+        place = RankCoordinates(rank, stage or 0)
         if place in files or len(first) > 1:
             other = files[place].partition("/")[0] if place in files else first[stage is None].name
             raise DamagedError(
@@ -236,9 +236,9 @@ def check_grid(folder: Path, found: RankFolders, tp: int, pp: int) -> None:
     missing = tp * pp - len(found.files)
     if missing:
         # tp and pp may be any numbers: the first gap is near, all of them may be many.
-        places = ((rank, stage) for rank in range(tp) for stage in range(pp))
-        rank, stage = next(place for place in places if place not in found.files)
-        first = f"mp_rank_{rank:02d}{f'_{stage:03d}' if pp > 1 else ''}/{_MODEL_FILES[0]}"
+        ranks = (RankCoordinates(rank, stage) for rank in range(tp) for stage in range(pp))
+        rank = next(rank for rank in ranks if rank not in found.files)
+        first = f"mp_rank_{rank.tp:02d}{f'_{rank.pp:03d}' if pp > 1 else ''}/{_MODEL_FILES[0]}"
         raise DamagedError(
             f"{missing} of {tp * pp} files are missing, the first is {first}", where=folder, remedy=_COPY
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from streamconv.containers.pickles.reader import leaves_of
 from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError
+from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.megatron.folder import RankFolders, check_grid, find_ranks, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
-from streamconv.models.parameter import Section
+from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceOptions, positive_int
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
 
@@ -61,7 +62,7 @@ class StageTensors:
     which stay behind; whose names these are.
     """
 
-    tensors: dict[Place, LazyTensor] = field(default_factory=dict)
+    tensors: dict[ParameterId, LazyTensor] = field(default_factory=dict)
     copy: dict[str, LazyTensor] = field(default_factory=dict)
     extra: list[LazyTensor] = field(default_factory=list)
     ages: set[str] = field(default_factory=set)
@@ -69,7 +70,7 @@ class StageTensors:
     @property
     def num_layers(self) -> int:
         """How many layers the chunk holds."""
-        return len({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+        return len({found.layer for found in self.tensors if found.section is Section.LAYER})
 
     def check_layers(self, where: Path) -> None:
         """Refuse a gap in the numbers of its layers.
@@ -77,42 +78,42 @@ class StageTensors:
         Raises:
             DamagedError: they are not 0, 1, 2 and on.
         """
-        numbers = sorted({layer for section, layer, _ in self.tensors if section is Section.LAYER})
+        numbers = sorted({found.layer for found in self.tensors if found.section is Section.LAYER})
         if numbers != list(range(len(numbers))):
             raise DamagedError(f"the stage's layers are numbered {numbers[:8]}, not from 0 without a gap", where=where)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The files of all ranks, opened. ``parts[rank, stage]`` are the chunks of a rank; ``args`` those of the first."""
+    """The files of all ranks, opened. ``parts`` has the chunks of each rank; ``args`` those of the first."""
 
     folder: Path
     chosen: Fact | None
     found: RankFolders
-    files: Mapping[tuple[int, int], StoredFile]
-    parts: Mapping[tuple[int, int], tuple[StageTensors, ...]]
+    files: Mapping[RankCoordinates, StoredFile]
+    parts: Mapping[RankCoordinates, tuple[StageTensors, ...]]
     args: Mapping[str, Any] | None
 
     @property
     def vpp(self) -> int:
         """How many chunks each rank has."""
-        return len(self.parts[0, 0])
+        return len(self.parts[FIRST_RANK])
 
     @property
     def state(self) -> Mapping[str, Any]:
         """The first rank's state."""
-        found: Mapping[str, Any] = self.files[0, 0].state
+        found: Mapping[str, Any] = self.files[FIRST_RANK].state
         return found
 
     def chunks(self, rank: int) -> Iterator[tuple[int, int, StageTensors]]:
         """(stage, chunk, its tensors) of a tensor-parallel rank in the order of the layers."""
         for chunk in range(self.vpp):
             for stage in range(self.found.pp):
-                yield stage, chunk, self.parts[rank, stage][chunk]
+                yield stage, chunk, self.parts[RankCoordinates(rank, stage)][chunk]
 
-    def path(self, rank: int, stage: int) -> Path:
+    def path(self, rank: RankCoordinates) -> Path:
         """The file of a rank."""
-        return self.folder / self.found.files[rank, stage]
+        return self.folder / self.found.files[rank]
 
 
 def open_ranks(
@@ -140,14 +141,15 @@ def open_ranks(
     found = find_ranks(folder)
     files = {place: open_torch(folder / name) for place, name in found.files.items()}
     _check_same_run(folder, list(files.values()))
-    args = recorded_args(files[0, 0].state, files[0, 0].path)
+    first = files[FIRST_RANK]
+    args = recorded_args(first.state, first.path)
     refuse(args or {}, folder)
     sizes = [positive_int(args, f"{kind}_model_parallel_size", folder) for kind in ("tensor", "pipeline")]
     check_grid(folder, found, sizes[0] or found.tp, sizes[1] or found.pp)
-    names = model_names(files[0, 0])
+    names = model_names(first)
     said = positive_int(args, "virtual_pipeline_model_parallel_size", folder) or 1
     if said != len(names) and args is not None:
-        raise DamagedError(f"args say {said} virtual stages, the files have {len(names)}", where=files[0, 0].path)
+        raise DamagedError(f"args say {said} virtual stages, the files have {len(names)}", where=first.path)
     parts = {}
     for place, file in files.items():
         if model_names(file) != names:
@@ -239,19 +241,20 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     return model
 
 
-def _placed(ranks: Ranks) -> tuple[dict[Place, tuple[LazyTensor, ...]], list[list[int]]]:
+def _placed(ranks: Ranks) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], list[list[int]]]:
     """The shards of all ranks by place, and the layers of each stage, all numbered through the model."""
     found, folder = ranks.found, ranks.folder
-    tensors: dict[Place, tuple[LazyTensor, ...]] = {}
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     owned: list[list[int]] = [[] for _ in range(found.pp)]
     for stage, chunk, part in ranks.chunks(0):
-        peers = [ranks.parts[rank, stage][chunk].tensors for rank in range(found.tp)]
-        joined = join_ranks(peers, [found.files[rank, stage] for rank in range(found.tp)], folder)
+        places = [RankCoordinates(rank, stage) for rank in range(found.tp)]
+        peers = [ranks.parts[place][chunk].tensors for place in places]
+        joined = join_ranks(peers, [found.files[place] for place in places], folder)
         before = sum(map(len, owned))
-        for (section, layer, key), shards in joined.items():
-            place = section, layer + before if section is Section.LAYER else layer, key
+        for local, shards in joined.items():
+            place = replace(local, layer=local.layer + before) if local.section is Section.LAYER else local
             if place in tensors:
-                raise DamagedError(f"{key} is on two stages, the later one is {stage}", where=folder)
+                raise DamagedError(f"{place.key} is on two stages, the later one is {stage}", where=folder)
             tensors[place] = shards
         owned[stage] += range(before, before + part.num_layers)
     return tensors, owned

@@ -21,13 +21,14 @@ from streamconv import convert
 from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import Call, dumps
 from streamconv.core.errors import UnsupportedError
-from streamconv.core.layout import ParallelLayout
+from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.formats.deepspeed import source as deepspeed
 from streamconv.formats.deepspeed.target import TARGET, lay_out
 from streamconv.formats.source import SourceOptions
 from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
+from streamconv.models.parameter import Section
 from streamconv.models.registry import known_families
 from streamconv.planning.gather import assemble
 from streamconv.planning.recognise import recognise
@@ -53,7 +54,7 @@ def target_model(root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **ch
         family=family,
         sizes=sizes,
         layout=ParallelLayout(tp, stages),
-        has_head=any(key == "lm_head.weight" for _, _, key in model.tensors),
+        has_head=any(parameter.section is Section.HEAD for parameter in model.tensors),
         args=model.args,
         iteration=model.iteration,
         dtype=None,
@@ -111,10 +112,10 @@ def test_layers_are_numbered_as_the_fork_numbers_them(root: Path, fork: str, num
 
 def test_ranks_are_numbered_by_stage_first() -> None:
     files = lay_out(target_model(BLOOM.folder, tp=4, stages=(1, 2, 1)))
-    places = {file.path: (file.rank, file.stage) for file in files.files}
-    assert places["global_step3/mp_rank_06_model_states.pt"] == (2, 1)
-    assert places["global_step3/layer_05-model_03-model_states.pt"] == (3, 1)
-    assert places["global_step3/layer_08-model_01-model_states.pt"] == (1, 2)
+    places = {file.path: file.rank for file in files.files}
+    assert places["global_step3/mp_rank_06_model_states.pt"] == RankCoordinates(tp=2, pp=1)
+    assert places["global_step3/layer_05-model_03-model_states.pt"] == RankCoordinates(tp=3, pp=1)
+    assert places["global_step3/layer_08-model_01-model_states.pt"] == RankCoordinates(tp=1, pp=2)
     assert sum("mp_rank_" in path for path in places) == 12
     assert any("unequal" in fact.what for fact in files.facts)
 

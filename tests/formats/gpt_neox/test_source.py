@@ -29,7 +29,7 @@ from streamconv.formats.target import TargetModel
 from streamconv.models.families.gpt_neox import FAMILY, SUMMED
 from streamconv.models.fused import gather, shard
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import assemble
 from streamconv.planning.recognise import recognise
 from streamconv.planning.scatter import Filler
@@ -159,10 +159,9 @@ def canonical(model: ShardedModel) -> Tensors:
     assembly = assemble(model, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     found: Tensors = {}
     roles = []
-    for place, parts in assembly.whole.items():
-        name = family.parameter(place[0], place[2]).name(place[1])
-        roles += [(name, part) for part in parts]
-        found |= {f"{name}.{number}": part.torch().clone() for number, part in enumerate(parts)}
+    for parameter, parts in assembly.whole.items():
+        roles += [(parameter.name, part) for part in parts]
+        found |= {f"{parameter.name}.{number}": part.torch().clone() for number, part in enumerate(parts)}
     assert prove(assembly.sources, assembly.left_out, roles).consumed
     return found
 
@@ -276,8 +275,8 @@ def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
     model = neox.open_model(write(tmp_path, made_model(run), run), SourceOptions())
     _, sizes = recognise(model, None)
     for key in SUMMED:
-        parameter = FAMILY.parameter(Section.LAYER, key)
-        shards = model.tensors[Section.LAYER, 0, key]
+        first = ParameterId(Section.LAYER, 0, key)
+        parameter, shards = FAMILY.parameter(first), model.tensors[first]
         whole = gather(parameter, shards, sizes, model.orders)
         real = shards[0].torch() + shards[1].torch()
         assert torch.equal(whole[0].torch(), real)

@@ -7,6 +7,7 @@ from pathlib import Path
 from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import StreamconvError
+from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.megatron.core.names import place_of
 from streamconv.formats.megatron.folder import CONFIG_FILE, find_ranks, holds_ranks, is_distributed, iteration_folders
 from streamconv.formats.megatron.rank_files import model_names
@@ -42,7 +43,7 @@ def is_core(path: Path) -> bool:
     folders = [path] if holds_ranks(path) else [f for f in iteration_folders(path)[:1] if holds_ranks(f)]
     for folder in folders:
         try:
-            file = open_torch(folder / find_ranks(folder).files[0, 0])
+            file = open_torch(folder / find_ranks(folder).files[FIRST_RANK])
             model = file.state[model_names(file)[0]]
         except StreamconvError:
             return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJ
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, Place, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceOptions, positive_int
 from streamconv.models.config.training_args import neutral_args
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["open_dist", "says_untied"]
 
@@ -105,8 +106,8 @@ def says_untied(args: Mapping[str, Any] | None, options: SourceOptions) -> bool 
     return None if said is None else bool(said)
 
 
-def _check_head(tensors: Mapping[Place, Any], is_untied: bool | None, folder: Path) -> None:
-    has_head = any(section is Section.HEAD for section, _, _ in tensors)
+def _check_head(tensors: Mapping[ParameterId, Any], is_untied: bool | None, folder: Path) -> None:
+    has_head = any(parameter.section is Section.HEAD for parameter in tensors)
     if is_untied is not None and is_untied != has_head:
         tied, there = ("not tied", "no") if is_untied else ("tied", "an")
         raise DamagedError(
@@ -142,7 +143,7 @@ def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, A
 
 def _places(
     folder: Path, stored: Mapping[str, LazyTensor], said_layers: int | None
-) -> tuple[dict[Place, tuple[LazyTensor, ...]], bool]:
+) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], bool]:
     """Each parameter by its place, stacked layers taken apart; and whether any were stacked.
 
     Raises:
@@ -169,26 +170,28 @@ def _places(
             raise DamagedError(f"args say {said_layers} layers, {layers} are there", where=folder)
         if layers > _MOST_LAYERS:
             raise DamagedError(f"{name} has {layers} layers: more than {_MOST_LAYERS}", where=folder)
-    found: dict[Place, LazyTensor] = {}
+    found: dict[ParameterId, LazyTensor] = {}
     for name, tensor in whole.items():
         for at, part in _parts(known[name], tensor):
             if at in found:
                 raise DamagedError(f"{name} is there under two names", where=folder)
             found[at] = part
-    if not any(section is Section.EMBEDDING for section, _, _ in found):
+    if not any(parameter.section is Section.EMBEDDING for parameter in found):
         raise DamagedError("there is no embedding among the tensors", where=folder)
     return {at: (tensor,) for at, tensor in found.items()}, bool(stacks)
 
 
-def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[Place, LazyTensor]]:
+def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[ParameterId, LazyTensor]]:
     """The parameters in a tensor: itself, or that of each layer."""
     if known is None:
         return []
-    section, _, key = known.place
     if not known.is_stack:
         return [(known.place, tensor)]
     layers = range(tensor.shape[0])
-    return [((section, layer, key), tensor.slice(0, layer, layer + 1).flatten(0).coalesced()) for layer in layers]
+    return [
+        (replace(known.place, layer=layer), tensor.slice(0, layer, layer + 1).flatten(0).coalesced())
+        for layer in layers
+    ]
 
 
 def _whole_halves(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

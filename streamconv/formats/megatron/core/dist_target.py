@@ -21,13 +21,14 @@ from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.dcp.metadata_writer import StoredItem, WholeTensor, metadata_bytes
 from streamconv.containers.dcp.writer import ItemKey, plan_distcp_file, torch_bytes
 from streamconv.containers.pickles.writer import StoredTensor
+from streamconv.core.layout import RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, LINEARS, core_name
 from streamconv.formats.megatron.folder import CONFIG_FILE, iteration_name
 from streamconv.formats.megatron.releases import COMMON_STATE
 from streamconv.formats.target import Slot, TargetFile, TargetModel
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import Parameter, Section
+from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["dist_files"]
 
@@ -68,7 +69,7 @@ def dist_files(
             tree = {**(common if number == 0 else {}), **chunks.tree(stage)}
             wholes |= chunks.wholes
             name = f"__{number}_0.distcp"
-            files.append(TargetFile(f"{folder}/{name}", plan_distcp_file, rank, stage, tree, ""))
+            files.append(TargetFile(f"{folder}/{name}", plan_distcp_file, RankCoordinates(rank, stage), tree, ""))
             items += _items(name, tree, chunks.shapes)
     small: dict[str, str | bytes] = {
         f"{folder}/{METADATA}": metadata_bytes(wholes, items),
@@ -137,7 +138,7 @@ class _Chunks:
             return {}
         parts = parameter.parts if parameter.is_glu else (None,)
         number, stacked = (-1, False) if layer is None else (layer, True)
-        slots = [Slot(parameter.section, number, parameter.key, part, stacked=stacked) for part in parts]
+        slots = [Slot(ParameterId(parameter.section, number, parameter.key), part, stacked=stacked) for part in parts]
         found: Tree = {}
         for index, slot in enumerate(slots):
             tensor = self.model.tensor_of(slot, _ORDERS)

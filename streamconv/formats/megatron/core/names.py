@@ -12,8 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from streamconv.formats.source import Place
-from streamconv.models.parameter import Parameter, Section
+from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = [
     "COMMON_FILE",
@@ -76,14 +75,14 @@ class CoreName:
     that the name gives away, if it does.
     """
 
-    place: Place
+    place: ParameterId
     layer: int | None
     spec: str | None
 
     @property
     def is_stack(self) -> bool:
         """Whether it is all layers of a parameter."""
-        return self.place[0] is Section.LAYER and self.layer is None
+        return self.place.section is Section.LAYER and self.layer is None
 
 
 def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
@@ -99,11 +98,11 @@ def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
 def place_of(name: str) -> CoreName | None:
     """What a stored name is, None if it is no parameter of a GPT model."""
     if name == _HEAD:
-        return CoreName((Section.HEAD, -1, "lm_head.weight"), None, None)
+        return CoreName(ParameterId(Section.HEAD, -1, "lm_head.weight"), None, None)
     if name.startswith(_EMBEDDING):
-        return CoreName((Section.EMBEDDING, -1, name.removeprefix(_EMBEDDING)), None, None)
+        return CoreName(ParameterId(Section.EMBEDDING, -1, name.removeprefix(_EMBEDDING)), None, None)
     if name.startswith(_FINAL_NORM):
-        return CoreName((Section.FINAL_NORM, -1, name.removeprefix(_FINAL_NORM)), None, None)
+        return CoreName(ParameterId(Section.FINAL_NORM, -1, name.removeprefix(_FINAL_NORM)), None, None)
     if not name.startswith(_STACKED):
         return None
     match = _LAYER.fullmatch(name)
@@ -111,4 +110,4 @@ def place_of(name: str) -> CoreName | None:
     if key not in _KEYS:
         return None
     ours, spec = _KEYS[key]
-    return CoreName((Section.LAYER, -1 if layer is None else layer, ours), layer, spec)
+    return CoreName(ParameterId(Section.LAYER, -1 if layer is None else layer, ours), layer, spec)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.layout import FIRST_RANK
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
 from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
@@ -18,16 +19,16 @@ from streamconv.formats.megatron.core.refusals import check_version, refusal, re
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import Fact, Place, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.orders import GluOrder, QkvLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "open_model"]
 
 _EXTRA = "._extra_state"
 _HEAD_COPY = "output_layer"
-_HEAD: Place = (Section.HEAD, -1, "lm_head.weight")
+_HEAD = ParameterId(Section.HEAD, -1, "lm_head.weight")
 _NOT_SAID = (
     "nothing says whether output_layer.weight is a head of its own or a copy of the embedding: taken for its own; for "
     'a tied head say --config with {"tie_word_embeddings": true}'
@@ -57,7 +58,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
 
 def _open_torch(path: Path, options: SourceOptions) -> ShardedModel:
     ranks = open_ranks(path, options, refuse_args, _chunk_tensors)
-    check_version(ranks.state, ranks.files[0, 0].path)
+    check_version(ranks.state, ranks.files[FIRST_RANK].path)
     facts: list[Fact] = []
     is_untied = says_untied(ranks.args, options)
     caution = _set_copies_aside(ranks, is_untied, facts)
@@ -113,7 +114,7 @@ def _set_copies_aside(ranks: Ranks, is_untied: bool | None, facts: list[Fact]) -
     """On the last of several stages ``output_layer.weight`` is a copy of the embedding if the head is tied to it; what
     to warn of.
     """
-    heads = [parts[-1] for (_, stage), parts in ranks.parts.items() if stage == ranks.found.pp - 1]
+    heads = [parts[-1] for rank, parts in ranks.parts.items() if rank.pp == ranks.found.pp - 1]
     if not any(_HEAD in part.tensors for part in heads):
         return None
     if is_untied is not False:

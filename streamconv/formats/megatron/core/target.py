@@ -41,7 +41,7 @@ from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.models.config.checks import shown
 from streamconv.models.config.training_args import neutral_args
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["CONTAINERS", "TARGET", "lay_out"]
 
@@ -215,9 +215,8 @@ def _rank_files(model: TargetModel, entries: dict[str, Any]) -> tuple[TargetFile
     container = partial(plan_torch_file, ARCHIVE)
     entry = "model" if layout.vpp == 1 else ""
     return tuple(
-        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], entry)
-        for rank in range(layout.tp)
-        for stage in range(layout.pp)
+        TargetFile(rank_path(model.iteration, layout, rank), container, rank, trees[rank.pp], entry)
+        for rank in layout.ranks()
     )
 
 
@@ -238,14 +237,14 @@ def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot 
     def add(section: Section) -> None:
         for parameter in family.parameters:
             if parameter.section is section:
-                found[core_name(parameter, None, spec)] = Slot(section, -1, parameter.key)
+                found[core_name(parameter, None, spec)] = Slot(ParameterId(section, -1, parameter.key))
 
     if is_first:
         add(Section.EMBEDDING)
     for local, layer in enumerate(layout.layers_of(stage, chunk)):
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
-                found[core_name(parameter, local, spec)] = Slot(Section.LAYER, layer, parameter.key)
+                found[core_name(parameter, local, spec)] = Slot(ParameterId(Section.LAYER, layer, parameter.key))
         if spec == "te":
             # Its linear layers load strictly only with their extra state (of FP8); None leaves it as it is.
             found |= dict.fromkeys(f"decoder.layers.{local}.{linear}._extra_state" for linear in LINEARS)
@@ -254,7 +253,7 @@ def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot 
         if model.has_head:
             add(Section.HEAD)
         elif layout.pp > 1:
-            found["output_layer.weight"] = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
+            found["output_layer.weight"] = Slot(WORDS)
     return found
 
 

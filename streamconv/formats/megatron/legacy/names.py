@@ -20,8 +20,7 @@ from streamconv.formats.common.refusals import refuse_keys
 from streamconv.formats.megatron.legacy.refusals import families
 from streamconv.formats.megatron.legacy.target import DIALECTS
 from streamconv.formats.megatron.rank_files import StageTensors
-from streamconv.formats.source import Place
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["HEAD_COPY", "cautions", "stage_tensors", "translated_args"]
 
@@ -83,7 +82,7 @@ def stage_tensors(file: StoredFile, entry: str) -> StageTensors:
     # The walk above gives each container once; the copy may be the very dictionary of the embedding.
     for path, tensor in leaves_of(LazyTensor, model.get(HEAD_COPY), str(file.path)):
         found.copy[".".join(map(str, path))] = tensor
-    refuse_keys({key for section, _, key in found.tensors if section is Section.LAYER}, file.path, families())
+    refuse_keys({place.key for place in found.tensors if place.section is Section.LAYER}, file.path, families())
     if strays:
         raise UnsupportedError(
             f"{len(strays)} tensors of unknown role, the first is {_MODEL}.{strays[0]}",
@@ -116,21 +115,21 @@ def _model_of(file: StoredFile, entry: str) -> Mapping[str, Any]:
     return model
 
 
-def _place(name: str, ages: set[str]) -> Place | None:
+def _place(name: str, ages: set[str]) -> ParameterId | None:
     """Where a tensor of ``language_model`` belongs, None if nowhere; ``ages`` gets what its name tells of its age."""
     part, _, key = name.partition(".")
     if part == "embedding":
-        return Section.EMBEDDING, -1, key
+        return ParameterId(Section.EMBEDDING, -1, key)
     if (part, key) == ("output_layer", "weight"):
-        return Section.HEAD, -1, "lm_head.weight"
+        return ParameterId(Section.HEAD, -1, "lm_head.weight")
     if part not in ("encoder", "transformer"):
         return None
     if part == "transformer":
         ages.add(_OLDEST)
     if match := _LAYER.fullmatch(key):
-        return Section.LAYER, int(match[1]), _layer_key(match[2], ages)
+        return ParameterId(Section.LAYER, int(match[1]), _layer_key(match[2], ages))
     norm, _, leaf = key.partition(".")
-    return (Section.FINAL_NORM, -1, leaf) if _norm(norm, ages) == "final_layernorm" else None
+    return ParameterId(Section.FINAL_NORM, -1, leaf) if _norm(norm, ages) == "final_layernorm" else None
 
 
 def _layer_key(key: str, ages: set[str]) -> str:

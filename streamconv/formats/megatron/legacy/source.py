@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.common.row_orders import join_separate_heads, settle_glu
 from streamconv.formats.megatron.core.claims import dist_folder, is_core
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
@@ -71,7 +72,7 @@ def _known_version(ranks: Ranks) -> float:
 
     [``megatron/checkpointing.py:get_checkpoint_version``, ``load_checkpoint``]
     """
-    version, path = ranks.state.get("checkpoint_version", 0), ranks.files[0, 0].path
+    version, path = ranks.state.get("checkpoint_version", 0), ranks.files[FIRST_RANK].path
     if isinstance(version, bool) or not isinstance(version, int | float):
         raise DamagedError(f"checkpoint_version is {str(version)[:40]!r}, not a number", where=path)
     if version not in _ROWS:

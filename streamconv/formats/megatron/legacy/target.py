@@ -30,7 +30,7 @@ from streamconv.formats.recorded import RELEASE
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.models.family import ModelFamily
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["DIALECTS", "TARGET", "Dialect", "lay_out"]
 
@@ -127,9 +127,8 @@ def lay_out(model: TargetModel) -> TargetFiles:
     trees = [_stage_tree(model, dialect, stage, entries) for stage in range(layout.pp)]
     container, entry = partial(plan_torch_file, ARCHIVE), "model" if layout.vpp == 1 else ""
     files = tuple(
-        TargetFile(rank_path(model.iteration, layout, rank, stage), container, rank, stage, trees[stage], entry)
-        for rank in range(layout.tp)
-        for stage in range(layout.pp)
+        TargetFile(rank_path(model.iteration, layout, rank), container, rank, trees[rank.pp], entry)
+        for rank in layout.ranks()
     )
     tracker = RELEASE if model.iteration is None else str(model.iteration)
     return TargetFiles(files, {TRACKER: tracker}, tuple(facts), tuple(_cautions(model)), owned=("iter_*", RELEASE))
@@ -181,12 +180,12 @@ def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) ->
     if first:
         for parameter in words:
             module, _, key = parameter.key.partition(".")
-            embedding.setdefault(module, {})[key] = Slot(Section.EMBEDDING, -1, parameter.key)
+            embedding.setdefault(module, {})[key] = Slot(ParameterId(Section.EMBEDDING, -1, parameter.key))
     for local, layer in enumerate(layout.layers_of(stage, chunk)):
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
                 encoder[dialect.encoder_key(f"layers.{local}.{parameter.key}")] = Slot(
-                    Section.LAYER, layer, parameter.key
+                    ParameterId(Section.LAYER, layer, parameter.key)
                 )
     language_model: dict[str, Any] = {"embedding": embedding, "encoder": encoder}
     tree: dict[str, Any] = {"language_model": language_model}
@@ -194,11 +193,11 @@ def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) ->
         for parameter in family.parameters:
             if parameter.section is Section.FINAL_NORM:
                 key = dialect.encoder_key(f"final_layernorm.{parameter.key}")
-                encoder[key] = Slot(Section.FINAL_NORM, -1, parameter.key)
+                encoder[key] = Slot(ParameterId(Section.FINAL_NORM, -1, parameter.key))
         if model.has_head:
-            language_model["output_layer"] = OrderedDict(weight=Slot(Section.HEAD, -1, "lm_head.weight"))
+            language_model["output_layer"] = OrderedDict(weight=Slot(ParameterId(Section.HEAD, -1, "lm_head.weight")))
         elif layout.pp > 1 or dialect.head_copy_always:
-            weight = Slot(Section.EMBEDDING, -1, "word_embeddings.weight")
+            weight = Slot(WORDS)
             tree["word_embeddings_for_head"] = OrderedDict(weight=weight)
     return tree
 

@@ -20,7 +20,7 @@ from streamconv.formats.megatron.legacy.source import open_model
 from streamconv.formats.registry import find_source
 from streamconv.formats.source import ShardedModel, SourceOptions
 from streamconv.models.orders import QkvLayout
-from streamconv.models.parameter import Section
+from streamconv.models.parameter import WORDS, Section
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, REAL, Source
 
@@ -362,7 +362,7 @@ def test_the_heads_copy_is_kept_aside_with_what_it_must_equal(gpt: Path) -> None
     assert [name for name, _, _ in model.copies] == [
         f"word_embeddings_for_head.weight of rank {rank}" for rank in (0, 1)
     ]
-    shards = model.tensors[Section.EMBEDDING, -1, "word_embeddings.weight"]
+    shards = model.tensors[WORDS]
     for (_, copy, original), shard in zip(model.copies, shards, strict=True):
         assert original == shard
         assert copy != shard
