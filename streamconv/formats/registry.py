@@ -11,7 +11,7 @@ from pathlib import Path
 from streamconv.core.errors import AmbiguousError
 from streamconv.formats.common.refusals import OtherCheckpointError, titles
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import SourceFormat, SourceOptions, StoredModel
 from streamconv.formats.target import TargetFormat
 
 __all__ = ["FRAMEWORKS", "find_source", "known_sources", "known_targets", "open_source", "titles_from"]
@@ -38,7 +38,7 @@ def titles_from(*sources: str) -> str:
     return titles(lambda family: None if any(source.refusal(family) is None for source in chosen) else "")
 
 
-def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, ShardedModel]:
+def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, StoredModel]:
     """Open a checkpoint by the format that claims it, metadata only; the format, and the model.
 
     Raises:

@@ -5,8 +5,8 @@ A module in this package that reads a framework's checkpoints holds a ``SOURCE``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from streamconv.models.parameter import ParameterId, Section
 __all__ = [
     "Dropped",
     "Fact",
-    "ShardedModel",
     "SourceFormat",
     "SourceOptions",
+    "StoredModel",
     "positive_int",
 ]
 
@@ -111,9 +111,11 @@ class SourceOptions:
         )
 
 
-@dataclass(slots=True)
-class ShardedModel:
+@dataclass(frozen=True, slots=True)
+class StoredModel:
     """A model as it is stored: ``tensors[parameter][rank]`` is the shard of tensor-parallel rank ``rank``.
+
+    It is a finished value: whoever settles, completes or translates something returns another one.
 
     ``stages`` is the number of layers on each pipeline stage, None where nothing says so, ``vpp`` the number of virtual
     stages on each, and ``owned`` which layers those are, None if they follow each other. ``args`` are the training
@@ -131,7 +133,7 @@ class ShardedModel:
     format: str
     tp: int
     num_layers: int
-    tensors: dict[ParameterId, tuple[LazyTensor, ...]]
+    tensors: Mapping[ParameterId, tuple[LazyTensor, ...]]
     stages: tuple[int, ...] | None
     pp: int | None
     args: Mapping[str, Any] | None
@@ -147,12 +149,23 @@ class ShardedModel:
     family: str | None = None
     fork: str | None = None
     spec: str | None = None
-    facts: list[Fact] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    copies: list[tuple[str, LazyTensor, LazyTensor]] = field(default_factory=list)
+    facts: tuple[Fact, ...] = ()
+    warnings: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    copies: tuple[tuple[str, LazyTensor, LazyTensor], ...] = ()
     copies_must_equal: bool = False
-    named: dict[Path, Mapping[Global, int]] = field(default_factory=dict)
+    named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
+
+    def noting(
+        self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
+    ) -> StoredModel:
+        """The same model, with more that was found out, is to be warned of, or stays behind."""
+        return replace(
+            self,
+            facts=(*self.facts, *facts),
+            warnings=(*self.warnings, *warnings),
+            dropped=(*self.dropped, *dropped),
+        )
 
     def keys(self, section: Section, layer: int = -1) -> set[str]:
         """The keys stored in a section."""
@@ -196,6 +209,6 @@ class SourceFormat:
     """
 
     name: str
-    open: Callable[[Path, SourceOptions], ShardedModel]
+    open: Callable[[Path, SourceOptions], StoredModel]
     claims: Callable[[Path], str | None]
     refusal: Callable[[ModelFamily], str | None]

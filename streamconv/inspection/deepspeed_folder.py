@@ -11,7 +11,7 @@ from streamconv.containers.pickles.reader import Global
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError, StreamconvError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.source import ShardedModel
+from streamconv.formats.source import StoredModel
 from streamconv.inspection.deepspeed_faults import faults_of, section_of, unfinished_zips
 from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.names import count, guess_family
@@ -77,7 +77,7 @@ def _has_moments(tree: Any, depth: int = 0) -> bool:
 
 def describe_parts(
     folder: Path, names: DeepSpeedNames, refusal: StreamconvError, report: Report
-) -> tuple[ShardedModel | None, dict[str, LazyTensor]]:
+) -> tuple[StoredModel | None, dict[str, LazyTensor]]:
     """Fill a report from files that do not make a model that is translated, each opened by itself.
 
     Returns:
@@ -154,7 +154,7 @@ def _recorded_parameters(state: Mapping[str, Any], tp: int) -> int | None:
 
 def _as_model(
     folder: Path, names: DeepSpeedNames, opened: Mapping[str, StoredFile], report: Report
-) -> ShardedModel | None:
+) -> StoredModel | None:
     """The layer files of a family that is not translated, by place, as far as names tell."""
     places: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     block = -1
@@ -169,7 +169,7 @@ def _as_model(
             layer = block if section is Section.LAYER else -1
             places[ParameterId(section, layer, key)] = tuple(shard[key] for shard in shards)
     facts = report.model or ModelFacts()
-    return ShardedModel(
+    return StoredModel(
         path=folder,
         format="Megatron-DeepSpeed, pipeline engine",
         tp=tp,

@@ -19,7 +19,7 @@ from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import count
 from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
 from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report
-from streamconv.inspection.sharded import Recognised, canonical_tensors, describe_sharded, recognised
+from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 
 __all__ = ["inspect_folder"]
@@ -112,7 +112,7 @@ def _framework_folder(folder: Path, options: SourceOptions, report: Report) -> I
     return Inspected(report, whole, copies, places)
 
 
-def _optimizer_of_ranks(found: Recognised) -> OptimizerFacts:
+def _optimizer_of_ranks(found: KnownModel) -> OptimizerFacts:
     parts = [dropped for dropped in found.model.dropped if "optimizer" in dropped.name]
     nbytes = sum(dropped.nbytes for dropped in parts)
     return OptimizerFacts(bool(parts), 0, nbytes, OWN_OPTIMIZER if parts else "none")
@@ -137,7 +137,7 @@ def _unopened(folder: Path, names: DeepSpeedNames, refusal: StreamconvError, rep
     if model is None:
         return Inspected(report, tensors)
     report.tensors, report.files = [], []
-    found = Recognised(model)
+    found = KnownModel(model)
     places = describe_sharded(found, report, names)
     whole, copies = canonical_tensors(found)
     return Inspected(report, whole, copies, places, tensors)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.source import ShardedModel
+from streamconv.formats.source import StoredModel
 from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.inspected import Places
 from streamconv.inspection.names import count
@@ -32,16 +32,16 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.planning.recognise import recognise
 
-__all__ = ["Recognised", "canonical_tensors", "describe_sharded", "recognised"]
+__all__ = ["KnownModel", "canonical_tensors", "describe_sharded", "recognised"]
 
 _SECTIONS = {Section.EMBEDDING: 0, Section.LAYER: 1, Section.FINAL_NORM: 2, Section.HEAD: 3}
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
+class KnownModel:
     """A model that was opened, with its family and sizes if it has one that is translated, and why not otherwise."""
 
-    model: ShardedModel
+    model: StoredModel
     family: ModelFamily | None = None
     sizes: ModelSizes | None = None
     refusal: StreamconvError | None = None
@@ -53,13 +53,12 @@ class Recognised:
         return axis_by_name(parameter)
 
 
-def recognised(model: ShardedModel, num_heads: int | None) -> Recognised:
+def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
     """A model with its family, or with the refusal of all families."""
     try:
-        family, sizes = recognise(model, num_heads)
+        return KnownModel(*recognise(model, num_heads))
     except StreamconvError as error:
-        return Recognised(model, refusal=error)
-    return Recognised(model, family, sizes)
+        return KnownModel(model, refusal=error)
 
 
 def axis_by_name(parameter: ParameterId) -> int | None:
@@ -72,7 +71,7 @@ def axis_by_name(parameter: ParameterId) -> int | None:
     return None if key.endswith(("dense.bias", "dense_4h_to_h.bias")) else 0
 
 
-def canonical_tensors(found: Recognised) -> tuple[dict[str, LazyTensor], dict[str, tuple[LazyTensor, ...]]]:
+def canonical_tensors(found: KnownModel) -> tuple[dict[str, LazyTensor], dict[str, tuple[LazyTensor, ...]]]:
     """Each parameter over all ranks (the first copy of a replicated one), and the copies of replicated ones."""
     whole: dict[str, LazyTensor] = {}
     copies: dict[str, tuple[LazyTensor, ...]] = {}
@@ -93,7 +92,7 @@ def _in_order(
     return sorted(tensors.items(), key=lambda pair: (_SECTIONS[pair[0].section], pair[0].layer))
 
 
-def _files_by_place(model: ShardedModel) -> Places:
+def _files_by_place(model: StoredModel) -> Places:
     """The files of each layer and rank; what is before the layers is ``first``, what is behind them ``last``."""
     names = _Names(model.path)
     found: dict[tuple[int | str, int], dict[str, None]] = defaultdict(dict)
@@ -122,7 +121,7 @@ class _Names:
                 yield self.known[id(path)]
 
 
-def describe_sharded(found: Recognised, report: Report, names: DeepSpeedNames | None) -> Places:
+def describe_sharded(found: KnownModel, report: Report, names: DeepSpeedNames | None) -> Places:
     """Fill a report from a model that was opened; returns the files of each layer and rank."""
     places = _files_by_place(found.model)
     model = found.model
@@ -140,7 +139,7 @@ def describe_sharded(found: Recognised, report: Report, names: DeepSpeedNames | 
     return places
 
 
-def _rows(found: Recognised) -> list[TensorRow]:
+def _rows(found: KnownModel) -> list[TensorRow]:
     rows = []
     names = _Names(found.model.path)
     for stored, shards in _in_order(found.model.tensors):
@@ -155,7 +154,7 @@ def _rows(found: Recognised) -> list[TensorRow]:
     return rows
 
 
-def _files(model: ShardedModel, rows: Sequence[TensorRow]) -> list[FileRow]:
+def _files(model: StoredModel, rows: Sequence[TensorRow]) -> list[FileRow]:
     tensors: dict[str, int] = defaultdict(int)
     for row in rows:
         tensors[row.file] += 1
@@ -167,7 +166,7 @@ def _files(model: ShardedModel, rows: Sequence[TensorRow]) -> list[FileRow]:
     return found
 
 
-def _facts(found: Recognised, family: str | None) -> ModelFacts:
+def _facts(found: KnownModel, family: str | None) -> ModelFacts:
     model, sizes, args = found.model, found.sizes, found.model.args or {}
     counts: dict[int | None, int] = defaultdict(int)
     for place, shards in model.tensors.items():
@@ -193,7 +192,7 @@ def _facts(found: Recognised, family: str | None) -> ModelFacts:
     )
 
 
-def _parallel(model: ShardedModel, names: DeepSpeedNames | None, places: Places) -> ParallelFacts:
+def _parallel(model: StoredModel, names: DeepSpeedNames | None, places: Places) -> ParallelFacts:
     stages = model.owned
     if stages is None and model.stages is not None:
         ends = [sum(model.stages[: stage + 1]) for stage in range(len(model.stages))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from streamconv.core.coverage import Box
 from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
 from streamconv.core.replica import Replica
-from streamconv.formats.source import Dropped, ShardedModel
+from streamconv.formats.source import Dropped, StoredModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import gather
 from streamconv.models.parameter import ModelSizes, ParameterId
@@ -31,7 +31,7 @@ class Assembly:
 
 
 def assemble(
-    model: ShardedModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
+    model: StoredModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
 ) -> Assembly:
     """Join a model's shards to whole, unfused parameters.
 

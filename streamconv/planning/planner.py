@@ -13,7 +13,7 @@ from streamconv.core.layout import ParallelLayout
 from streamconv.core.replica import Replica
 from streamconv.formats.huggingface.tokenizer import TOKENIZER_NAMES, tokenizer_files
 from streamconv.formats.registry import open_source
-from streamconv.formats.source import Fact, ShardedModel, positive_int
+from streamconv.formats.source import Fact, StoredModel, positive_int
 from streamconv.formats.target import TargetFiles, TargetFormat, TargetModel
 from streamconv.models.config.settings import Implied, Size
 from streamconv.models.family import ModelFamily
@@ -68,7 +68,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         replicas=(*assembly.replicas, *_copies(model)),
         replicated_policy=options.replicated,
         coverage=prove(assembly.sources, assembly.left_out, roles),
-        facts=tuple(model.facts),
+        facts=model.facts,
         choices=_choices(model, target, reason_for(target, options.to, family), layout, vocabulary),
         notes=laid_out.facts,
         warnings=(*model.warnings, *laid_out.warnings, *_spec_caution(model, target, options)),
@@ -80,28 +80,28 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     )
 
 
-def _open(path: Path, options: ConvertOptions) -> tuple[ShardedModel, ModelFamily, ModelSizes, TargetFormat]:
+def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
     """The model, with arguments if the target has them, and the target, which has not refused it so far."""
     said = options.source.config
-    _, model = open_source(path, options.source)
-    named = _supply(model, said, has_args=find_target(options.to).is_sharded)
-    family, sizes = recognise(model, options.source.num_heads, named)
+    _, stored = open_source(path, options.source)
+    supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
+    model, family, sizes = recognise(supplied, options.source.num_heads, named)
     target = find_target(options.to, family)
     refuse_idle(model, target, options)
     if target.is_sharded and model.config is not None:
-        _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
+        model = _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
     _refuse_core_only(model, target)
     return model, family, sizes, target
 
 
-def _layout(model: ShardedModel, target: TargetFormat, options: ConvertOptions) -> ParallelLayout:
+def _layout(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> ParallelLayout:
     if not target.is_sharded:
         return ParallelLayout(1, (model.num_layers,))
     return target_layout(model, target, options.layout, options.core.container)
 
 
 def _wanted(
-    model: ShardedModel,
+    model: StoredModel,
     family: ModelFamily,
     sizes: ModelSizes,
     vocabulary: Vocabulary,
@@ -131,8 +131,8 @@ def _wanted(
     )
 
 
-def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> str | None:
-    """Let the user's configuration tell what the source does not; the name of the family that it names.
+def _supply(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> tuple[StoredModel, str | None]:
+    """The model with what the user's configuration says of it, and the name of the family that it names.
 
     A ``config.json`` says only what the source does not; training arguments, which it is where the target has them and
     neither it nor the source is a ``config.json``, outweigh the source's.
@@ -140,26 +140,26 @@ def _supply(model: ShardedModel, said: Mapping[str, Any], *, has_args: bool) -> 
     known = dict(model.args or {})
     if "model_type" not in said:
         if said and has_args and model.config is None:
-            model.args = {**known, **said}
-            model.facts.append(Fact(f"training arguments {', '.join(sorted(said))}", "--config"))
-        return None
+            fact = Fact(f"training arguments {', '.join(sorted(said))}", "--config")
+            return replace(model, args={**known, **said}).noting(facts=[fact]), None
+        return model, None
     family = family_of(said)
     told = args_of(family, said, defaults=False).args
     told = {name: value for name, value in told.items() if known.get(name) is None}
     if told:
-        model.args = {**known, **told}
-        model.facts.append(Fact(f"{len(told)} arguments from config.json", f"--config: {', '.join(sorted(told))}"))
+        fact = Fact(f"{len(told)} arguments from config.json", f"--config: {', '.join(sorted(told))}")
+        model = replace(model, args={**known, **told}).noting(facts=[fact])
     vocabulary = positive_int(said, "vocab_size", model.path)
     if model.vocab_size is None and vocabulary is not None:
-        model.vocab_size = vocabulary
-        model.facts.append(Fact(f"{vocabulary} true rows of the vocabulary", "--config: vocab_size"))
-    return family.name
+        fact = Fact(f"{vocabulary} true rows of the vocabulary", "--config: vocab_size")
+        model = replace(model, vocab_size=vocabulary).noting(facts=[fact])
+    return model, family.name
 
 
 def _translate(
-    model: ShardedModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any], *, core: bool
-) -> None:
-    """A ``config.json`` as training arguments; what the user says that is none of its entries is one already.
+    model: StoredModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any], *, core: bool
+) -> StoredModel:
+    """The model with its ``config.json`` as training arguments; what the user says beside its entries is one already.
 
     ``config`` is the source's with ``said`` in it. Where ``said`` is a ``config.json`` itself, all of it are entries.
 
@@ -182,12 +182,12 @@ def _translate(
         if own[name] != translation.args[name]:
             words = f"{name} is {own[name]!r} in --config, and {translation.args[name]!r} as config.json says"
             raise UsageError(words, remedy="leave it out of --config")
-    model.args = {**translation.args, **own}
-    model.facts += [Fact(what, evidence) for what, evidence in translation.notes]
-    model.facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []
+    facts = [Fact(what, evidence) for what, evidence in translation.notes]
+    facts += [Fact(f"training arguments {', '.join(sorted(own))}", "--config")] if own else []
+    return replace(model, args={**translation.args, **own}).noting(facts=facts)
 
 
-def _refuse_core_only(model: ShardedModel, target: TargetFormat) -> None:
+def _refuse_core_only(model: StoredModel, target: TargetFormat) -> None:
     """What only Megatron-Core runs, as the arguments of a source say that has no ``config.json``."""
     if model.config is not None or target.is_core or not target.is_sharded:
         return
@@ -202,7 +202,7 @@ def _refuse_core_only(model: ShardedModel, target: TargetFormat) -> None:
 
 
 def _vocabulary(
-    model: ShardedModel,
+    model: StoredModel,
     family: ModelFamily,
     sizes: ModelSizes,
     target: TargetFormat,
@@ -218,7 +218,7 @@ def _vocabulary(
     return plan_vocabulary(sizes.vocab, recorded, said, args, model.tp, layout.tp, model.path, is_padded=is_padded)
 
 
-def _spec_caution(model: ShardedModel, target: TargetFormat, options: ConvertOptions) -> list[str]:
+def _spec_caution(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> list[str]:
     """Names of norms that change without being asked for: a run of the source's spec would pass over them."""
     renamed = target.is_core and options.core.container == "torch" and options.core.spec is None
     if not renamed or model.spec != "local":
@@ -227,13 +227,13 @@ def _spec_caution(model: ShardedModel, target: TargetFormat, options: ConvertOpt
     return [f"{names}: --spec local keeps them"]
 
 
-def _copies(model: ShardedModel) -> list[Replica]:
+def _copies(model: StoredModel) -> list[Replica]:
     what, strict = "the word embedding", model.copies_must_equal
     return [Replica(name, (original, copy), what, strict) for name, copy, original in model.copies]
 
 
 def _choices(
-    model: ShardedModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
+    model: StoredModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
 ) -> tuple[Fact, ...]:
     kept = model.layout == layout
     shape = (Fact(f"layout {layout}", "as the source" if kept else "as asked"),) if target.is_sharded else ()
@@ -251,7 +251,7 @@ def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
     return tokenizer_files(options.tokenizer, taken)
 
 
-def _words(model: ShardedModel) -> str:
+def _words(model: StoredModel) -> str:
     if model.layout is not None:
         return str(model.layout)
     known = (

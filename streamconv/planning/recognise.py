@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.core.lazy import LazyTensor, Storage
 from streamconv.formats.registry import find_source, titles_from
-from streamconv.formats.source import Fact, ShardedModel, positive_int
+from streamconv.formats.source import Fact, StoredModel, positive_int
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.models.registry import known_families
 
-__all__ = ["need_heads", "recognise"]
+__all__ = ["Recognised", "need_heads", "recognise"]
 
 
-def recognise(model: ShardedModel, num_heads: int | None, named: str | None = None) -> tuple[ModelFamily, ModelSizes]:
+class Recognised(NamedTuple):
+    """A stored model with what was found out, its family, and its sizes."""
+
+    model: StoredModel
+    family: ModelFamily
+    sizes: ModelSizes
+
+
+def recognise(model: StoredModel, num_heads: int | None, named: str | None = None) -> Recognised:
     """The family whose table has exactly the keys that are stored, and the sizes that all shapes agree with.
 
     Args:
@@ -31,12 +39,13 @@ def recognise(model: ShardedModel, num_heads: int | None, named: str | None = No
         DamagedError: keys or shapes contradict each other or the training arguments.
     """
     by_layer = model.keys_by_layer()
-    family = _family(model, by_layer.get(0, set()), model.family or named)
+    family, evidence = _family(model, by_layer.get(0, set()), model.family or named)
     _refuse_mechanisms(family, model)
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
-    sizes = _sizes(model, family, num_heads)
+    heads = _heads(model, num_heads)
+    sizes = _sizes(model, family, heads)
     _check_args(model, sizes)
     _refuse_aliases(model)
     for stored, shards in model.tensors.items():
@@ -49,10 +58,13 @@ def recognise(model: ShardedModel, num_heads: int | None, named: str | None = No
                 f"{stored.name} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
-    return family, sizes
+    facts = [evidence]
+    if num_heads is not None:
+        facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
+    return Recognised(model.noting(facts=facts), family, sizes)
 
 
-def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFamily:
+def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[ModelFamily, Fact]:
     """The family that is named, else the one whose keys are nearest; what differs is refused by its name later."""
     embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
     found = []
@@ -64,13 +76,11 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
     chosen = [family for family in found if family.name == named]
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
     if chosen and (model.family or layer == chosen[0].keys(Section.LAYER)):
-        model.facts.append(Fact(f"family {chosen[0].title}", f"{words}; the configuration names it"))
-        return chosen[0]
+        return chosen[0], Fact(f"family {chosen[0].title}", f"{words}; the configuration names it")
     by_keys = [family for family in found if not family.only_named]
     if by_keys:
         family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
-        model.facts.append(Fact(f"family {family.title}", words))
-        return family
+        return family, Fact(f"family {family.title}", words)
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
         where=model.path,
@@ -78,7 +88,7 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
     )
 
 
-def _titles(model: ShardedModel) -> str:
+def _titles(model: StoredModel) -> str:
     return titles_from(find_source(model.path).name)
 
 
@@ -87,7 +97,7 @@ _POSITION_ENUM = {1: "rotary", 2: "learned", 3: "alibi"}
 _NORMS = {"layernorm": "layernorm", "LayerNorm": "layernorm", "rmsnorm": "rmsnorm", "RMSNorm": "rmsnorm"}
 
 
-def _refuse_mechanisms(family: ModelFamily, model: ShardedModel) -> None:
+def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
     reason = next(_mechanisms(family, model.args or {}), None)
     up = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
     down = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
@@ -130,7 +140,7 @@ def _mechanisms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
         yield f"{named} positions"
 
 
-def _check_keys(model: ShardedModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:
+def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:
     expected = family.keys(section)
     remedy = f"in a {family.title} model it has {', '.join(sorted(expected))}"
     if unknown := keys - expected:
@@ -141,7 +151,15 @@ def _check_keys(model: ShardedModel, family: ModelFamily, where: str, keys: set[
         raise DamagedError(f"{where}: missing tensors {', '.join(sorted(missing))}", where=model.path, remedy=remedy)
 
 
-def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> ModelSizes:
+def _heads(model: StoredModel, num_heads: int | None) -> int | None:
+    """The number of attention heads: as the training arguments say it, else as the user does."""
+    heads = positive_int(model.args, "num_attention_heads", model.path)
+    if num_heads is not None and heads not in (None, num_heads):
+        raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
+    return heads if num_heads is None else num_heads
+
+
+def _sizes(model: StoredModel, family: ModelFamily, heads: int | None) -> ModelSizes:
     def stored(parameter: ParameterId) -> LazyTensor:
         try:
             tensor = model.tensors[parameter][0]
@@ -155,12 +173,6 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
     hidden = words.shape[1]
     place = WORDS.beside("position_embeddings.weight")
     positions = stored(place) if place in model.tensors else None
-    heads = positive_int(model.args, "num_attention_heads", model.path)
-    if num_heads is not None:
-        if heads not in (None, num_heads):
-            raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
-        heads = num_heads
-        model.facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
     ffn = stored(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight")).shape[0] * model.tp
     attention = stored(ParameterId(Section.LAYER, 0, "self_attention.dense.weight")).shape[1] * model.tp
     head_dim = positive_int(model.args, "kv_channels", model.path) or (attention // heads if heads else None)
@@ -184,7 +196,7 @@ def _sizes(model: ShardedModel, family: ModelFamily, num_heads: int | None) -> M
     )
 
 
-def _groups(model: ShardedModel, family: ModelFamily, heads: int, head_dim: int, rows: int) -> int:
+def _groups(model: StoredModel, family: ModelFamily, heads: int, head_dim: int, rows: int) -> int:
     """How many keys and values there are, as the rows of query_key_value tell."""
     if not family.grouped:
         return heads
@@ -200,7 +212,7 @@ def _groups(model: ShardedModel, family: ModelFamily, heads: int, head_dim: int,
     return groups
 
 
-def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
+def _check_args(model: StoredModel, sizes: ModelSizes) -> None:
     args = model.args or {}
     for name, value in (
         ("hidden_size", sizes.hidden),
@@ -213,7 +225,7 @@ def _check_args(model: ShardedModel, sizes: ModelSizes) -> None:
             raise DamagedError(f"args.{name} is {shown(said)}, the stored tensors have {value}", where=model.path)
 
 
-def _refuse_aliases(model: ShardedModel) -> None:
+def _refuse_aliases(model: StoredModel) -> None:
     """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
     seen: dict[tuple[Storage, int], str] = {}
     for parameter, shards in model.tensors.items():
@@ -228,7 +240,7 @@ def _refuse_aliases(model: ShardedModel) -> None:
                     raise UnsupportedError(f"{name} {what}", where=view.storage.path)
 
 
-def need_heads(model: ShardedModel, sizes: ModelSizes, tp: int, *, moved: bool, cuts_groups: bool = False) -> None:
+def need_heads(model: StoredModel, sizes: ModelSizes, tp: int, *, moved: bool, cuts_groups: bool = False) -> None:
     """Refuse to move query_key_value rows without the number of heads, or to cut a head or a group.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamconv.core.errors import AmbiguousError, UsageError
 from streamconv.core.layout import ParallelLayout, even_stages
-from streamconv.formats.source import ShardedModel
+from streamconv.formats.source import StoredModel
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.request import WantedLayout
 
@@ -12,7 +12,7 @@ __all__ = ["target_layout"]
 
 
 def target_layout(
-    model: ShardedModel, target: TargetFormat, wanted: WantedLayout, container: str | None
+    model: StoredModel, target: TargetFormat, wanted: WantedLayout, container: str | None
 ) -> ParallelLayout:
     """The layout of a sharded target.
 
@@ -41,7 +41,7 @@ def target_layout(
     return ParallelLayout(tp, stages, vpp)
 
 
-def _target_stages(model: ShardedModel, wanted: WantedLayout) -> tuple[int, ...]:
+def _target_stages(model: StoredModel, wanted: WantedLayout) -> tuple[int, ...]:
     """The layers of each stage: as asked, or as the source has them."""
     if wanted.pp_layers is not None:
         if wanted.pp not in (None, len(wanted.pp_layers)):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamconv.core.errors import UsageError
-from streamconv.formats.source import ShardedModel
+from streamconv.formats.source import StoredModel
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.request import ConvertOptions
 
 __all__ = ["refuse_idle"]
 
 
-def refuse_idle(model: ShardedModel, target: TargetFormat, options: ConvertOptions) -> None:
+def refuse_idle(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> None:
     """Refuse the flags that say nothing for this conversion.
 
     Raises:

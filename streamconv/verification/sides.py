@@ -10,7 +10,7 @@ from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.formats.registry import open_source
-from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.formats.source import SourceOptions, StoredModel
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
 from streamconv.planning.gather import Assembly, assemble
@@ -92,8 +92,8 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
     if not path.is_dir():
         return SourceError("a lone file", where=path)
     try:
-        _, model = open_source(path, options)
-        family, sizes = recognise(model, options.num_heads)
+        _, opened = open_source(path, options)
+        model, family, sizes = recognise(opened, options.num_heads)
     except AmbiguousError:
         raise
     except SourceError as error:
@@ -122,7 +122,7 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
     )
 
 
-def _copies(assembly: Assembly, model: ShardedModel) -> Iterator[tuple[str, Copy]]:
+def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]]:
     for replica in assembly.replicas:
         for rank, copy in enumerate(replica.copies[1:], start=1):
             yield f"{replica.name} of rank {rank}", Copy(copy, replica.copies[0], replica.name)

@@ -16,7 +16,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, StreamconvError
 from streamconv.formats.deepspeed import source as deepspeed
 from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
 from streamconv.formats.megatron.legacy import source as megatron_legacy_source
-from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.formats.source import SourceOptions, StoredModel
 from streamconv.models.fused import gather
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import Section
@@ -169,13 +169,13 @@ def without(*names: str, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in ARGS.items() if name not in names} | changed
 
 
-def opened(root: Path, **options: Any) -> ShardedModel:
+def opened(root: Path, **options: Any) -> StoredModel:
     return deepspeed.open_model(root, SourceOptions.said(**options))
 
 
-def canonical(model: ShardedModel, num_heads: int | None = None) -> Tensors:
+def canonical(model: StoredModel, num_heads: int | None = None) -> Tensors:
     """Every tensor, whole; fused ones by part, flat."""
-    family, sizes = recognise(model, num_heads)
+    _, family, sizes = recognise(model, num_heads)
     found: Tensors = {}
     for stored, shards in model.tensors.items():
         parameter = family.parameter(stored)
@@ -208,7 +208,7 @@ def assert_same(found: Tensors, wanted: Tensors) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-def words_of(model: ShardedModel) -> str:
+def words_of(model: StoredModel) -> str:
     return "\n".join(f"{fact.what}: {fact.evidence}" for fact in model.facts)
 
 
@@ -220,16 +220,16 @@ def test_a_real_llama_is_opened_with_its_orders() -> None:
     assert (model.tp, model.pp, model.stages, model.vocab_size) == (2, 2, (2, 2), 101)
     assert (model.qkv, model.glu, model.fork) == (QkvLayout.INTERLEAVED, GluOrder.GATE_UP, DEEPSPEEDAI_2024_11)
     assert not model.warnings
-    family, sizes = recognise(model, None)
+    _, family, sizes = recognise(model, None)
     assert (family.name, sizes.heads, sizes.groups, sizes.head_dim, sizes.ffn) == ("llama", 4, 2, 8, 48)
     assert "dense_h_to_4h rows gate-up: args.swiglu" in words_of(model)
 
 
-def llama_logits(model: ShardedModel, tokens: torch.Tensor) -> torch.Tensor:
+def llama_logits(model: StoredModel, tokens: torch.Tensor) -> torch.Tensor:
     """What transformers answers with the tensors of an opened source."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = recognise(model, None)[1]
+    sizes = recognise(model, None).sizes
     args = model.args or {}
     network = LlamaForCausalLM(
         LlamaConfig(
@@ -514,7 +514,7 @@ def legacy_folder(root: Path, rows: Rows, args: Mapping[str, Any] | None) -> Pat
     return root
 
 
-def opened_legacy(root: Path, **options: Any) -> ShardedModel:
+def opened_legacy(root: Path, **options: Any) -> StoredModel:
     return megatron_legacy_source.open_model(root, SourceOptions.said(**options))
 
 
@@ -527,7 +527,7 @@ def test_megatron_lms_llama_is_read(qkv: str, biases: bool, tmp_path: Path) -> N
     model = opened_legacy(root)
     assert_same(canonical(model), expected(rows))
     assert (model.glu, model.stages, model.fork) == (GluOrder.GATE_UP, (1, 1), None)
-    assert recognise(model, None)[0].name == ("qwen2" if biases else "llama")
+    assert recognise(model, None).family.name == ("qwen2" if biases else "llama")
     assert not model.warnings
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any, TypeVar
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.source import Fact, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.source import Fact, SourceOptions, StoredModel, positive_int
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import ParameterId, Section
 
@@ -20,23 +21,22 @@ Order = TypeVar("Order", bound=Enum)
 
 
 def weigh(
-    model: ShardedModel, flag: str, said: Order | None, evidence: tuple[Order, str] | None
-) -> tuple[Order, str] | None:
-    """What the user says outweighs the evidence, but not without a word."""
+    flag: str, said: Order | None, evidence: tuple[Order, str] | None
+) -> tuple[tuple[Order, str] | None, list[str]]:
+    """The order and what tells it, and what to warn of: what the user says outweighs the evidence, but not unsaid."""
     if said is None:
-        return evidence
-    if evidence and evidence[0] is not said:
-        model.warnings.append(f"{flag} {said.value} against the evidence ({evidence[1]})")
-    return said, flag
+        return evidence, []
+    against = evidence is not None and evidence[0] is not said
+    return (said, flag), [f"{flag} {said.value} against the evidence ({evidence[1]})"] if evidence and against else []
 
 
-def first_weight(model: ShardedModel, key: str) -> LazyTensor | None:
+def first_weight(model: StoredModel, key: str) -> LazyTensor | None:
     """A weight of the first layer on rank 0."""
     shards = model.tensors.get(ParameterId(Section.LAYER, 0, key))
     return shards[0] if shards and len(shards[0].shape) == 2 else None
 
 
-def join_separate_heads(model: ShardedModel, options: SourceOptions) -> bool:
+def join_separate_heads(model: StoredModel, options: SourceOptions) -> StoredModel | None:
     """Join ``query`` and ``key_value`` of deepspeedai's fork into one query_key_value in blocks, if they are there.
 
     Grouped heads were stored apart from d6c9d841 (2023-07) to 8415d03e (2023-11): the rows of ``query`` are
@@ -50,22 +50,20 @@ def join_separate_heads(model: ShardedModel, options: SourceOptions) -> bool:
     places = [place for place in model.tensors if place.key.startswith(_KEY_VALUE)]
     pairs = [(place, _beside(place, _QUERY)) for place in places]
     if not pairs or not all(p in model.tensors and model.tensors[p][0].shape for pair in pairs for p in pair):
-        return False
+        return None
     if any(place.key.startswith(_FUSED) for place in model.tensors):
         raise DamagedError("query_key_value is fused in some layers and stored apart in others", where=model.path)
     head_dim = _head_dim(model, options, model.tensors[pairs[0][1]])
+    tensors = dict(model.tensors)
     for place, query in pairs:
-        key_values = model.tensors.pop(place)
-        joined = [
-            _in_blocks(model, q, kv, head_dim) for q, kv in zip(model.tensors.pop(query), key_values, strict=True)
-        ]
-        model.tensors[_beside(place, _FUSED)] = tuple(joined)
-    model.qkv = QkvLayout.BLOCKS
+        shards = zip(tensors.pop(query), tensors.pop(place), strict=True)
+        tensors[_beside(place, _FUSED)] = tuple(_in_blocks(model, q, kv, head_dim) for q, kv in shards)
+    warnings = []
     if options.qkv_layout not in (None, QkvLayout.BLOCKS):
-        model.warnings.append(f"--qkv-layout {options.qkv_layout.value} is not used: query and key_value are apart")
+        warnings.append(f"--qkv-layout {options.qkv_layout.value} is not used: query and key_value are apart")
     evidence = "the keys query and key_value: written from d6c9d841 (2023-07) to 8415d03e (2023-11)"
-    model.facts.append(Fact("query_key_value rows blocks, joined from query and key_value", evidence))
-    return True
+    fact = Fact("query_key_value rows blocks, joined from query and key_value", evidence)
+    return replace(model, tensors=tensors, qkv=QkvLayout.BLOCKS).noting(facts=[fact], warnings=warnings)
 
 
 def _beside(place: ParameterId, module: str) -> ParameterId:
@@ -73,7 +71,7 @@ def _beside(place: ParameterId, module: str) -> ParameterId:
     return place.beside(module + place.key.removeprefix(_KEY_VALUE))
 
 
-def _head_dim(model: ShardedModel, options: SourceOptions, query: tuple[LazyTensor, ...]) -> int:
+def _head_dim(model: StoredModel, options: SourceOptions, query: tuple[LazyTensor, ...]) -> int:
     if (channels := positive_int(model.args, "kv_channels", model.path)) is not None:
         return channels
     rows = query[0].shape[0] * len(query)
@@ -87,7 +85,7 @@ def _head_dim(model: ShardedModel, options: SourceOptions, query: tuple[LazyTens
     return max(1, rows // heads)
 
 
-def _in_blocks(model: ShardedModel, query: LazyTensor, key_value: LazyTensor, head_dim: int) -> LazyTensor:
+def _in_blocks(model: StoredModel, query: LazyTensor, key_value: LazyTensor, head_dim: int) -> LazyTensor:
     """One rank's queries, then its keys, then its values."""
     groups, rest = divmod(key_value.shape[0], 2 * head_dim)
     if (query.shape[1:], query.dtype) != (key_value.shape[1:], key_value.dtype):
@@ -104,11 +102,11 @@ def _in_blocks(model: ShardedModel, query: LazyTensor, key_value: LazyTensor, he
     return concat([query, *halves], 0).coalesced()
 
 
-def settle_glu(model: ShardedModel, options: SourceOptions, gate_up: str | None) -> None:
+def settle_glu(model: StoredModel, options: SourceOptions, gate_up: str | None) -> StoredModel:
     """Decide which half of a gated ``dense_h_to_4h`` comes first, if its rows say that it has two.
 
     Args:
-        model: gets the order, and the fact with its evidence.
+        model: what was opened.
         options: what the user says outweighs the evidence.
         gate_up: what speaks for ``gate-up`` where the arguments do not tell, None if nothing does.
 
@@ -118,8 +116,8 @@ def settle_glu(model: ShardedModel, options: SourceOptions, gate_up: str | None)
     """
     up, down = first_weight(model, "mlp.dense_h_to_4h.weight"), first_weight(model, "mlp.dense_4h_to_h.weight")
     if up is None or down is None or up.shape[0] != 2 * down.shape[1]:
-        return
-    settled = weigh(model, "--glu-order", options.glu_order, _glu_evidence(model, gate_up))
+        return model
+    settled, warnings = weigh("--glu-order", options.glu_order, _glu_evidence(model, gate_up))
     args = model.args or {}
     if settled is None and ("swiglu" in args or "glu_activation" in args):
         raise UnsupportedError(
@@ -134,11 +132,12 @@ def settle_glu(model: ShardedModel, options: SourceOptions, gate_up: str | None)
             where=model.path,
             remedy="say --glu-order up-gate (bigscience's fork) or gate-up (deepspeedai's)",
         )
-    model.glu, words = settled
-    model.facts.append(Fact(f"dense_h_to_4h rows {model.glu.value}", words))
+    order, words = settled
+    fact = Fact(f"dense_h_to_4h rows {order.value}", words)
+    return replace(model, glu=order).noting(facts=[fact], warnings=warnings)
 
 
-def _glu_evidence(model: ShardedModel, gate_up: str | None) -> tuple[GluOrder, str] | None:
+def _glu_evidence(model: StoredModel, gate_up: str | None) -> tuple[GluOrder, str] | None:
     """The order that the arguments mean, else what else speaks for ``gate-up``.
 
     bigscience's fork has ``glu_activation`` [``megatron/model/glu_activations.py``: ``x1 * f(x2)``]. deepspeedai's has

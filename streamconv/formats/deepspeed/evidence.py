@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, DamagedError
 from streamconv.formats.common.row_orders import first_weight, join_separate_heads, settle_glu, weigh
-from streamconv.formats.source import Fact, ShardedModel, SourceOptions
+from streamconv.formats.source import Fact, SourceOptions, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ParameterId, Section
 
@@ -67,11 +67,11 @@ def agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None,
     return ParallelSize(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
 
 
-def settle_rows(model: ShardedModel, options: SourceOptions, numbered_by: str | None) -> None:
-    """Decide the orders of all fused rows, and who wrote the folder.
+def settle_rows(model: StoredModel, options: SourceOptions, numbered_by: str | None) -> StoredModel:
+    """The model with the orders of all its fused rows, the fork that wrote it, and the evidence of both.
 
     Args:
-        model: gets the orders, the fork, and facts with their evidence.
+        model: what was opened.
         options: what the user says outweighs the evidence.
         numbered_by: whose numbers the layer files have, :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI`, None if unknown.
 
@@ -80,15 +80,15 @@ def settle_rows(model: ShardedModel, options: SourceOptions, numbered_by: str | 
         UnsupportedError: a gated linear unit is none that a family has.
         DamagedError: query and key_value are apart and do not fit together.
     """
-    apart = join_separate_heads(model, options)
-    if not apart:
-        settle_qkv(model, options, numbered_by == BIGSCIENCE)
-    is_deepspeedai = numbered_by == DEEPSPEEDAI
-    settle_glu(model, options, "arranged as by deepspeedai's fork since 2023-07" if is_deepspeedai else None)
-    model.fork = _fork(model, numbered_by, apart or model.qkv is QkvLayout.INTERLEAVED)
+    joined = join_separate_heads(model, options)
+    settled = joined or settle_qkv(model, options, numbered_by == BIGSCIENCE)
+    gate_up = "arranged as by deepspeedai's fork since 2023-07" if numbered_by == DEEPSPEEDAI else None
+    settled = settle_glu(settled, options, gate_up)
+    is_before_blocks = joined is not None or settled.qkv is QkvLayout.INTERLEAVED
+    return replace(settled, fork=_fork(settled, numbered_by, is_before_blocks))
 
 
-def _fork(model: ShardedModel, numbered_by: str | None, is_before_blocks: bool) -> str | None:
+def _fork(model: StoredModel, numbered_by: str | None, is_before_blocks: bool) -> str | None:
     if numbered_by == DEEPSPEEDAI:
         return DEEPSPEEDAI_2024_11 if is_before_blocks else DEEPSPEEDAI
     if numbered_by == BIGSCIENCE and is_before_blocks:
@@ -99,11 +99,11 @@ def _fork(model: ShardedModel, numbered_by: str | None, is_before_blocks: bool) 
     return None
 
 
-def settle_qkv(model: ShardedModel, options: SourceOptions, bigscience_numbering: bool) -> None:
-    """Decide the row order, which no key and no shape shows.
+def settle_qkv(model: StoredModel, options: SourceOptions, bigscience_numbering: bool) -> StoredModel:
+    """The model with the row order of query_key_value, which no key and no shape shows, and its evidence.
 
     Args:
-        model: gets the order, and the fact with its evidence.
+        model: what was opened.
         options: what the user says outweighs the evidence.
         bigscience_numbering: whether the files are numbered as only forks without blocks number them.
 
@@ -122,29 +122,28 @@ def settle_qkv(model: ShardedModel, options: SourceOptions, bigscience_numbering
             QkvLayout.INTERLEAVED,
             "the file numbers are those of bigscience's fork, or of deepspeedai's before 2023-07",
         )
-    settled = weigh(model, "--qkv-layout", options.qkv_layout, evidence)
+    settled, warnings = weigh("--qkv-layout", options.qkv_layout, evidence)
     if settled is None:
         raise AmbiguousError(
             "the row order of query_key_value cannot be known: there are no args, and both orders have its shape",
             where=model.path,
             remedy="say --qkv-layout interleaved ([heads,3,head_dim]) or blocks ([3,heads,head_dim], since 2024-12)",
         )
-    model.qkv, words = settled
-    model.facts.append(Fact(f"query_key_value rows {model.qkv.value}", words))
-    if model.qkv is QkvLayout.BLOCKS and options.qkv_layout is None and _is_grouped(model):
+    order, words = settled
+    if order is QkvLayout.BLOCKS and options.qkv_layout is None and _is_grouped(model):
         # megatron/model/transformer.py:ParallelAttention.forward at 4efb479: each_hidden_size is a third of all rows;
         # tools/hf2megads_weight_converter.py:_qkv_refactor there: [ng, np/ng + 2, hn].
-        model.warnings.append(
+        warnings.append(
             "heads share keys and values, and rows are taken for blocks: Megatron-DeepSpeed since 676a482c cannot run "
             "such a model, and its converter from Hugging Face leaves rows interleaved: check the result's answers, or "
             "say --qkv-layout"
         )
+    fact = Fact(f"query_key_value rows {order.value}", words)
+    return replace(model, qkv=order).noting(facts=[fact], warnings=warnings)
 
 
-def _is_grouped(model: ShardedModel) -> bool:
+def _is_grouped(model: StoredModel) -> bool:
     """Whether query_key_value has fewer rows than three for each column of the output projection."""
-    fused, dense = (
-        first_weight(model, "self_attention.query_key_value.weight"),
-        first_weight(model, "self_attention.dense.weight"),
-    )
+    fused = first_weight(model, "self_attention.query_key_value.weight")
+    dense = first_weight(model, "self_attention.dense.weight")
     return fused is not None and dense is not None and fused.shape[0] < 3 * dense.shape[1]

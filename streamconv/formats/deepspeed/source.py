@@ -7,6 +7,7 @@ Sources: ``deepspeed/runtime/pipe/module.py`` (layer files), ``deepspeed/runtime
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, SourceError
@@ -26,7 +27,7 @@ from streamconv.formats.deepspeed.rank_files import (
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
-from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
@@ -66,7 +67,7 @@ def claims(path: Path) -> str | None:
     return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
 
 
-def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+def open_model(path: Path, options: SourceOptions) -> StoredModel:
     """Open a Megatron-DeepSpeed checkpoint, metadata only.
 
     Args:
@@ -95,7 +96,7 @@ def _open_pipeline(
     layer_names: Mapping[tuple[int, int], str],
     ranks: RankFiles,
     options: SourceOptions,
-) -> ShardedModel:
+) -> StoredModel:
     layers = open_layers(folder, layer_names, (ranks.args or {}).get("num_layers"))
     tp = agree(folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
     if len(ranks.files) % layers.tp:
@@ -104,31 +105,26 @@ def _open_pipeline(
     pp = agree(folder, "PP", recorded_sizes(ranks, "pp", "pipeline_model_parallel_size"), counted, "mp_rank files")
     kind = "Megatron-DeepSpeed, pipeline engine"
     model = _model(folder, ranks, options, kind, layers.tp, layers.num_layers, layers.tensors)
-    model.pp = pp.value
-    model.named |= layers.named
-    for size in (tp, pp):
-        model.facts += size.facts
-        model.warnings += size.warnings
-    model.facts.append(Fact(f"{layers.num_layers} transformer layers", layers.numbering))
     param_shapes = [recorded_shapes(file.state) for file in ranks.files[:: layers.tp]]
     version = ranks.state.get("ds_version")
-    model.stages, evidence = find_stages(
+    stages, evidence = find_stages(
         folder,
         layers,
-        model.pp,
+        pp.value,
         param_shapes,
         model.args,
         version if isinstance(version, str) else None,
         options.pp_layers,
     )
-    model.facts.append(evidence)
-    settle_rows(model, options, layers.numbered_by)
+    model = replace(model, pp=pp.value, stages=stages, named={**model.named, **layers.named})
+    numbering = Fact(f"{layers.num_layers} transformer layers", layers.numbering)
+    model = model.noting(facts=[*tp.facts, *pp.facts, numbering, evidence], warnings=[*tp.warnings, *pp.warnings])
+    model = settle_rows(model, options, layers.numbered_by)
     refuse_second_module(ranks)
-    model.dropped += left_behind(folder, names, ranks)
-    return model
+    return model.noting(dropped=left_behind(folder, names, ranks))
 
 
-def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, options: SourceOptions) -> ShardedModel:
+def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, options: SourceOptions) -> StoredModel:
     per_rank = [module_tensors(file) for file in ranks.files]
     tensors = join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
     num_layers = count_layers(tensors, folder)
@@ -137,12 +133,9 @@ def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, opt
     )
     kind = "Megatron-DeepSpeed, without pipeline"
     model = _model(folder, ranks, options, kind, len(ranks.files), num_layers, tensors)
-    model.facts += [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
-    model.warnings += tp.warnings
-    model.pp, model.stages = 1, (num_layers,)
-    settle_rows(model, options, DEEPSPEEDAI)
-    model.dropped += left_behind(folder, names, ranks)
-    return model
+    facts = [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
+    model = replace(model, pp=1, stages=(num_layers,)).noting(facts=facts, warnings=tp.warnings)
+    return settle_rows(model, options, DEEPSPEEDAI).noting(dropped=left_behind(folder, names, ranks))
 
 
 def _model(
@@ -153,9 +146,20 @@ def _model(
     tp: int,
     num_layers: int,
     tensors: Mapping[ParameterId, tuple[LazyTensor, ...]],
-) -> ShardedModel:
-    args = ranks.args
-    model = ShardedModel(
+) -> StoredModel:
+    args, iteration = ranks.args, find_iteration(folder, ranks.state, options.iteration)
+    recorded, warnings = ranks.state.get("iteration"), []
+    if recorded not in (None, iteration):
+        warnings.append(f"--iteration {iteration} against the recorded {recorded}")
+    if args is None:
+        warnings.append("no training arguments: sizes come from the tensors, the rest from options")
+    elif args.get("num_layers", num_layers) != num_layers:
+        raise DamagedError(
+            f"args say {args['num_layers']} layers, {num_layers} are there",
+            where=folder,
+            remedy="copy the missing layer files from the training run's storage",
+        )
+    return StoredModel(
         path=folder,
         format=kind,
         tp=tp,
@@ -164,23 +168,12 @@ def _model(
         stages=None,
         pp=None,
         args=args,
-        iteration=find_iteration(folder, ranks.state, options.iteration),
+        iteration=iteration,
         vocab_size=true_vocabulary(ranks.state),
         qkv=options.qkv_layout,
+        warnings=tuple(warnings),
         named={file.path: file.globals for file in ranks.files},
     )
-    recorded = ranks.state.get("iteration")
-    if recorded not in (None, model.iteration):
-        model.warnings.append(f"--iteration {model.iteration} against the recorded {recorded}")
-    if args is None:
-        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
-    elif args.get("num_layers", num_layers) != num_layers:
-        raise DamagedError(
-            f"args say {args['num_layers']} layers, {num_layers} are there",
-            where=folder,
-            remedy="copy the missing layer files from the training run's storage",
-        )
-    return model
 
 
 def _join_positions(tensors: Mapping[ParameterId, tuple[LazyTensor, ...]]) -> dict[ParameterId, tuple[LazyTensor, ...]]:

@@ -7,6 +7,7 @@ Sources: gpt-neox ``megatron/checkpointing.py`` (what is recorded), ``megatron/m
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
@@ -26,7 +27,7 @@ from streamconv.formats.gpt_neox.args import NeoxRun, read_run
 from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, NeoxLayers, open_neox_layers
 from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
-from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.families import gpt_neox
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -45,7 +46,7 @@ def claims(path: Path) -> str | None:
     return next((name for name in names if name.startswith(_FIRST_LAYER)), None)
 
 
-def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+def open_model(path: Path, options: SourceOptions) -> StoredModel:
     """Open a GPT-NeoX checkpoint, metadata only.
 
     Args:
@@ -65,16 +66,14 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     run = read_run(folder, ranks)
     layers = open_neox_layers(folder, layer_file_names(folder, names))
     _check_against(folder, run, layers)
-    model = _model(folder, ranks, run, layers, options)
-    _settle_sizes(model, ranks, layers)
-    model.stages, evidence = _stages(model, ranks, run, layers, options)
-    model.facts.append(evidence)
+    model = _with_sizes(_model(folder, ranks, run, layers, options), ranks, layers)
+    stages, evidence = _stages(model, ranks, run, layers, options)
     refuse_second_module(ranks)
-    model.dropped += left_behind(folder, names, ranks)
+    dropped = left_behind(folder, names, ranks)
     if layers.buffers:
         what = f"{layers.buffers} inv_freq buffers"
-        model.dropped.append(Dropped(what, layers.buffers_nbytes, "no parameters: computed from the base"))
-    return model
+        dropped.append(Dropped(what, layers.buffers_nbytes, "no parameters: computed from the base"))
+    return replace(model, stages=stages).noting(facts=[evidence], dropped=dropped)
 
 
 def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
@@ -100,10 +99,21 @@ def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
         )
 
 
-def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions) -> ShardedModel:
+def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions) -> StoredModel:
     shares, evidence = _residual(folder, run, layers.tp, options)
     args = run.args if shares is None else {**(run.args or {}), "use_parallel_residual": shares}
-    model = ShardedModel(
+    facts, warnings = [Fact("query_key_value rows interleaved", "every GPT-NeoX splits them by head")], []
+    if shares is not None:
+        words = "summed over" if shares else "the same on"
+        facts.append(Fact(f"row-parallel biases are {words} tensor-parallel ranks", evidence))
+    if run.partition_method is None:
+        warnings.append(
+            f"no configuration files in {folder.name}/configs: nothing says the kind of positions (rotary is taken for "
+            "granted), the part of a head that they turn, nor the activation"
+        )
+    if _HEADS not in layers.tensors and run.partition_method is None:
+        warnings.append("no final_linear: the head is taken for the word embedding, and nothing confirms it")
+    return StoredModel(
         path=folder,
         format="GPT-NeoX",
         tp=layers.tp,
@@ -118,19 +128,9 @@ def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, opt
         shares=shares is True,
         family=gpt_neox.FAMILY.name,
         named={**layers.named, **{file.path: file.globals for file in ranks.files}},
+        facts=tuple(facts),
+        warnings=tuple(warnings),
     )
-    model.facts.append(Fact("query_key_value rows interleaved", "every GPT-NeoX splits them by head"))
-    if shares is not None:
-        words = "summed over" if shares else "the same on"
-        model.facts.append(Fact(f"row-parallel biases are {words} tensor-parallel ranks", evidence))
-    if run.partition_method is None:
-        model.warnings.append(
-            f"no configuration files in {folder.name}/configs: nothing says the kind of positions (rotary is taken for "
-            "granted), the part of a head that they turn, nor the activation"
-        )
-    if _HEADS not in layers.tensors and run.partition_method is None:
-        model.warnings.append("no final_linear: the head is taken for the word embedding, and nothing confirms it")
-    return model
 
 
 def _residual(folder: Path, run: NeoxRun, tp: int, options: SourceOptions) -> tuple[bool | None, str]:
@@ -156,7 +156,8 @@ def _residual(folder: Path, run: NeoxRun, tp: int, options: SourceOptions) -> tu
     )
 
 
-def _settle_sizes(model: ShardedModel, ranks: RankFiles, layers: NeoxLayers) -> None:
+def _with_sizes(model: StoredModel, ranks: RankFiles, layers: NeoxLayers) -> StoredModel:
+    """The model with the parallel sizes that the folder's records and files agree on."""
     said = {
         "checkpoint_parallel_dimensions": (ranks.recorded("tp_degree"), ranks.recorded("pp_degree")),
         "args.model_parallel_size": ((model.args or {}).get("tensor_model_parallel_size"), None),
@@ -168,14 +169,11 @@ def _settle_sizes(model: ShardedModel, ranks: RankFiles, layers: NeoxLayers) -> 
     pps = {source: number for source, (_, pp) in said.items() if (number := whole(pp)) is not None}
     tp = agree(model.path, "TP", tps, layers.tp, "layer files")
     pp = agree(model.path, "PP", pps, counted, "mp_rank files")
-    model.pp = pp.value
-    for size in (tp, pp):
-        model.facts += size.facts
-        model.warnings += size.warnings
+    return replace(model, pp=pp.value).noting(facts=[*tp.facts, *pp.facts], warnings=[*tp.warnings, *pp.warnings])
 
 
 def _stages(
-    model: ShardedModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions
+    model: StoredModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions
 ) -> tuple[tuple[int, ...] | None, Fact]:
     """Layers on each stage: recorded, recomputed, or said; and where that is known from."""
     version = str(ranks.state.get("ds_version") or "")

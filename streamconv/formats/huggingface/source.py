@@ -6,7 +6,7 @@ Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from streamconv.formats.huggingface.names import (
     HfTensors,
 )
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.config.generation import StoredConfig
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
@@ -58,7 +58,7 @@ def claims(path: Path) -> str | None:
     return None
 
 
-def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+def open_model(path: Path, options: SourceOptions) -> StoredModel:
     """Open a Hugging Face model, metadata only.
 
     Args:
@@ -90,7 +90,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
             where=path,
             remedy="fetch the missing shards again",
         )
-    model = ShardedModel(
+    model = StoredModel(
         path=path,
         format="Hugging Face",
         tp=1,
@@ -106,25 +106,24 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
         config=own,
         family=family.name,
         named={file.path: file.globals for file in weights.files},
+        copies=() if found.head_copy is None else ((TIED_HEAD, found.head_copy, found.tensors[names.words]),),
         copies_must_equal=True,
     )
-    model.facts.append(Fact(weights.words, f"{len(weights.tensors)} tensors"))
-    if weights.others:
-        model.warnings.append(f"{', '.join(weights.others)}: there too, not read; transformers takes the same files")
-    _leave_behind(model, found, names)
-    return model
+    there = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
+    return model.noting(
+        facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")],
+        warnings=[there] if weights.others else [],
+        dropped=_left_behind(found),
+    )
 
 
-def _leave_behind(model: ShardedModel, found: HfTensors, names: HfNames) -> None:
+def _left_behind(found: HfTensors) -> Iterator[Dropped]:
     """A tied head that is stored too, which must be the embedding, and buffers."""
     if found.head_copy is not None:
-        model.copies.append((TIED_HEAD, found.head_copy, found.tensors[names.words]))
-        model.dropped.append(Dropped(TIED_HEAD, found.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says"))
+        yield Dropped(TIED_HEAD, found.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
     if found.buffers:
         nbytes = sum(tensor.nbytes for tensor in found.buffers.values())
-        model.dropped.append(
-            Dropped(f"{len(found.buffers)} buffers", nbytes, "no parameters: computed when it is built")
-        )
+        yield Dropped(f"{len(found.buffers)} buffers", nbytes, "no parameters: computed when it is built")
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:

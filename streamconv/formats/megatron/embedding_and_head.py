@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.layout import RankCoordinates
 from streamconv.formats.megatron.rank_files import Ranks
-from streamconv.formats.source import Dropped, ShardedModel
+from streamconv.formats.source import Dropped, StoredModel
 from streamconv.models.parameter import WORDS, Section
 
 __all__ = ["check_ends", "check_head", "copies_aside"]
@@ -65,8 +67,8 @@ def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> No
         raise DamagedError(reason, where=ranks.path(last), remedy="copy the file again from its storage")
 
 
-def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
-    """Keep the tied head's copies aside; one that is the embedding's own bytes (PP 1) is none.
+def copies_aside(ranks: Ranks, model: StoredModel, label: str) -> StoredModel:
+    """The model with the tied head's copies set aside; one that is the embedding's own bytes (PP 1) is none.
 
     Args:
         ranks: what was opened.
@@ -78,6 +80,7 @@ def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
         UnsupportedError: it is a copy of nothing.
     """
     last = ranks.found.pp - 1
+    copies = []
     keys = set(ranks.parts[RankCoordinates(0, last)][-1].copy)
     for rank in range(ranks.found.tp):
         mine = RankCoordinates(rank, last)
@@ -95,7 +98,9 @@ def copies_aside(ranks: Ranks, model: ShardedModel, label: str) -> None:
                     where=path,
                 )
             if copy.pieces != original.pieces:
-                model.copies.append((f"{label}.{key} of rank {rank}", copy, original))
-    if model.copies:
-        nbytes = sum(copy.nbytes for _, copy, _ in model.copies)
-        model.dropped.append(Dropped(f"{label} of {ranks.found.tp} ranks", nbytes, "a copy of the word embedding"))
+                copies.append((f"{label}.{key} of rank {rank}", copy, original))
+    if not copies:
+        return model
+    nbytes = sum(copy.nbytes for _, copy, _ in copies)
+    dropped = Dropped(f"{label} of {ranks.found.tp} ranks", nbytes, "a copy of the word embedding")
+    return replace(model, copies=tuple(copies)).noting(dropped=[dropped])

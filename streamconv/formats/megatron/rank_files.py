@@ -24,7 +24,7 @@ from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.megatron.folder import RankFolders, check_grid, find_ranks, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.source import Dropped, Fact, SourceOptions, StoredModel, positive_int
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
@@ -197,7 +197,7 @@ def _check_same_run(folder: Path, files: Sequence[StoredFile]) -> None:
                 )
 
 
-def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mapping[str, Any] | None) -> ShardedModel:
+def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mapping[str, Any] | None) -> StoredModel:
     """The shards of all stages and chunks by their place in the model.
 
     Args:
@@ -212,7 +212,7 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     found, folder = ranks.found, ranks.folder
     tensors, owned = _placed(ranks)
     stages = tuple(map(len, owned))
-    model = ShardedModel(
+    return StoredModel(
         path=folder,
         format=format_name,
         tp=found.tp,
@@ -226,19 +226,21 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
         iteration=find_iteration(folder, ranks.state, options.iteration),
         vocab_size=true_vocabulary(ranks.state),
         qkv=None,
+        facts=((ranks.chosen,) if ranks.chosen is not None else ()) + tuple(_found(ranks, stages)),
+        warnings=tuple(_against_records(ranks, options, sum(stages))),
         named={file.path: file.globals for file in ranks.files.values()},
     )
-    model.facts += [] if ranks.chosen is None else [ranks.chosen]
-    model.facts += _found(ranks, stages)
+
+
+def _against_records(ranks: Ranks, options: SourceOptions, num_layers: int) -> Iterator[str]:
+    """What to warn of: an iteration that the user says otherwise, and arguments that are not there."""
     recorded = ranks.state.get("iteration")
     if options.iteration is not None and recorded not in (None, options.iteration):
-        model.warnings.append(f"--iteration {options.iteration} against the recorded {recorded}")
-    said = ranks.args or {}
+        yield f"--iteration {options.iteration} against the recorded {recorded}"
     if ranks.args is None:
-        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
-    elif said.get("num_layers", model.num_layers) != model.num_layers:
-        raise DamagedError(f"args say {said['num_layers']} layers, {model.num_layers} are there", where=folder)
-    return model
+        yield "no training arguments: sizes come from the tensors, the rest from options"
+    elif (said := ranks.args.get("num_layers", num_layers)) != num_layers:
+        raise DamagedError(f"args say {said} layers, {num_layers} are there", where=ranks.folder)
 
 
 def _placed(ranks: Ranks) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], list[list[int]]]:

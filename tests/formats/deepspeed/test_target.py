@@ -47,7 +47,7 @@ RAM: dict[str, Any] = {"max_ram": "2G"}
 def target_model(root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **changes: Any) -> TargetModel:
     """What the planner hands to the target, with all stored rows of the vocabulary."""
     model = deepspeed.open_model(root, SourceOptions())
-    family, sizes = recognise(model, None)
+    _, family, sizes = recognise(model, None)
     whole = assemble(model, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, ""), "first")
     filler = Filler(whole, family, tp, changes.get("dtype"))
     asked = TargetModel(
@@ -252,7 +252,7 @@ def test_any_fork_and_layout_holds_the_same_model(source: Source, fork: str, tp:
     oracle.assert_same_model(mine, expected, source.true_vocab)
     read = deepspeed.open_model(out, SourceOptions())
     assert (read.fork, read.tp, read.pp, read.vocab_size) == (fork, tp, pp, source.true_vocab)
-    assert read.warnings == []
+    assert read.warnings == ()
     assert verify(out, source.folder, **RAM).exit_code == 0
 
 

@@ -24,7 +24,7 @@ from streamconv.formats.gpt_neox.yaml_config import FOLDER, plain_values, read_c
 from streamconv.formats.huggingface.names import HfNames
 from streamconv.formats.recorded import whole as whole_number
 from streamconv.formats.registry import find_source
-from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.formats.source import SourceOptions, StoredModel
 from streamconv.formats.target import TargetModel
 from streamconv.models.families.gpt_neox import FAMILY, SUMMED
 from streamconv.models.fused import gather, shard
@@ -152,9 +152,9 @@ def write(root: Path, model: GPTNeoXForCausalLM, run: Run) -> Path:
     return root
 
 
-def canonical(model: ShardedModel) -> Tensors:
+def canonical(model: StoredModel) -> Tensors:
     """The whole, unfused tensors by name, put together by the package, with each source element read once."""
-    family, sizes = recognise(model, None)
+    _, family, sizes = recognise(model, None)
     assert family is FAMILY
     assembly = assemble(model, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     found: Tensors = {}
@@ -174,7 +174,7 @@ def expected(model: GPTNeoXForCausalLM, tmp_path: Path) -> Tensors:
     # Nothing of GPT-NeoX is stored in parts, whose rows these would count.
     known |= {"num_key_value_heads": HEADS, "num_attention_heads": HEADS, "kv_channels": 1, "ffn_hidden_size": 1}
     found = HfNames(FAMILY).read(stored, known, tmp_path)
-    whole = ShardedModel(
+    whole = StoredModel(
         path=tmp_path, format="", tp=1, num_layers=LAYERS, tensors={p: (t,) for p, t in found.tensors.items()},
         stages=None, pp=1, args={"num_attention_heads": HEADS}, iteration=None, vocab_size=None,
         qkv=FAMILY.huggingface.qkv, family=FAMILY.name,
@@ -273,7 +273,7 @@ def test_without_the_residual_ranks_are_ambiguous_and_one_rank_is_not(tmp_path: 
 def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
     run = Run(2)
     model = neox.open_model(write(tmp_path, made_model(run), run), SourceOptions())
-    _, sizes = recognise(model, None)
+    _, _, sizes = recognise(model, None)
     for key in SUMMED:
         first = ParameterId(Section.LAYER, 0, key)
         parameter, shards = FAMILY.parameter(first), model.tensors[first]
@@ -289,8 +289,8 @@ def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def target_model(opened: ShardedModel, layout: ParallelLayout, dialect: str) -> tuple[TargetModel, Filler]:
-    family, sizes = recognise(opened, None)
+def target_model(opened: StoredModel, layout: ParallelLayout, dialect: str) -> tuple[TargetModel, Filler]:
+    _, family, sizes = recognise(opened, None)
     assembly = assemble(opened, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     filler = Filler(assembly, family, layout.tp, None)
     model = TargetModel(
@@ -301,7 +301,7 @@ def target_model(opened: ShardedModel, layout: ParallelLayout, dialect: str) -> 
     return model, filler
 
 
-def rewrite(opened: ShardedModel, layout: ParallelLayout, dialect: str, root: Path) -> Path:
+def rewrite(opened: StoredModel, layout: ParallelLayout, dialect: str, root: Path) -> Path:
     """What the target lays out, written by the test, without an engine."""
     model, filler = target_model(opened, layout, dialect)
     laid_out = neox_target.lay_out(model)
@@ -635,7 +635,7 @@ def test_truth_values_are_no_sizes(tmp_path: Path) -> None:
 def test_families_of_such_folders_are_named(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run()), Run())
     model = neox.open_model(root, SourceOptions())
-    model.args = {**(model.args or {}), "normalization": "RMSNorm"}
+    model = replace(model, args={**(model.args or {}), "normalization": "RMSNorm"})
     with pytest.raises(UnsupportedError) as caught:
         recognise(model, None)
     assert caught.value.remedy == "families so far in such folders: GPT-NeoX"

@@ -26,7 +26,7 @@ from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJ
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceOptions, positive_int
+from streamconv.formats.source import Dropped, Fact, SourceOptions, StoredModel, positive_int
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.parameter import ParameterId, Section
 
@@ -38,7 +38,7 @@ _MOST_LAYERS = 10_000
 _HALVES = {"mlp.linear_fc1.weight_w": 0, "mlp.linear_fc1.weight_v": 1}
 
 
-def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
+def open_dist(path: Path, options: SourceOptions) -> StoredModel:
     """Open a ``torch_dist`` checkpoint, metadata only.
 
     Raises:
@@ -61,7 +61,13 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
     if said_layers not in (None, num_layers):
         raise DamagedError(f"args say {said_layers} layers, {num_layers} are there", where=folder)
     _check_head(tensors, says_untied(args, options), folder)
-    model = ShardedModel(
+    facts = [
+        *([] if chosen is None else [chosen]),
+        Fact("whole tensors: TP 1 x PP 1", f"torch_dist; {len(stored.files)} files of chunks that ranks wrote"),
+        Fact("layers stacked in one tensor" if stacked else "layers with names of their own", "the names in .metadata"),
+    ]
+    no_args = "no training arguments: sizes come from the tensors, the rest from options"
+    return StoredModel(
         path=folder,
         format="Megatron-Core, torch_dist",
         tp=1,
@@ -74,16 +80,10 @@ def open_dist(path: Path, options: SourceOptions) -> ShardedModel:
         vocab_size=true_vocabulary(state),
         qkv=None,
         named={folder / METADATA: stored.globals},
+        facts=tuple(facts),
+        warnings=(no_args,) if args is None else (),
+        dropped=tuple(_left_behind(stored, optimizer)),
     )
-    model.facts += [] if chosen is None else [chosen]
-    model.facts += [
-        Fact("whole tensors: TP 1 x PP 1", f"torch_dist; {len(stored.files)} files of chunks that ranks wrote"),
-        Fact("layers stacked in one tensor" if stacked else "layers with names of their own", "the names in .metadata"),
-    ]
-    if args is None:
-        model.warnings.append("no training arguments: sizes come from the tensors, the rest from options")
-    model.dropped += _left_behind(stored, optimizer)
-    return model
 
 
 def _left_behind(stored: DistributedCheckpoint, optimizer: Collection[str]) -> Iterator[Dropped]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from streamconv.containers.stored_file import StoredFile
@@ -19,7 +20,7 @@ from streamconv.formats.megatron.core.refusals import check_version, refusal, re
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -35,7 +36,7 @@ _NOT_SAID = (
 )
 
 
-def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+def open_model(path: Path, options: SourceOptions) -> StoredModel:
     """Open a Megatron-Core checkpoint, metadata only.
 
     Args:
@@ -50,41 +51,35 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     """
     meant = path / options.tag if options.tag is not None and is_child_name(options.tag) else path
     if meant.is_dir() and dist_folder(meant) is not None:
-        model = open_dist(path, options)
-        _settle_rows(model, options)
-        return model
+        return _settle_rows(open_dist(path, options), options)
     return _open_torch(path, options)
 
 
-def _open_torch(path: Path, options: SourceOptions) -> ShardedModel:
+def _open_torch(path: Path, options: SourceOptions) -> StoredModel:
     ranks = open_ranks(path, options, refuse_args, _chunk_tensors)
     check_version(ranks.state, ranks.files[FIRST_RANK].path)
-    facts: list[Fact] = []
     is_untied = says_untied(ranks.args, options)
-    caution = _set_copies_aside(ranks, is_untied, facts)
+    facts, warnings = _set_copies_aside(ranks, is_untied)
     check_ends(ranks)
     check_head(ranks, is_untied, "output_layer.weight", "output_layer.weight")
     model = to_model(ranks, options, "Megatron-Core, torch", neutral_args(ranks.args) if ranks.args else None)
     specs = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
     if len(specs) > 1:
         raise DamagedError(f"norms are named by two specs: {' and '.join(specs)}", where=ranks.folder)
-    model.facts.append(Fact(f"names of the spec {specs[0] if specs else 'unknown'}", "where the layers' norms are"))
-    model.spec = specs[0] if specs else None
-    copies_aside(ranks, model, _HEAD_COPY)
-    _settle_rows(model, options)
-    model.facts += facts
-    model.warnings += [caution] if caution else []
-    model.dropped += left_behind(ranks)
-    return model
+    spec = Fact(f"names of the spec {specs[0] if specs else 'unknown'}", "where the layers' norms are")
+    model = replace(model, spec=specs[0] if specs else None).noting(facts=[spec])
+    model = _settle_rows(copies_aside(ranks, model, _HEAD_COPY), options)
+    return model.noting(facts=facts, warnings=warnings, dropped=left_behind(ranks))
 
 
-def _settle_rows(model: ShardedModel, options: SourceOptions) -> None:
+def _settle_rows(model: StoredModel, options: SourceOptions) -> StoredModel:
     """Megatron-Core has one order of fused rows [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
     for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
         if said is not None:
             raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
-    model.qkv, model.glu, model.cuts_groups = QkvLayout.INTERLEAVED, GluOrder.GATE_UP, True
-    model.facts.append(Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order"))
+    fact = Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order")
+    settled = replace(model, qkv=QkvLayout.INTERLEAVED, glu=GluOrder.GATE_UP, cuts_groups=True)
+    return settled.noting(facts=[fact])
 
 
 def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
@@ -110,20 +105,19 @@ def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
     return found
 
 
-def _set_copies_aside(ranks: Ranks, is_untied: bool | None, facts: list[Fact]) -> str | None:
+def _set_copies_aside(ranks: Ranks, is_untied: bool | None) -> tuple[list[Fact], list[str]]:
     """On the last of several stages ``output_layer.weight`` is a copy of the embedding if the head is tied to it; what
-    to warn of.
+    was found, and what to warn of.
     """
     heads = [parts[-1] for rank, parts in ranks.parts.items() if rank.pp == ranks.found.pp - 1]
     if not any(_HEAD in part.tensors for part in heads):
-        return None
+        return [], []
     if is_untied is not False:
-        return _NOT_SAID if is_untied is None else None
+        return [], [_NOT_SAID] if is_untied is None else []
     for part in heads:
         if _HEAD in part.tensors:
             part.copy["weight"] = part.tensors.pop(_HEAD)
-    facts.append(Fact("tied head: output_layer.weight is a copy", "args.untie_embeddings_and_output_weights is false"))
-    return None
+    return [Fact("tied head: output_layer.weight is a copy", "args.untie_embeddings_and_output_weights is false")], []
 
 
 SOURCE = SourceFormat("megatron-core", open_model, claims, refusal)

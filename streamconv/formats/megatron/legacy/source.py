@@ -7,6 +7,7 @@ core_v0.7), ``megatron/model/gpt_model.py:state_dict_for_save_checkpoint``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from streamconv.formats.megatron.folder import claims as claims_ranks
 from streamconv.formats.megatron.legacy.names import HEAD_COPY, cautions, stage_tensors, translated_args
 from streamconv.formats.megatron.legacy.refusals import families, refusal
 from streamconv.formats.megatron.rank_files import Ranks, left_behind, open_ranks, to_model
-from streamconv.formats.source import Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
@@ -35,7 +36,7 @@ def claims(path: Path) -> str | None:
     return None if words is None or is_core(path) or dist_folder(path) is not None else words
 
 
-def open_model(path: Path, options: SourceOptions) -> ShardedModel:
+def open_model(path: Path, options: SourceOptions) -> StoredModel:
     """Open a legacy Megatron-LM checkpoint, metadata only.
 
     Args:
@@ -55,16 +56,14 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     args = None if ranks.args is None else translated_args(ranks.args)
     model = to_model(ranks, options, "Megatron-LM, legacy", args)
     ages = sorted({age for parts in ranks.parts.values() for part in parts for age in part.ages})
-    model.facts.append(Fact(" and ".join(ages or ["names of 2021"]), "the keys of `language_model`"))
-    model.warnings += cautions(ranks.args or {})
-    copies_aside(ranks, model, HEAD_COPY)
-    if not join_separate_heads(model, options):
-        _settle_qkv(model, version, options)
+    names = Fact(" and ".join(ages or ["names of 2021"]), "the keys of `language_model`")
+    model = model.noting(facts=[names], warnings=cautions(ranks.args or {}))
+    model = copies_aside(ranks, model, HEAD_COPY)
+    model = join_separate_heads(model, options) or _settle_qkv(model, version, options)
     # bigscience's fork, whose order is the other one, has no norms without bias.
     is_megatron_lm = "input_layernorm.bias" not in model.keys(Section.LAYER, 0)
-    settle_glu(model, options, "no norm has a bias: not bigscience's fork" if is_megatron_lm else None)
-    model.dropped += left_behind(ranks)
-    return model
+    model = settle_glu(model, options, "no norm has a bias: not bigscience's fork" if is_megatron_lm else None)
+    return model.noting(dropped=left_behind(ranks))
 
 
 def _known_version(ranks: Ranks) -> float:
@@ -105,20 +104,20 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
             )
 
 
-def _settle_qkv(model: ShardedModel, version: float, options: SourceOptions) -> None:
+def _settle_qkv(model: StoredModel, version: float, options: SourceOptions) -> StoredModel:
     """The fork of deepspeedai writes this layout too (without DeepSpeed), and since 676a482c rows of
     ``[3, heads, head_dim]`` under the same checkpoint_version.
     """
-    layout, evidence = _ROWS[int(version)], f"checkpoint_version {version}"
+    layout, evidence, warnings = _ROWS[int(version)], f"checkpoint_version {version}", []
     if "ds_sequence_parallel_fpdt" in (model.args or {}):
         layout = QkvLayout.BLOCKS
         evidence = "args has ds_sequence_parallel_fpdt: written since commit 676a482c of Megatron-DeepSpeed"
     if options.qkv_layout is not None:
         if options.qkv_layout is not layout:
-            model.warnings.append(f"--qkv-layout {options.qkv_layout.value} against the evidence ({evidence})")
+            warnings.append(f"--qkv-layout {options.qkv_layout.value} against the evidence ({evidence})")
         layout, evidence = options.qkv_layout, "--qkv-layout"
-    model.qkv = layout
-    model.facts.append(Fact(f"query_key_value rows {layout.value}", evidence))
+    fact = Fact(f"query_key_value rows {layout.value}", evidence)
+    return replace(model, qkv=layout).noting(facts=[fact], warnings=warnings)
 
 
 SOURCE = SourceFormat("megatron-legacy", open_model, claims, refusal)

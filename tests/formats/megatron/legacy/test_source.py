@@ -18,7 +18,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, DifferenceError
 from streamconv.core.layout import ParallelLayout, even_stages
 from streamconv.formats.megatron.legacy.source import open_model
 from streamconv.formats.registry import find_source
-from streamconv.formats.source import ShardedModel, SourceOptions
+from streamconv.formats.source import SourceOptions, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, Section
 from tests import oracle
@@ -30,7 +30,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 ITERATION = "iter_0000003"
 
 
-def opened(root: Path, **options: Any) -> ShardedModel:
+def opened(root: Path, **options: Any) -> StoredModel:
     return open_model(root, SourceOptions(**options))
 
 
