@@ -9,14 +9,12 @@ from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import numpy.typing as npt
-import psutil
 
-from streamconv.core.errors import MemoryBudgetError
 from streamconv.core.lazy import LazyTensor
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.source import check_io_mode
-from streamconv.memory.budget import MIB, MemoryBudget, format_bytes, parse_budget
-from streamconv.memory.threads import checked_jobs
+from streamconv.memory.budget import MIB, parse_budget
+from streamconv.memory.fit import Need, fit_budget
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Part", "SweepSettings", "fit_sweep", "sweep"]
@@ -55,28 +53,16 @@ def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, side
         UsageError: a choice makes no sense.
     """
     check_io_mode(io)
-    checked_jobs(jobs)
-    budget = parse_budget(max_ram)
-    used = psutil.Process().memory_info().rss + _MARGIN
-    fewest = jobs or 1
-    floor = -(-(used + fewest * _thread_nbytes(_SMALLEST_BLOCK, sides)) // MIB) * MIB
-    _check_floor(budget, floor)
-    free = budget.nbytes - used
-    threads = jobs or (_THREADS if _THREADS * _thread_nbytes(_SMALLEST_BLOCK, sides) <= free else 1)
-    block = (free // threads - _MARGIN_PER_THREAD) // (2 * sides)
-    return SweepSettings(threads, min(_LARGEST_BLOCK, block), io)
-
-
-def _thread_nbytes(block: int, sides: int) -> int:
-    return 2 * sides * block + _MARGIN_PER_THREAD
-
-
-def _check_floor(budget: MemoryBudget, floor: int) -> None:
-    if budget.nbytes < floor:
-        raise MemoryBudgetError(
-            f"{budget} is below the {format_bytes(floor)} that looking at values takes here",
-            remedy=f"say --max-ram {floor // MIB}M or more",
-        )
+    need = Need(
+        what="looking at values",
+        nbytes=lambda block, threads: threads * (2 * sides * block + _MARGIN_PER_THREAD),
+        smallest=_SMALLEST_BLOCK,
+        largest=_LARGEST_BLOCK,
+        margin=_MARGIN,
+        threads=((_THREADS, _SMALLEST_BLOCK),),
+    )
+    fitted = fit_budget(need, parse_budget(max_ram), jobs)
+    return SweepSettings(fitted.threads, fitted.block, io)
 
 
 def sweep(
