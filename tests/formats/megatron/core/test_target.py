@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from streamconv import convert, stream, verify
+from streamconv.models.mechanisms import RMSNORM, ROTARY
 from tests.formats.megatron import rank_files as files
 from tests.formats.megatron.models import CASES, CORE, MULTIPLE, Case, Stored, to_torch
 from tests.formats.megatron.rank_files import LINEARS, Cut, Labelled, State, even
@@ -60,8 +61,8 @@ def test_args_say_what_megatron_builds_the_model_from(case: Case, stored: Stored
         "group_query_attention": sizes.groups < sizes.heads,
         "num_query_groups": sizes.groups,
         "swiglu": case.family.gated,
-        "normalization": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[case.family.norm],
-        "position_embedding_type": {"learned": "learned_absolute", "rotary": "rope"}[case.family.positions],
+        "normalization": "RMSNorm" if RMSNORM in case.family.mechanisms else "LayerNorm",
+        "position_embedding_type": "rope" if ROTARY in case.family.mechanisms else "learned_absolute",
         "untie_embeddings_and_output_weights": case.head,
         "tensor_model_parallel_size": 4,
         "pipeline_model_parallel_size": 2,
