@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import subprocess
 import sys
 from functools import cache
@@ -62,7 +61,7 @@ def run_main(*words: object, module: str = "streamconv.cli.main") -> subprocess.
     said = [*map(str, words)]
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "error")]
-        print(json.dumps([module, said, os.getcwd(), *map(str, files)]), file=process.stdin, flush=True)
+        print(json.dumps([module, said, str(Path.cwd()), *map(str, files)]), file=process.stdin, flush=True)
         code = int(process.stdout.readline())
         out, error = (file.read_text() for file in files)
     return subprocess.CompletedProcess([module, *said], code, out, error)

@@ -182,11 +182,11 @@ def test_the_noted_tiles_are_not_done_again(run: Runs, bloom: Undisturbed, fast:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere_and_started_again_gives_the_same_bytes(
-    seed: int, source: Source, run: Runs, fast: Path
+    seed: int, source: Source, run: Runs, fast: Path, sweep: Sweep
 ) -> None:
     folder, rng = source.folder, random.Random(f"{source.name}{seed}")
     whole = undisturbed(run, fast / "whole", folder, *TARGET)
-    for number, stop in enumerate(sorted(rng.sample(range(1, whole.steps + 1), 6))):
+    for number, stop in enumerate(sweep.of(sorted(rng.sample(range(1, whole.steps + 1), 6)), 3)):
         out = fast / f"{number}"
         killed = run(folder, out, *TARGET, "--jobs", 1, stop=stop, how=rng.choice(["", "torn"]))
         assert killed.code == -signal.SIGKILL
