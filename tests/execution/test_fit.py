@@ -25,6 +25,8 @@ from streamconv.planning.plan import Entry, Plan
 from tests.places import REAL
 from tests.stored import stored
 
+pytestmark = pytest.mark.disk
+
 MOST_THREADS = 16 * (os.cpu_count() or 1)
 
 

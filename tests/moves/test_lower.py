@@ -62,8 +62,8 @@ SHARDS = made_shards()
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[LazyTensor]]:
-    path = tmp_path_factory.mktemp("sources") / "a.pt"
+def shards(disk: Path) -> dict[str, list[LazyTensor]]:
+    path = disk / "shards.pt"
     torch.save(SHARDS, path)
     state = open_torch_zip(path).state
     return {name: list(tensors) for name, tensors in state.items()}
@@ -236,9 +236,9 @@ def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: Engine
        io=st.sampled_from(IO_MODES))  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_any_expression_is_written_as_it_reads(
-    shards: dict[str, Many], tmp_path_factory: pytest.TempPathFactory, build: Any, block: int, threads: int, io: str
+    shards: dict[str, Many], disk: Path, build: Any, block: int, threads: int, io: str
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "written"
+    folder = disk / "written"
     folder.mkdir(exist_ok=True)
     assert_written(build(shards), folder, EngineSettings(block, threads, io))
 

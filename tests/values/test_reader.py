@@ -17,6 +17,8 @@ from streamconv.io.checksums import SourceChecksums
 from streamconv.values.reader import TensorReader, parts
 from tests.stored import counted, stored
 
+pytestmark = pytest.mark.disk
+
 relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

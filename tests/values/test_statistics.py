@@ -22,6 +22,8 @@ from streamconv.values.measure import tensor_statistics
 from streamconv.values.statistics import Moments, Statistics, flags_of, joined, together
 from streamconv.values.sweep import SweepSettings, fit_sweep
 
+pytestmark = pytest.mark.disk
+
 ROUGHLY: dict[str, Any] = {"rel": 1e-9, "abs": 1e-12}
 PLAIN = SweepSettings(2, 1 << 20, "pread")
 

@@ -30,6 +30,7 @@ SPECS = ("te", "local")
 MATRIX = [(case, tp) for case in CASES for tp in ([4] if case.head else [1, 2, 4])]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("case", "tp"), MATRIX, ids=str)
 def test_each_rank_has_its_labels_and_all_of_it_comes_back(case: Case, tp: int, stored: Stored, tmp_path: Path) -> None:
     """From transformers to one cut, from each cut to the next, from the last to another TP, and back."""
