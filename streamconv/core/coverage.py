@@ -80,7 +80,7 @@ def prove(
         sources: every parameter's shard, each one stored view, by name.
         left_out: boxes of a source that stay behind on purpose, None for all of it.
         targets: (role, tensor) of every target tensor; each role by itself must consume a source whole or not at all
-            (a copy of the tied head is a role of its own).
+            (a copy of the tied head is a role of its own). Rows that are repeated and zeros consume nothing.
 
     Raises:
         CoverageError: an element is lost or repeated.

@@ -34,7 +34,7 @@ class Read:
 class Move:
     """A box of elements from the input buffer to the output buffer; strides and positions in bytes.
 
-    The elements are the sum of the sources, divided by ``divisor``.
+    The elements are the sum of the sources, divided by ``divisor``; without sources they are zeros.
     """
 
     shape: tuple[int, ...]

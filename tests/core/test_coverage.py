@@ -137,6 +137,16 @@ def test_made_up_rows_read_nothing() -> None:
     assert check({"a": a}, [padded], {"a": [((3, 4), (0, 6))]}) == Coverage(1, 0, 1)
 
 
+def test_zeros_cover_the_target_and_stand_for_no_source_element() -> None:
+    a = source("a", 4, 6)
+    nothing = LazyTensor.zeros((2, 6), a.dtype)
+    assert check({"a": a}, [nothing, concat([a, nothing], 0)]) == Coverage(1, 0, 2)
+    with pytest.raises(CoverageError, match="neither read nor left out"):
+        check({"a": a}, [LazyTensor.zeros(a.shape, a.dtype)])
+    with pytest.raises(CoverageError, match="read exactly once"):
+        check({"a": a}, [concat([a.slice(0, 0, 2), nothing], 0)])
+
+
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
