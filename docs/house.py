@@ -31,7 +31,7 @@ PLACES: dict[str, tuple[float, int]] = {
     "inspection": (2, 4),
     "execution": (1.2, 5),
     "planning": (0.9, 6),
-    "values": (2.7, 6),
+    "values": (2.7, 7),
     "formats": (0.5, 7),
     "moves": (1.6, 7),
     "containers": (0, 8),

@@ -15,6 +15,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.models.registry import known_families
+from streamconv.planning.biases import stored_biases, stored_name
 
 __all__ = ["Recognised", "need_heads", "recognise"]
 
@@ -42,6 +43,7 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
     by_layer = model.keys_by_layer()
     family, evidence = _family(model, by_layer.get(0, set()), model.family or named)
     _refuse_mechanisms(family, model)
+    family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
@@ -56,7 +58,8 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
             expected[parameter.axis] //= model.tp
         if shards[0].shape != tuple(expected):
             raise DamagedError(
-                f"{stored.name} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
+                f"{stored_name(model, stored)} is {shards[0].shape}, expected {tuple(expected)} "
+                f"at TP {model.tp}: {sizes}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
     facts = [evidence]
@@ -76,17 +79,23 @@ def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[Mod
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
     chosen = {family.name: family for family in found}.get(named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
-    if chosen is not None and (model.family or layer == chosen.keys(Section.LAYER)):
+    if chosen is not None and (model.family or layer - chosen.choices == chosen.keys(Section.LAYER)):
         return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
     by_keys = [family for family in found if not family.only_named]
     if by_keys:
-        family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
+        family = min(by_keys, key=lambda family: _distance(family, layer))
         return family, Fact(f"family {family.title}", words)
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
         where=model.path,
         remedy=f"families so far in such folders: {_titles(model)}",
     )
+
+
+def _distance(family: ModelFamily, layer: set[str]) -> tuple[int, int]:
+    """How far the keys of a layer are from those of any model of a family, then from what all of them have."""
+    keys = family.keys(Section.LAYER)
+    return len((layer - family.choices) ^ keys), len(layer ^ keys)
 
 
 def _titles(model: StoredModel) -> str:
