@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streamconv.models.hf_names import HuggingFace
-from streamconv.models.mechanisms import GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
+from streamconv.models.mechanisms import GEGLU, GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
 from streamconv.models.parameter import Parameter, Section
 
 __all__ = ["ModelFamily"]
@@ -40,7 +40,7 @@ class ModelFamily:
     @property
     def gated(self) -> bool:
         """Whether ``dense_h_to_4h`` has the rows of a gate and of what it gates."""
-        return SWIGLU in self.mechanisms
+        return not self.mechanisms.isdisjoint((SWIGLU, GEGLU))
 
     @property
     def grouped(self) -> bool:
