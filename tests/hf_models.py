@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -35,6 +36,7 @@ _LLAMA: dict[str, Any] = {
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "bloom": BloomConfig(vocab_size=256, hidden_size=HIDDEN, n_layer=LAYERS, n_head=HEADS),
+    "gemma": GemmaConfig(**{**_LLAMA, "tie_word_embeddings": True}, head_dim=16),
     "gpt": GPT2Config(vocab_size=101, n_positions=64, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS),
     "gpt_neox": GPTNeoXConfig(
         vocab_size=101,
@@ -49,7 +51,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "qwen2": Qwen2Config(**_LLAMA),
     "qwen3": Qwen3Config(**_LLAMA, head_dim=16),
 }
-"""By the name of the family. Qwen 3's heads are wider than the hidden size over their number."""
+"""By the name of the family. Gemma's and Qwen 3's heads are wider than the hidden size over their number."""
 
 
 def make(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from streamconv.models.biases import BIAS_MECHANISMS, bias_mechanism
 from streamconv.models.hf_names import HuggingFace
-from streamconv.models.mechanisms import GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
+from streamconv.models.mechanisms import GEGLU, GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
 from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["ModelFamily"]
@@ -43,7 +43,7 @@ class ModelFamily:
     @property
     def gated(self) -> bool:
         """Whether ``dense_h_to_4h`` has the rows of a gate and of what it gates."""
-        return SWIGLU in self.mechanisms
+        return not self.mechanisms.isdisjoint((SWIGLU, GEGLU))
 
     @property
     def grouped(self) -> bool:

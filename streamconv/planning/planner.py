@@ -87,9 +87,16 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
 def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
     """The model, with arguments if the target has them, and the target, which has not refused it so far."""
     said = options.source.config
-    _, stored = open_source(path, options.source)
+    source, stored = open_source(path, options.source)
     supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
     model, family, sizes = recognise(supplied, options.source.num_heads, named)
+    if refusal := source.refusal(family):
+        # Only a configuration can have named it: its parameters are those of a family that is there.
+        raise UnsupportedError(
+            f"no {source.name} checkpoint is a {family.title}: {refusal}",
+            where=model.path,
+            remedy="give the configuration of the model that was trained",
+        )
     target = find_target(options.to, family)
     refuse_idle(model, target, options)
     if target.is_sharded and model.config is not None:

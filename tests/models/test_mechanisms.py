@@ -75,8 +75,13 @@ def test_every_mechanism_has_words_of_its_own() -> None:
     assert len({mechanism.words for mechanism in KNOWN}) == len({mechanism.name for mechanism in KNOWN}) == len(KNOWN)
 
 
+def test_words_of_one_and_of_two() -> None:
+    assert in_words([made_of.ALIBI]) == "no ALiBi"
+    assert in_words([made_of.EMBEDDING_NORM, made_of.ALIBI]) == "no ALiBi and no embedding norm"
+
+
 def test_words_come_in_one_order_and_those_that_nobody_knows_last() -> None:
-    invented = Mechanism("aaa", "an invention")
+    invented = Mechanism("aaa", "invention")
     assert in_words({invented, made_of.EMBEDDING_NORM, made_of.ALIBI}) == (
-        "no ALiBi and no embedding norm and no an invention"
+        "no ALiBi, no embedding norm and no invention"
     )
