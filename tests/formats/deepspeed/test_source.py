@@ -170,7 +170,8 @@ def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(layers: int, ranks:
             block |= {f"{name}.weight": ((rows, columns), True), f"{name}.bias": ((rows,), rows != hidden)}
         save(index, block)
     save(layers + 4, norm)
-    convert(folder, tmp_path / "out", num_heads=ranks, pp_layers=(4, layers - 4), tp=1, max_ram="3G", to="megatron-legacy")
+    stages = (4, layers - 4)
+    convert(folder, tmp_path / "out", num_heads=ranks, pp_layers=stages, tp=1, max_ram="3G", to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 2), heads=ranks)
     oracle.assert_same_model(result, oracle.source_model(folder, heads=ranks))
     assert len({key.split(".")[1] for key in result if key.startswith("layers.")}) == layers
