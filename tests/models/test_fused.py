@@ -153,6 +153,7 @@ def interleaved(whole: Sequence[Array], groups: range) -> list[Any]:
 EVEN = ModelSizes(1, 2, 4, 4, 2, 4, 4, 2, gated=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=cuts())
