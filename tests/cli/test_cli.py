@@ -114,6 +114,7 @@ def test_exit_codes_and_messages(words: list[str], code: int, message: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.disk
 def test_the_floor_that_is_said_is_a_floor_that_works(tmp_path: Path) -> None:
     refused = start(STREAMCONV, BLOOM.folder, tmp_path / "out", "--max-ram", "8M")

@@ -25,6 +25,8 @@ from tests.places import LABELLED, REAL, ROOT, Source
 from tests.processes import IMPORT_ALL
 from tests.spread import Sweep
 
+pytestmark = pytest.mark.slow
+
 BLOOM = REAL[1].folder
 TRACKER = "latest_checkpointed_iteration.txt"
 SOURCES = [REAL[1], REAL[3], REAL[4], LABELLED[4], LABELLED[5]]
@@ -199,7 +201,6 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(
         assert_whole(out, whole.hashes)
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_it_gets_to_its_end(run: Runs, bloom: Undisturbed, fast: Path) -> None:
     for seed in range(4):
         out, rng, done, resumed = fast / f"{seed}", random.Random(seed), None, []
@@ -212,7 +213,6 @@ def test_killed_again_and_again_it_gets_to_its_end(run: Runs, bloom: Undisturbed
         assert_whole(out, bloom.hashes)
 
 
-@pytest.mark.slow
 def test_killed_at_each_of_the_first_steps_it_gets_to_its_end(
     run: Runs, bloom: Undisturbed, fast: Path, sweep: Sweep
 ) -> None:
@@ -233,7 +233,6 @@ def old_checkpoint(run: Runs, out: Path) -> dict[str, str]:
     return hashes(out)
 
 
-@pytest.mark.slow
 def test_killed_at_each_of_the_last_steps_the_new_replaces_the_old_whole_or_not_at_all(
     run: Runs, bloom: Undisturbed, fast: Path, sweep: Sweep
 ) -> None:

@@ -103,6 +103,7 @@ def test_fills_means_views_and_transposes(tmp_path: Path) -> None:
     check([*lazy, padded, mean([first, second]), mean([first, second]).slice(0, 10, 20)], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_large_transposed_tensor_is_read_run_by_run(tmp_path: Path) -> None:
     (lazy,) = stored(tmp_path / "t.pt", counted(500, 300).t())
     check([lazy], tmp_path)

@@ -105,6 +105,7 @@ def test_the_works_have_jobs_of_every_kind(tmp_path: Path) -> None:
     assert casts
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 32))
 def test_a_run_goes_on_with_just_what_is_left_whatever_the_cut(

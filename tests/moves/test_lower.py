@@ -240,6 +240,7 @@ def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: Engine
     return ledger
 
 
+@pytest.mark.slow
 @given(build=expressions(), block=st.sampled_from((4096, 5000, 1 << 16)), threads=st.sampled_from((1, 2)),
        io=st.sampled_from(IO_MODES))  # fmt: skip
 @settings(max_examples=50, deadline=None)

@@ -89,6 +89,7 @@ def test_every_tensor_of_every_fixture_is_torchs_bit_for_bit(folder: str) -> Non
         assert all(same(found[name], tensor) for name, tensor in expected.items()), path
 
 
+@pytest.mark.slow
 def test_every_tensor_is_what_torch_maps() -> None:
     paths = [path for path in FILES if path.name.startswith("layer_")]
     assert len(paths) > 100

@@ -13,6 +13,8 @@ from streamconv import convert
 from tests import oracle
 from tests.places import REAL, Source
 
+pytestmark = pytest.mark.slow
+
 FP32 = [source for source in REAL if "fp32" in source.name]
 
 

@@ -13,6 +13,8 @@ from tests import hf_models as models
 from tests import oracle
 from tests.places import LLAMA, REAL, Source
 
+pytestmark = pytest.mark.slow
+
 MEGATRON = (*REAL, LLAMA)
 FP32 = [source for source in MEGATRON if "fp32" in source.name]
 HALF = [source for source in REAL if "fp32" not in source.name]

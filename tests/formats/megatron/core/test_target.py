@@ -30,6 +30,7 @@ SPECS = ("te", "local")
 MATRIX = [(case, tp) for case in CASES for tp in ([4] if case.head else [1, 2, 4])]
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize(("case", "tp"), MATRIX, ids=str)
 def test_each_rank_has_its_labels_and_all_of_it_comes_back(case: Case, tp: int, stored: Stored, tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def dist_extra_states(modules: Iterable[str], layers: int = 12) -> set[str]:
     return {f"decoder.layers.{module}._extra_state/shard_{i}_{layers}" for module in modules for i in range(layers)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_torch_reads_the_labels_and_all_of_it_comes_back(case: Case, stored: Stored, tmp_path: Path) -> None:
     """And from it to a file for each rank. Four ranks have each a slice of two groups."""
@@ -137,6 +139,7 @@ def test_a_cast_in_torch_dist(stored: Stored, tmp_path: Path) -> None:
     check_dist(place, rounded, cut)
 
 
+@pytest.mark.slow
 def test_both_containers_hold_the_same(stored: Stored, tmp_path: Path) -> None:
     case = CASES[-1]
     to_dist(stored(case), tmp_path / "dist", even(4, 3), config=MULTIPLE)

@@ -54,6 +54,7 @@ def resharded(source: Path, place: Path, tokens: torch.Tensor, sizes: Sizes) -> 
     return logits_of_run(place, tokens, [*printed_flags(source, **choices), *other], sizes)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("sizes", [Sizes(), Sizes(2, 1), Sizes(1, 2), Sizes(2, 2)], ids=str)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_a_run_goes_on_as_it_was(source: Source, sizes: Sizes, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def run_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     return answer["tokens"], answer["logits"]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_torch_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], tmp_path: Path) -> None:
@@ -57,6 +58,7 @@ def test_torch_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], 
     check(logits_from_torch(tmp_path / "out", tokens, **cut), expected, source.true_vocab)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_torch_dist_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], tmp_path: Path) -> None:
@@ -66,6 +68,7 @@ def test_torch_dist_answers_as_the_live_run_did(source: Source, cut: dict[str, A
     check(logits_from_torch_dist(tmp_path / "out", tokens, **cut), expected, source.true_vocab)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_answers_as_transformers(family: str, cut: dict[str, Any], tmp_path: Path) -> None:
@@ -74,6 +77,7 @@ def test_torch_answers_as_transformers(family: str, cut: dict[str, Any], tmp_pat
     check(logits_from_torch(tmp_path / "out", models.TOKENS, **cut), models.logits(model), 101)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_dist_answers_as_transformers(family: str, cut: dict[str, Any], tmp_path: Path) -> None:
