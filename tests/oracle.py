@@ -11,10 +11,13 @@ import pickle
 import re
 import types
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.places import Source
 
 Model = dict[str, torch.Tensor]
 
@@ -117,6 +120,12 @@ def source_model(root: Path, heads: int = HEADS, *, blocks: bool = False) -> Mod
         for rank, tensors in by_layer[index].items():
             ranks[rank] |= {prefix + key: tensor for key, tensor in tensors.items()}
     return whole_model(ranks, heads, blocks=blocks)
+
+
+@cache
+def model_of(source: Source) -> Model:
+    """The model in a checkpoint of the repository, read once; nobody changes it."""
+    return source_model(source.folder, source.heads, blocks=source.blocks)
 
 
 def _nested(module: Mapping[str, Any]) -> Model:

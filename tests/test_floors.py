@@ -6,59 +6,23 @@ name counts as an import too.
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-import streamconv
+from docs import house
+from docs.house import arrows, modules
 from streamconv.formats.registry import FRAMEWORKS
+from tests.places import ROOT
 
-PACKAGE = Path(streamconv.__file__).parent
 TOP = (
     *("core", "memory", "io", "containers", "models", "formats", "moves", "values", "planning", "execution"),
     *("inspection", "verification", "report", "api", "cli", "bigscience"),
 )
 """The rooms from the lowest floor to the highest: each may import those before it."""
 STRANGERS = {frozenset(("containers", "models"))}
-FOUND_BY_NAME = {
-    "formats.registry": {f"formats.{name}.{half}" for name in FRAMEWORKS for half in ("source", "target")},
-    "models.registry": {f"models.families.{path.stem}" for path in (PACKAGE / "models" / "families").glob("[a-z]*.py")},
-}
 # A framework may use another one's modules where it is built on it.
 FRAMEWORK_MAY_USE = {("gpt_neox", "deepspeed")}
-SHARED_WITHIN = {"names", "args", "refusals"}
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
-
-
-def imported(path: Path) -> set[str]:
-    """The modules of the package that a module names in an import, wherever it stands."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "streamconv":
-            base = node.module.partition(".")[2]
-            for alias in node.names:
-                inside = f"{base}.{alias.name}" if base else alias.name
-                found.add(inside if inside in MODULES else base)
-        elif isinstance(node, ast.Import):
-            found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith("streamconv.")}
-    return found - {""}
-
-
-@cache
-def arrows() -> tuple[tuple[str, str], ...]:
-    """(module, module that it imports); the package's own front door, which imports everything, left out."""
-    named = {name: imported(path) | FOUND_BY_NAME.get(name, set()) for name, path in MODULES.items()}
-    return tuple((name, other) for name, others in named.items() if name not in ("", "__main__") for other in others)
 
 
 def inside(folder: str) -> dict[str, set[str]]:
@@ -81,11 +45,11 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-FOLDERS = sorted({name.rpartition(".")[0] for name in MODULES if name})
+FOLDERS = sorted({name.rpartition(".")[0] for name in modules() if name})
 
 
 def test_every_room_is_drawn() -> None:
-    assert {name.split(".")[0] for name in MODULES} - {"", "__main__"} == set(TOP)
+    assert {name.split(".")[0] for name in modules()} - {"", "__main__"} == set(TOP)
 
 
 def test_rooms_import_only_those_before_them() -> None:
@@ -133,11 +97,19 @@ def test_source_and_target_of_a_framework_are_strangers() -> None:
 
 
 def test_the_design_document_draws_the_same_rooms() -> None:
-    text = (PACKAGE.parent / "docs" / "design.md").read_text()
-    drawn = [line.split("`")[1].rstrip("/") for line in text.splitlines() if line.startswith("| `")]
+    text = (ROOT / "docs" / "design.md").read_text()
+    table = text.partition("| room |")[2].partition("\n\n")[0]
+    drawn = [line.split("`")[1].rstrip("/") for line in table.splitlines() if line.startswith("| `")]
     assert tuple(drawn) == TOP
 
 
+def test_the_picture_shows_the_rooms_as_they_are() -> None:
+    """``python docs/house.py`` draws it anew."""
+    assert house.PICTURE.read_text() == house.picture()
+    assert house.PLACES.keys() == house.rooms().keys() == set(TOP)
+    assert all(house.PLACES[room][1] < house.PLACES[other][1] for room, o in house.rooms().items() for other in o)
+
+
 def test_modules_stay_short() -> None:
-    long = {name: n for name, path in MODULES.items() if (n := len(path.read_text().splitlines())) > 300}
+    long = {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 300}
     assert long == {}

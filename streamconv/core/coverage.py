@@ -10,15 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, Piece, Storage, View
+from streamconv.core.tiling import Box, tiling_fault, whole_box
 
-__all__ = ["Box", "Coverage", "CoverageError", "boxes_in_source", "prove", "tiles_exactly"]
-
-Box = tuple[tuple[int, int], ...]
-"""One (start, stop) for each axis."""
+__all__ = ["Coverage", "CoverageError", "boxes_in_source", "prove"]
 
 
 class CoverageError(StreamconvError):
@@ -34,54 +31,13 @@ class Coverage:
     written: int
 
 
-def tiles_exactly(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
-    """Whether the boxes fill a tensor of ``shape`` without a gap and without an overlap."""
-    if len(boxes) == 1 and boxes[0] == _whole(shape):
-        return True
-    if sum(prod(stop - start for start, stop in box) for box in boxes) != prod(shape):
-        return False
-    if any(start < 0 or stop > size for box in boxes for (start, stop), size in zip(box, shape, strict=True)):
-        return False
-    return _disjoint(sorted(boxes), len(shape))
-
-
-def _whole(shape: Sequence[int]) -> Box:
-    return tuple(zip((0,) * len(shape), shape, strict=True))
-
-
-def _disjoint(boxes: Sequence[Box], axes: int) -> bool:
-    """Whether sorted boxes are disjoint: along an axis on which not all agree, runs that overlap are looked at
-    alone.
-    """
-    if len(boxes) < 2:
-        return True
-    for axis in range(axes):
-        ordered = sorted(boxes, key=lambda box: box[axis])
-        groups: list[list[Box]] = []
-        reach = -1
-        for box in ordered:
-            start, stop = box[axis]
-            if start >= reach:
-                groups.append([])
-            groups[-1].append(box)
-            reach = max(reach, stop)
-        if len(groups) > 1:
-            return all(_disjoint(group, axes) for group in groups)
-    # No axis separates them: either two overlap, or they are woven; only a look at each pair tells.
-    return not any(
-        all(a0 < b1 and b0 < a1 for (a0, a1), (b0, b1) in zip(first, second, strict=True))
-        for index, first in enumerate(boxes)
-        for second in boxes[index + 1 :]
-    )
-
-
 def boxes_in_source(piece: Piece, view: View, source: LazyTensor) -> list[Box]:
     """The boxes of ``source`` (one stored view) that a piece reads through ``view``."""
     origin = source.pieces[0].views[0]
     if view.dtype != origin.dtype:
         raise CoverageError(f"a target reads {origin.dtype} elements as {view.dtype}")
     if (view.offset, view.strides, piece.shape) == (origin.offset, origin.strides, source.shape):
-        return [_whole(source.shape)]
+        return [whole_box(source.shape)]
     strides = [stride or 1 for stride in origin.strides]
     axes = [axis for axis, size in enumerate(source.shape) if size > 1]
     axes.sort(key=origin.strides.__getitem__, reverse=True)
@@ -124,7 +80,7 @@ def prove(
         sources: every parameter's shard, each one stored view, by name.
         left_out: boxes of a source that stay behind on purpose, None for all of it.
         targets: (role, tensor) of every target tensor; each role by itself must consume a source whole or not at all
-            (a copy of the tied head is a role of its own).
+            (a copy of the tied head is a role of its own). Rows that are repeated and zeros consume nothing.
 
     Raises:
         CoverageError: an element is lost or repeated.
@@ -135,16 +91,21 @@ def prove(
     for role, tensor in targets:
         written += 1
         boxes = [tuple([(a, a + n) for a, n in zip(p.start, p.shape, strict=True)]) for p in tensor.pieces]
-        if not tiles_exactly(boxes, tensor.shape):
-            raise CoverageError(f"target tensor of {role} {tensor.shape} would not be written exactly once")
+        if fault := tiling_fault(boxes, tensor.shape):
+            raise CoverageError(
+                f"target tensor of {role} {tensor.shape} would not be written exactly once (its boxes: {fault})"
+            )
         for piece in tensor.pieces:
             for view in () if piece.fill else piece.views:
                 name, found = index.find(piece, view)
                 read[role, name] += found
     for (role, name), boxes in read.items():
         extra = left_out.get(name) or ()
-        if not tiles_exactly([*boxes, *extra], sources[name].shape):
-            raise CoverageError(f"source tensor {name} {sources[name].shape} would not be read exactly once for {role}")
+        if fault := tiling_fault([*boxes, *extra], sources[name].shape):
+            raise CoverageError(
+                f"source tensor {name} {sources[name].shape} would not be read exactly once for {role} "
+                f"(the boxes that are read or left out: {fault})"
+            )
     consumed = {name for _, name in read}
     lost = [n for n, t in sources.items() if t.numel and n not in consumed and left_out.get(n, ()) is not None]
     if lost:

@@ -3,7 +3,8 @@
 Every operation that a conversion needs (slice, concat, permute, flatten, unflatten, expand, total, share, cast) maps
 boxes to boxes, so an expression never grows: a lazy tensor is always its normal form, a list of ``Piece``. A piece says
 that the box ``start .. start + shape`` of the tensor is the strided ``View`` of one stored record (or the sum of
-several, divided by a number). What an engine needs to know, which bytes go where, can be read off directly.
+several, divided by a number; or of none: zeros). What an engine needs to know, which bytes go where, can be read off
+directly.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ class LazyTensor:
         box = tuple(shape)
         pieces = (Piece((0,) * len(box), box, (view,)),) if prod(box) else ()
         return cls(box, view.dtype, pieces)
+
+    @classmethod
+    def zeros(cls, shape: Sequence[int], dtype: DType) -> LazyTensor:
+        """A tensor of zeros, made of nothing that is stored."""
+        box = tuple(shape)
+        pieces = (Piece((0,) * len(box), box, ()),) if prod(box) else ()
+        return cls(box, dtype, pieces)
 
     @property
     def numel(self) -> int:
@@ -111,7 +119,7 @@ class LazyTensor:
         if len(self.pieces) < 2:
             return self
         pieces = list(self.pieces)
-        if len({piece.views[0].storage for piece in pieces}) < len(pieces):
+        if len({view.storage for piece in pieces for view in piece.views[:1]}) < len(pieces):
             for dim in reversed(range(len(self.shape))):
                 pieces = merge_along(pieces, dim)
         return replace(self, pieces=tuple(sorted(pieces, key=lambda piece: piece.start)))
@@ -129,8 +137,11 @@ class LazyTensor:
         result = np.empty(self.shape, self.dtype.numpy)
         for piece in self.pieces:
             box = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.shape, strict=True))
-            arrays = [view.open(piece.shape) for view in piece.views]
-            cast_into(combined(arrays, piece.divisor), result[box] if box else result)
+            target = result[box] if box else result
+            if piece.views:
+                cast_into(combined([view.open(piece.shape) for view in piece.views], piece.divisor), target)
+            else:
+                target[...] = 0
         return result
 
     def torch(self) -> torch.Tensor:

@@ -79,7 +79,8 @@ class View:
 class Piece:
     """A box of a tensor and what fills it: the element-wise sum of ``views``, divided by ``divisor``.
 
-    Nearly always that is one view as it is stored. ``fill`` marks made-up rows.
+    Nearly always that is one view as it is stored. The sum of no views is zero: such a box is stored nowhere.
+    ``fill`` marks made-up rows.
     """
 
     start: tuple[int, ...]

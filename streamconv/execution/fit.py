@@ -6,15 +6,13 @@ import sys
 from dataclasses import dataclass
 from typing import TypedDict
 
-import psutil
-
-from streamconv.core.errors import MemoryBudgetError, UsageError
+from streamconv.core.errors import UsageError
 from streamconv.execution.settings import EngineSettings
 from streamconv.io.direct import PAGE, page_end
 from streamconv.io.source import check_io_mode
-from streamconv.memory.budget import MIB, MemoryBudget, format_bytes, parse_budget, parse_size
-from streamconv.memory.threads import checked_jobs
-from streamconv.moves.tiles import block_within, buffer_nbytes
+from streamconv.memory.budget import MIB, MemoryBudget, parse_budget, parse_size
+from streamconv.memory.fit import Need, checked_jobs, fit_budget
+from streamconv.moves.tiles import buffer_nbytes
 from streamconv.planning.plan import Plan
 
 __all__ = ["Fit", "RunChoices", "check_budget", "settings_for"]
@@ -26,7 +24,7 @@ _THREADS, _FEW_THREADS = 4, 2
 # Thread stacks, the directory and the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
 # What numpy takes, which a plan does without.
-_ENGINE = 18 * MIB
+_NUMPY = 18 * MIB
 
 
 class RunChoices(TypedDict, total=False):
@@ -81,37 +79,31 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     io = choices.get("io", "direct")
     check_io_mode(io)
     budget = parse_budget(choices.get("max_ram", "auto"))
-    smallest = max(work.smallest_block, _SMALLEST_BLOCK)
-    engine = 0 if "numpy" in sys.modules else _ENGINE
-    used = psutil.Process().memory_info().rss + engine + _MARGIN + held
-    asked_block, asked_threads = _asked_block(choices, smallest), checked_jobs(choices.get("jobs"))
-    least, fewest = asked_block or smallest, asked_threads or 1
-    floor = _mebibytes(used + _needed(buffer_nbytes(least, fewest)))
-    if budget.nbytes < floor and (asked_block or asked_threads):
-        raise MemoryBudgetError(
-            f"{fewest} threads with blocks of {format_bytes(least)} do not fit {budget}",
-            remedy=f"say --max-ram {floor // MIB}M or more, or choose fewer --jobs or a smaller --block-size",
-        )
-    if budget.nbytes < floor:
-        raise MemoryBudgetError(
-            f"{budget} is below the workable floor of {format_bytes(floor)} for this checkpoint",
-            remedy=f"say --max-ram {floor // MIB}M or more",
-        )
-    free = budget.nbytes - used
-    count = asked_threads or _threads_within(free, least, asked_block or max(_LARGEST_BLOCK, least))
-    block = asked_block or min(max(_LARGEST_BLOCK, smallest), max(smallest, block_within(_for_buffers(free), count)))
-    buffers = buffer_nbytes(block, count)
+    fitted = fit_budget(_need(work, choices, held), budget, choices.get("jobs"))
     together = min(len(work.files), 2 * work.target_layout.tp)
-    window = min(16 * MIB, max(256 << 10, free // 4 // (2 * together)))
-    return Fit(budget, floor, block, count, window, io, free - _needed(buffers))
+    window = min(16 * MIB, max(256 << 10, fitted.free // 4 // (2 * together)))
+    return Fit(budget, fitted.floor, fitted.block, fitted.threads, window, io, fitted.spare)
 
 
-def _threads_within(free: int, least: int, whole: int) -> int:
-    """Many threads if blocks of ``whole`` size fit for each, few if the least blocks do, else one."""
-    for count, block in ((_THREADS, whole), (_FEW_THREADS, least)):
-        if _needed(buffer_nbytes(block, count)) <= free:
-            return count
-    return 1
+def _need(work: Plan, choices: RunChoices, held: int) -> Need:
+    smallest = max(work.smallest_block, _SMALLEST_BLOCK)
+    asked = _asked_block(choices, smallest)
+    least, largest = asked or smallest, asked or max(_LARGEST_BLOCK, smallest)
+    return Need(
+        what="this checkpoint",
+        nbytes=_needed_nbytes,
+        smallest=least,
+        largest=largest,
+        step=PAGE,
+        margin=_MARGIN + (0 if "numpy" in sys.modules else _NUMPY) + held,
+        threads=((_THREADS, largest), (_FEW_THREADS, least)),
+        block_asked=asked is not None,
+    )
+
+
+def _needed_nbytes(block: int, threads: int) -> int:
+    # Two fifths of what the budget leaves are for buffers, and up to a quarter is for data on its way to the disk.
+    return -(-buffer_nbytes(block, threads) * 5 // 2)
 
 
 def _asked_block(choices: RunChoices, smallest: int) -> int | None:
@@ -139,16 +131,3 @@ def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
     check_io_mode(io)
     block = _LARGEST_BLOCK if asked is None else max(PAGE, parse_size(asked, "--block-size") // PAGE * PAGE)
     return EngineSettings(block, checked_jobs(choices.get("jobs")) or _THREADS, io)
-
-
-# Of what the budget leaves, two fifths are for buffers, and up to a quarter is for data on its way to the disk.
-def _for_buffers(free: int) -> int:
-    return free * 2 // 5
-
-
-def _needed(buffers: int) -> int:
-    return -(-buffers * 5 // 2)
-
-
-def _mebibytes(nbytes: int) -> int:
-    return -(-nbytes // MIB) * MIB

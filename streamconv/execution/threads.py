@@ -193,7 +193,10 @@ class _Worker:
             for position, strides in move.sources
         ]
         target: NDArray = np.ndarray(move.shape, move.target_dtype.numpy, self.output, move.position, move.strides)
-        cast_into(combined(arrays, move.divisor), target)
+        if arrays:
+            cast_into(combined(arrays, move.divisor), target)
+        else:
+            target[...] = 0
 
     def write_as_read(self, write: Write, output: Output) -> None:
         """Write what was read, brought to the place in its pages that a direct write needs."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streamconv.models.hf_names import HuggingFace
+from streamconv.models.mechanisms import GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
 from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["ModelFamily"]
@@ -15,25 +16,36 @@ __all__ = ["ModelFamily"]
 class ModelFamily:
     """A family: its name, what its blocks are made of, and its parameters.
 
-    ``positions`` is how it encodes position (``learned``, ``alibi``, ``rotary``), ``norm`` is ``layernorm`` or
-    ``rmsnorm``, ``gated`` says whether the MLP is a SwiGLU, ``grouped`` whether heads may share keys and values.
-    ``huggingface`` says how transformers names and configures it. ``alias_of`` names the family whose parameters it
-    has, where only a configuration tells them apart.
+    ``mechanisms`` are all that its blocks are made of; one that only some of its models have (heads that share keys and
+    values, a head size of its own) is among them. ``huggingface`` says how transformers names and configures it.
+    ``only_named`` says that another family has parameters of the same names, so that only a configuration tells the two
+    apart.
+
+    Raises:
+        ValueError: the mechanisms state no norm, or two; or so of positions, MLPs, biases.
     """
 
     name: str
     title: str
-    positions: str
+    mechanisms: frozenset[Mechanism]
     parameters: tuple[Parameter, ...]
     huggingface: HuggingFace
-    norm: str = "layernorm"
-    gated: bool = False
-    grouped: bool = False
     only_named: bool = False
     rows: Mapping[tuple[Section, str], Parameter] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_exclusive(self.mechanisms)
         object.__setattr__(self, "rows", {(p.section, p.key): p for p in self.parameters})
+
+    @property
+    def gated(self) -> bool:
+        """Whether ``dense_h_to_4h`` has the rows of a gate and of what it gates."""
+        return SWIGLU in self.mechanisms
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its heads may share keys and values."""
+        return GROUPED_HEADS in self.mechanisms
 
     def keys(self, section: Section) -> set[str]:
         """The keys that a section must have."""

@@ -106,7 +106,8 @@ class RowsJob:
         """
         rows = max(1, self.targets[0].tensor.shape[0]) if self.targets[0].tensor.shape else 1
         written = sum(target.tensor.nbytes for target in self.targets)
-        extra = sum(16 * p.numel for target in self.targets for p in target.tensor.pieces if not p.is_stored)
+        pieces = (piece for target in self.targets for piece in target.tensor.pieces)
+        extra = sum(16 * piece.numel for piece in pieces if piece.views and not piece.is_stored)
         return -(-(max(written, self.read_nbytes) + extra) // rows)
 
     @property
@@ -227,4 +228,5 @@ def _move(piece: Piece, sources: tuple[tuple[int, tuple[int, ...]], ...], tensor
     size = tensor.dtype.itemsize
     strides = tuple(size * prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape)))
     position = base + sum(a * s for a, s in zip(piece.start, strides, strict=True))
-    return Move(piece.shape, piece.views[0].dtype, sources, tensor.dtype, position, strides, piece.divisor)
+    source = piece.views[0].dtype if piece.views else tensor.dtype
+    return Move(piece.shape, source, sources, tensor.dtype, position, strides, piece.divisor)

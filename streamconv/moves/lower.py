@@ -68,8 +68,10 @@ def _is_transposed(target: Target) -> bool:
     tensor = target.tensor
     if len(tensor.shape) != 2 or tensor.nbytes < _SMALL_RUN:
         return False
+    if not all(piece.is_stored for piece in tensor.pieces):
+        return False
     steps = [piece.views[0].strides for piece in tensor.pieces if min(piece.shape) > 1]
-    return bool(steps) and all(p.is_stored for p in tensor.pieces) and all(0 < a < b for a, b in steps)
+    return bool(steps) and all(0 < a < b for a, b in steps)
 
 
 def _is_run(piece: Piece, shape: Sequence[int]) -> bool:

@@ -14,7 +14,7 @@ from streamconv.core.dtypes import DType
 from streamconv.core.lazy import Storage, View
 from streamconv.io.direct import DIRECT_NBYTES, PAGE, congruent, page_end
 
-__all__ = ["Move", "Read", "Tile", "Write", "block_within", "buffer_nbytes", "placed", "plan_reads", "tile_nbytes"]
+__all__ = ["Move", "Read", "Tile", "Write", "buffer_nbytes", "placed", "plan_reads", "tile_nbytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Read:
 class Move:
     """A box of elements from the input buffer to the output buffer; strides and positions in bytes.
 
-    The elements are the sum of the sources, divided by ``divisor``.
+    The elements are the sum of the sources, divided by ``divisor``; without sources they are zeros.
     """
 
     shape: tuple[int, ...]
@@ -83,13 +83,6 @@ def tile_nbytes(block: int) -> tuple[int, int]:
 def buffer_nbytes(block: int, threads: int) -> int:
     """Bytes of all buffers."""
     return threads * sum(tile_nbytes(block))
-
-
-def block_within(nbytes: int, threads: int) -> int:
-    """The largest block, in whole pages, whose buffers take at most ``nbytes``; 0 or less if there is none."""
-    fixed = buffer_nbytes(0, 1)
-    per_block = (buffer_nbytes(16 * PAGE, 1) - fixed) / (16 * PAGE)
-    return int((nbytes / threads - fixed) / per_block) // PAGE * PAGE
 
 
 def placed(position: int, nbytes: int, offset: int) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streamconv.core.coverage import Box
 from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
 from streamconv.core.replica import Replica
+from streamconv.core.tiling import Box
 from streamconv.formats.source import Dropped, StoredModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import gather

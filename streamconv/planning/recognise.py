@@ -9,6 +9,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedErro
 from streamconv.core.lazy import LazyTensor, Storage
 from streamconv.formats.registry import find_source, titles_from
 from streamconv.formats.source import Fact, StoredModel, positive_int
+from streamconv.models import mechanisms as made_of
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
@@ -73,10 +74,10 @@ def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[Mod
         if embedding == family.keys(Section.EMBEDDING) and head <= allowed_head:
             found.append(family)
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
-    chosen = [family for family in found if family.name == named]
+    chosen = {family.name: family for family in found}.get(named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
-    if chosen and (model.family or layer == chosen[0].keys(Section.LAYER)):
-        return chosen[0], Fact(f"family {chosen[0].title}", f"{words}; the configuration names it")
+    if chosen is not None and (model.family or layer == chosen.keys(Section.LAYER)):
+        return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
     by_keys = [family for family in found if not family.only_named]
     if by_keys:
         family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
@@ -93,8 +94,11 @@ def _titles(model: StoredModel) -> str:
 
 
 # megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
-_POSITION_ENUM = {1: "rotary", 2: "learned", 3: "alibi"}
-_NORMS = {"layernorm": "layernorm", "LayerNorm": "layernorm", "rmsnorm": "rmsnorm", "RMSNorm": "rmsnorm"}
+_POSITION_ENUM = {1: made_of.ROTARY, 2: made_of.LEARNED, 3: made_of.ALIBI}
+_NORMS = {
+    **dict.fromkeys(("layernorm", "LayerNorm"), made_of.LAYERNORM),
+    **dict.fromkeys(("rmsnorm", "RMSNorm"), made_of.RMSNORM),
+}
 
 
 def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
@@ -113,31 +117,48 @@ def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
 
 def _mechanisms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
     """What the training arguments say that a family has not, and what it has that they deny."""
+    has = family.mechanisms.__contains__
     experts = args.get("num_experts")
     most = max(experts, default=1) if isinstance(experts, list) else experts
     if isinstance(most, int) and most > 1:
         yield "a mixture of experts (MoE)"
     gated = "swiglu" if args.get("swiglu") else args.get("glu_activation")
-    if gated and not (family.gated and gated == "swiglu"):
+    if gated and not (has(made_of.SWIGLU) and gated == "swiglu"):
         yield f"a gated linear unit (GLU: {gated})"
-    if family.gated and args.get("swiglu") is False and not gated:
+    if has(made_of.SWIGLU) and args.get("swiglu") is False and not gated:
         yield "an MLP that args say is no gated linear unit (GLU)"
-    norm = args.get("normalization")
-    known = _NORMS.get(norm) if isinstance(norm, str) else None
-    if norm is not None and known != family.norm:
-        yield "RMSNorm (Llama)" if known == "rmsnorm" else f"the normalization {shown(norm)}"
-    rotary = args.get("use_rotary_position_embeddings")
-    if rotary and family.positions != "rotary":
-        yield "rotary positions"
-    if rotary is False and family.positions == "rotary" and "add_position_embedding" in args:
-        yield "positions that args say are not rotary"
+    yield from _norms(family, args)
+    yield from _positions(family, args)
     heads, groups = args.get("num_attention_heads"), args.get("num_key_value_heads")
-    if groups not in (None, heads) and not family.grouped:
+    if groups not in (None, heads) and not has(made_of.GROUPED_HEADS):
         yield f"grouped-query attention ({heads} heads, {groups} groups)"
+
+
+def _norms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    has, norm, less_one = family.mechanisms.__contains__, args.get("normalization"), args.get("apply_layernorm_1p")
+    known = _NORMS.get(norm) if isinstance(norm, str) else None
+    if norm is not None and (known is None or not has(known)):
+        yield "RMSNorm (Llama)" if known is made_of.RMSNORM else f"the normalization {shown(norm)}"
+    # LayerNorm's may be stored so in every family: each target says whether it can be told.
+    if less_one and has(made_of.RMSNORM) and not has(made_of.NORMS_LESS_ONE):
+        yield f"norms stored less 1 (args.apply_layernorm_1p is {shown(less_one)})"
+    if less_one is False and has(made_of.NORMS_LESS_ONE):
+        yield "norms that args say are not stored less 1"
+
+
+def _positions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    has, rotary = family.mechanisms.__contains__, args.get("use_rotary_position_embeddings")
+    if rotary and not has(made_of.ROTARY):
+        yield "rotary positions"
+    if rotary is False and has(made_of.ROTARY) and "add_position_embedding" in args:
+        yield "positions that args say are not rotary"
+    percent = args.get("rotary_percent")
+    if rotary and percent not in (None, 1) and not has(made_of.PARTIAL_ROTARY):
+        yield f"rotary positions in a part of each head (args.rotary_percent is {shown(percent)})"
     kind = getattr(args.get("position_embedding_type"), "args", None)
     named = _POSITION_ENUM.get(kind[0]) if isinstance(kind, tuple) and kind else None
-    if named not in (None, family.positions):
-        yield f"{named} positions"
+    if named is not None and not has(named):
+        yield f"{named.name} positions"
 
 
 def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:

@@ -52,9 +52,11 @@ def _halved(
 def _need(tensor: LazyTensor) -> tuple[int, int]:
     """(bytes of buffer that reading a tensor takes, the axis along which to cut it if that is too much)."""
     spans = [(view.span(piece.shape)[1], piece, view) for piece in tensor.pieces for view in piece.views]
+    if not spans:
+        return tensor.nbytes, max(range(len(tensor.shape)), key=tensor.shape.__getitem__, default=0)
     span, piece, view = max(spans, key=lambda found: found[0])
     steps = [(size - 1) * stride for size, stride in zip(piece.shape, view.strides, strict=True)]
-    if span > tensor.nbytes or len(spans) == 1:
+    if span > tensor.nbytes or len(spans) == len(tensor.pieces) == 1:
         axis = max(range(len(steps)), key=lambda axis: (steps[axis], piece.shape[axis]), default=0)
     else:
         axis = next((axis for axis, size in enumerate(tensor.shape) if size > 1), 0)
@@ -73,14 +75,17 @@ class TensorReader:
     def read(self, tensor: LazyTensor) -> NDArray:
         """The elements of a tensor that is not empty, as :func:`parts` cuts it, in the type that is stored.
 
+        Zeros that are stored nowhere have the tensor's own type.
+
         Raises:
             DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
             StorageError: the system refused.
         """
         if len(tensor.pieces) == 1 and tensor.pieces[0].is_stored:
             return self._view(tensor.pieces[0].views[0], tensor.pieces[0].shape)
-        computed = any(not piece.is_stored for piece in tensor.pieces)
-        dtype = np.dtype(np.float64) if computed else tensor.pieces[0].views[0].dtype.numpy
+        computed = any(piece.views and not piece.is_stored for piece in tensor.pieces)
+        stored = next((view.dtype for piece in tensor.pieces for view in piece.views), tensor.dtype)
+        dtype = np.dtype(np.float64) if computed else stored.numpy
         whole: NDArray = (
             np.empty(tensor.shape, dtype)
             if computed
@@ -90,6 +95,8 @@ class TensorReader:
             box = tuple(slice(first, first + size) for first, size in zip(piece.start, piece.shape, strict=True))
             if piece.is_stored:
                 whole[box] = self._view(piece.views[0], piece.shape)
+            elif not piece.views:
+                whole[box] = 0
             else:
                 whole[box] = combined([self._view(view, piece.shape).copy() for view in piece.views], piece.divisor)
         return whole

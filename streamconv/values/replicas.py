@@ -18,12 +18,14 @@ from streamconv.core.errors import DifferenceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.io.checksums import SourceChecksums
+from streamconv.memory.fit import largest_block
 from streamconv.values.distance import bits_differ, distance, numbers
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Drift", "compare_replicas"]
 
 NDArray = npt.NDArray[Any]
+_SMALLEST_BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
         DifferenceError: there is one, and the policy is ``fail`` or the copies must be equal.
         DamagedError, StorageError: a file cannot be read, or a record's CRC is not the recorded one.
     """
-    checksums, nbytes = SourceChecksums(), max(4096, block // 32)
+    checksums, nbytes = SourceChecksums(), largest_block(block, _needed_nbytes, _SMALLEST_BLOCK, block)
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(TensorReader(io, nbytes, checksums))) for _ in range(2)]
         comparison = _Comparison(readers, nbytes)
@@ -77,8 +79,13 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
     return found
 
 
+def _needed_nbytes(block: int) -> int:
+    # Differing elements of both copies become doubles, and so does all that is computed of them.
+    return 32 * block
+
+
 class _Comparison:
-    """Two readers. Values are compared in double precision, several arrays of it: so a part is small."""
+    """Two readers, and the bytes of a tensor that each reads at a time."""
 
     def __init__(self, readers: Sequence[TensorReader], nbytes: int) -> None:
         self.readers, self.nbytes = readers, nbytes

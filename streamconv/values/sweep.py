@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from threading import Lock, Thread
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
-import psutil
 
-from streamconv.core.errors import MemoryBudgetError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.source import check_io_mode
-from streamconv.memory.budget import MIB, MemoryBudget, format_bytes, parse_budget
-from streamconv.memory.threads import checked_jobs
+from streamconv.memory.budget import MIB, parse_budget
+from streamconv.memory.fit import Need, fit_budget
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Part", "SweepSettings", "fit_sweep", "sweep"]
@@ -55,28 +54,16 @@ def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, side
         UsageError: a choice makes no sense.
     """
     check_io_mode(io)
-    checked_jobs(jobs)
-    budget = parse_budget(max_ram)
-    used = psutil.Process().memory_info().rss + _MARGIN
-    fewest = jobs or 1
-    floor = -(-(used + fewest * _thread_nbytes(_SMALLEST_BLOCK, sides)) // MIB) * MIB
-    _check_floor(budget, floor)
-    free = budget.nbytes - used
-    threads = jobs or (_THREADS if _THREADS * _thread_nbytes(_SMALLEST_BLOCK, sides) <= free else 1)
-    block = (free // threads - _MARGIN_PER_THREAD) // (2 * sides)
-    return SweepSettings(threads, min(_LARGEST_BLOCK, block), io)
-
-
-def _thread_nbytes(block: int, sides: int) -> int:
-    return 2 * sides * block + _MARGIN_PER_THREAD
-
-
-def _check_floor(budget: MemoryBudget, floor: int) -> None:
-    if budget.nbytes < floor:
-        raise MemoryBudgetError(
-            f"{budget} is below the {format_bytes(floor)} that looking at values takes here",
-            remedy=f"say --max-ram {floor // MIB}M or more",
-        )
+    need = Need(
+        what="looking at values",
+        nbytes=lambda block, threads: threads * (2 * sides * block + _MARGIN_PER_THREAD),
+        smallest=_SMALLEST_BLOCK,
+        largest=_LARGEST_BLOCK,
+        margin=_MARGIN,
+        threads=((_THREADS, _SMALLEST_BLOCK),),
+    )
+    fitted = fit_budget(need, parse_budget(max_ram), jobs)
+    return SweepSettings(fitted.threads, fitted.block, io)
 
 
 def sweep(
@@ -98,69 +85,52 @@ def sweep(
     Raises:
         DamagedError, StorageError: a file cannot be read as its metadata says.
     """
-    run = _Sweep(items, look, settings, progress)
+    found = _Sweep(items, look, progress)
     sides = max((len(item) for item in items), default=1)
     with ExitStack() as stack:
-        crews = [
+        workers = [
             [stack.enter_context(closing(TensorReader(settings.io, settings.block, checksums))) for _ in range(sides)]
             for _ in range(settings.threads)
         ]
-        threads = [Thread(target=run.work, args=(readers,), daemon=True) for readers in crews]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            run.stopped = True
-            for thread in threads:
-                thread.join()
-            raise
-    if run.failure is not None:
-        raise run.failure
-    return [[found for _, found in sorted(results, key=lambda pair: pair[0])] for results in run.results]
+        run_pool(workers, _tasks(items, settings.block), found.look_at)
+    return [[made for _, made in sorted(results, key=lambda pair: pair[0])] for results in found.results]
+
+
+class _Task(NamedTuple):
+    """A part of an item: which item, which of its parts, where that begins, and the part of each tensor."""
+
+    item: int
+    position: int
+    start: tuple[int, ...]
+    tensors: tuple[LazyTensor, ...]
+
+
+def _tasks(items: Sequence[Sequence[LazyTensor]], block: int) -> Iterator[_Task]:
+    for number, item in enumerate(items):
+        for position, (start, tensors) in enumerate(parts(item, block)):
+            yield _Task(number, position, start, tensors)
 
 
 class _Sweep:
+    """What was made of the parts so far, of each item with the part's position."""
+
     def __init__(
         self,
         items: Sequence[Sequence[LazyTensor]],
         look: Callable[[Part], Any],
-        settings: SweepSettings,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.look, self.progress = look, progress
         self.results: list[list[tuple[int, Any]]] = [[] for _ in items]
-        self.lock = Lock()
-        self.failure: BaseException | None = None
-        self.stopped = False
-        self.done, self.total = 0, sum(tensor.nbytes for item in items for tensor in item)
-        self.todo = self._parts(items, settings.block)
+        self._look, self._progress = look, progress
+        self._lock = Lock()
+        self._done, self._total = 0, sum(tensor.nbytes for item in items for tensor in item)
 
-    @staticmethod
-    def _parts(
-        items: Sequence[Sequence[LazyTensor]], block: int
-    ) -> Iterator[tuple[int, int, tuple[int, ...], tuple[LazyTensor, ...]]]:
-        for number, item in enumerate(items):
-            for position, (start, tensors) in enumerate(parts(item, block)):
-                yield number, position, start, tensors
-
-    def work(self, readers: Sequence[TensorReader]) -> None:
-        """Look at parts until there are no more, or another thread has failed."""
-        try:
-            while not self.stopped and self.failure is None:
-                with self.lock:
-                    task = next(self.todo, None)
-                if task is None:
-                    return
-                number, position, start, tensors = task
-                arrays = tuple(reader.read(tensor) for reader, tensor in zip(readers, tensors, strict=False))
-                found = self.look(Part(number, start, arrays))
-                with self.lock:
-                    self.results[number].append((position, found))
-                    self.done += sum(tensor.nbytes for tensor in tensors)
-                if self.progress is not None:
-                    self.progress(self.done, self.total)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits, which raises it
-            with self.lock:
-                self.failure = self.failure or error
+    def look_at(self, readers: Sequence[TensorReader], task: _Task) -> None:
+        """Read a part with one reader a tensor, and keep what is made of it."""
+        arrays = tuple(reader.read(tensor) for reader, tensor in zip(readers, task.tensors, strict=False))
+        found = self._look(Part(task.item, task.start, arrays))
+        with self._lock:
+            self.results[task.item].append((task.position, found))
+            self._done += sum(tensor.nbytes for tensor in task.tensors)
+        if self._progress is not None:
+            self._progress(self._done, self._total)

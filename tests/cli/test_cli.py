@@ -19,22 +19,16 @@ import pytest
 
 from tests import oracle
 from tests.places import FRAMEWORKS, REAL
+from tests.processes import STREAMCONV, start
+from tests.processes import run_main as run
 
 BLOOM = REAL[1]
-STREAMCONV = [sys.executable, "-m", "streamconv"]
-SCRIPT = [
-    sys.executable,
-    "-c",
-    "import sys; from streamconv.bigscience.deepspeed_to_megatron import main; sys.exit(main())",
-]
-
-
-def run(*words: object, command: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*(command or STREAMCONV), *map(str, words)], capture_output=True, text=True, check=False)
+SCRIPT = "streamconv.bigscience.deepspeed_to_megatron"
+PROGRAM = [sys.executable, "-c"]
 
 
 def test_without_a_verb_it_converts(tmp_path: Path) -> None:
-    done = run("--max-ram", "1G", BLOOM.folder, tmp_path / "out")
+    done = start(STREAMCONV, "--max-ram", "1G", BLOOM.folder, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"wrote   {tmp_path / 'out'}")
     assert "peak" in done.stdout
@@ -78,12 +72,12 @@ def test_json_is_for_machines(tmp_path: Path) -> None:
 
 def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) -> None:
     words = ("--input_folder", BLOOM.folder, "--output_folder", tmp_path / "out", "--for_release")
-    done = run(*words, command=SCRIPT)
+    done = run(*words, module=SCRIPT)
     assert done.returncode == 0, done.stderr
     assert "TP 1 and PP 1, this script's defaults" in done.stderr
     files = oracle.result_files(tmp_path / "out", 1, 1)
     assert files[0, 0]["args"].consumed_train_samples == 0
-    again = run(*words, "--target_tp", 2, "--target_pp", 2, "--overwrite", command=SCRIPT)
+    again = run(*words, "--target_tp", 2, "--target_pp", 2, "--overwrite", module=SCRIPT)
     assert again.returncode == 0, again.stderr
     assert "defaults" not in again.stderr
     oracle.result_files(tmp_path / "out", 2, 2)
@@ -120,13 +114,14 @@ def test_exit_codes_and_messages(words: list[str], code: int, message: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.disk
 def test_the_floor_that_is_said_is_a_floor_that_works(tmp_path: Path) -> None:
-    refused = run(BLOOM.folder, tmp_path / "out", "--max-ram", "8M")
+    refused = start(STREAMCONV, BLOOM.folder, tmp_path / "out", "--max-ram", "8M")
     floor = refused.stderr.split("say --max-ram ")[1].split()[0]
-    done = run(BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
+    done = start(STREAMCONV, BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
     if "below the workable floor" in done.stderr:  # the interpreter itself varies by a page or two
         floor = f"{int(floor[:-1]) + 1}M"
-        done = run(BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
+        done = start(STREAMCONV, BLOOM.folder, tmp_path / "out", "--max-ram", floor, "--json")
     report = json.loads(done.stdout)
     assert report["peak_nbytes"] <= int(floor[:-1]) << 20
 
@@ -185,7 +180,7 @@ def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, 
         "from streamconv.cli.main import main\n"
         "sys.exit(main())\n"
     )
-    command = [sys.executable, "-c", program, str(BLOOM.folder), str(tmp_path / "out")]
+    command = [*PROGRAM, program, str(BLOOM.folder), str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / ".streamconv" / "journal").exists():
         assert process.poll() is None
@@ -208,7 +203,7 @@ def test_converting_never_imports_torch(tmp_path: Path) -> None:
         "assert main() == 0\n"
         "assert 'torch' not in sys.modules and 'deepspeed' not in sys.modules\n"
     )
-    done = run(BLOOM.folder, tmp_path / "out", "--tp", 1, "--dtype", "bf16", command=[sys.executable, "-c", program])
+    done = start([*PROGRAM, program], BLOOM.folder, tmp_path / "out", "--tp", 1, "--dtype", "bf16")
     assert done.returncode == 0, done.stderr
 
 
@@ -217,7 +212,7 @@ def test_help_does_not_wait_for_numpy() -> None:
         "import sys\nfrom streamconv.cli.main import main\ntry:\n main()\nfinally:\n assert 'numpy' not in sys.modules"
     )
     for words in ((), ("--help",), ("convert", "--help"), ("plan", "--help"), ("--version",)):
-        done = run(*words, command=[sys.executable, "-c", program])
+        done = start([*PROGRAM, program], *words)
         assert done.returncode == 0, done.stderr
         assert done.stdout
 
@@ -264,6 +259,7 @@ def test_a_destination_is_said_or_not_wanted(words: tuple[str, ...], tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.disk
 @pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
 def test_a_disk_is_measured_and_a_conversion_predicted(io: str, tmp_path: Path) -> None:
     words = ("bench", tmp_path, "--size", "1M", "--src", BLOOM.folder, "--io", io, "--jobs", "1", "--json")

@@ -19,8 +19,8 @@ import torch
 
 from tests.inspection.samples import BLOOM, GPT, Attack, changed, copied, cut_off, step_of
 from tests.places import FRAMEWORKS
+from tests.processes import STREAMCONV, run_main, start
 
-STREAMCONV = [sys.executable, "-m", "streamconv"]
 KEYS: dict[str, set[str]] = {
     "evidence": {"what", "evidence"},
     "files": {"path", "nbytes", "kind", "tensors"},
@@ -36,9 +36,8 @@ MODEL = {"family", "iteration", "num_layers", "hidden", "ffn", "heads", "kv_grou
 MODEL |= {"parameters", "parameters_per_layer"}
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [*STREAMCONV, "inspect", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+def run(*words: object, anew: bool = False) -> subprocess.CompletedProcess[str]:
+    done = start(STREAMCONV, "inspect", *words) if anew else run_main("inspect", *words)
     assert "Traceback" not in done.stderr
     assert "unexpected" not in done.stderr
     return done
@@ -184,17 +183,19 @@ def test_refusals_have_their_codes(tmp_path: Path) -> None:
 
 
 def test_the_floor_that_is_named_is_enough() -> None:
-    done = run(BLOOM, "--stats", "--check", "--max-ram", "20M")
+    done = run(BLOOM, "--stats", "--check", "--max-ram", "20M", anew=True)
     number = re.search(r"--max-ram (\d+)M or more", done.stderr)
     assert number
     # The refused process measured itself: the next one may be a few pages larger.
-    assert run(BLOOM, "--stats", "--check", "--max-ram", f"{int(number[1]) + 4}M").returncode == 0
+    assert run(BLOOM, "--stats", "--check", "--max-ram", f"{int(number[1]) + 4}M", anew=True).returncode == 0
 
 
+@pytest.mark.disk
 def test_values_larger_than_the_budget_are_streamed_inside_it(tmp_path: Path) -> None:
     tensor = torch.zeros(3000, 20_000)
     torch.save({"a": tensor, "b": tensor.t()[5:], "c": tensor[:1].expand(2000, 20_000)}, tmp_path / "t.pt")
-    floor = re.search(r"--max-ram (\d+)M or more", run(tmp_path / "t.pt", "--stats", "--max-ram", "20M").stderr)
+    refused = run(tmp_path / "t.pt", "--stats", "--max-ram", "20M", anew=True)
+    floor = re.search(r"--max-ram (\d+)M or more", refused.stderr)
     assert floor
     budget = int(floor[1]) + 4
     assert budget < tensor.numel() * 4 >> 20

@@ -262,6 +262,8 @@ def measured(*words: object) -> tuple[int, str, str, int]:
     return done.returncode, done.stdout, err, int(peak) * 1024
 
 
+@pytest.mark.slow
+@pytest.mark.disk
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_the_floor_that_is_named_works_even_if_everything_differs(dtype: torch.dtype, tmp_path: Path) -> None:
     a = torch.arange(12 * MIB).to(dtype).reshape(-1, 4096)

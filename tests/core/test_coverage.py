@@ -4,141 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from streamconv.core.coverage import Box, Coverage, CoverageError, boxes_in_source, prove, tiles_exactly
+from streamconv.core.coverage import Coverage, CoverageError, boxes_in_source, prove
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.lazy import LazyTensor, Piece, Storage, View, concat, mean, share, total
+from streamconv.core.tiling import Box
 
 BF16 = DTYPES["bfloat16"]
-
-# -- boxes -----------------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> tuple[int, ...]:
-    return tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> tuple[list[Box], tuple[int, ...]]:
-    """A tensor cut along whole planes."""
-    shape = draw(shapes())
-    axes = []
-    for size in shape:
-        cuts = draw(st.sets(st.integers(1, size - 1), max_size=3)) if size > 1 else set()
-        axes.append(list(pairwise([0, *sorted(cuts), size])))
-    return draw(st.permutations(list(product(*axes)))), shape
-
-
-@st.composite
-def cuttings(draw: st.DrawFn) -> tuple[list[Box], tuple[int, ...]]:
-    """A tensor cut in two, and again and again, each part on its own."""
-    shape = draw(shapes())
-    boxes: list[Box] = [tuple((0, size) for size in shape)]
-    for _ in range(draw(st.integers(0, 8))):
-        index = draw(st.integers(0, len(boxes) - 1))
-        axis = draw(st.integers(0, len(shape) - 1))
-        start, stop = boxes[index][axis]
-        if stop - start > 1:
-            box, cut = boxes.pop(index), draw(st.integers(start + 1, stop - 1))
-            boxes += [moved(box, axis, (start, cut)), moved(box, axis, (cut, stop))]
-    return draw(st.permutations(boxes)), shape
-
-
-def moved(box: Box, axis: int, run: tuple[int, int]) -> Box:
-    return (*box[:axis], run, *box[axis + 1 :])
-
-
-PARTITIONS = st.one_of(grids(), cuttings())
-
-
-@given(PARTITIONS)
-def test_a_partition_tiles(partition: tuple[list[Box], tuple[int, ...]]) -> None:
-    assert tiles_exactly(*partition)
-
-
-@given(PARTITIONS, st.data())
-def test_a_partition_that_lost_a_box_does_not_tile(
-    partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject
-) -> None:
-    boxes, shape = partition
-    index = data.draw(st.integers(0, len(boxes) - 1))
-    assert not tiles_exactly([*boxes[:index], *boxes[index + 1 :]], shape)
-
-
-@given(PARTITIONS, st.data())
-def test_a_partition_that_repeats_a_box_does_not_tile(
-    partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject
-) -> None:
-    boxes, shape = partition
-    assert not tiles_exactly([*boxes, data.draw(st.sampled_from(boxes))], shape)
-
-
-@given(PARTITIONS, st.data())
-def test_a_box_in_the_place_of_another_of_its_size_does_not_tile(
-    partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject
-) -> None:
-    boxes, shape = partition
-    lost, twice = (data.draw(st.integers(0, len(boxes) - 1)) for _ in range(2))
-    if boxes[lost] != boxes[twice]:
-        assert not tiles_exactly([*boxes[:lost], boxes[twice], *boxes[lost + 1 :]], shape)
-
-
-@given(PARTITIONS, st.data())
-def test_a_box_that_is_shifted_does_not_tile(partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject) -> None:
-    boxes, shape = partition
-    index, axis = data.draw(st.integers(0, len(boxes) - 1)), data.draw(st.integers(0, len(shape) - 1))
-    step = data.draw(st.integers(-8, 8).filter(bool))
-    start, stop = boxes[index][axis]
-    shifted = moved(boxes[index], axis, (start + step, stop + step))
-    assert not tiles_exactly([*boxes[:index], shifted, *boxes[index + 1 :]], shape)
-
-
-@given(PARTITIONS, st.data())
-def test_a_box_that_grows_or_shrinks_does_not_tile(
-    partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject
-) -> None:
-    boxes, shape = partition
-    index, axis = data.draw(st.integers(0, len(boxes) - 1)), data.draw(st.integers(0, len(shape) - 1))
-    start, stop = boxes[index][axis]
-    changed = moved(
-        boxes[index], axis, data.draw(st.sampled_from([(start, stop + 1), (start - 1, stop), (start + 1, stop)]))
-    )
-    assert not tiles_exactly([*boxes[:index], changed, *boxes[index + 1 :]], shape)
-
-
-PINWHEEL: list[Box] = [((0, 1), (0, 2)), ((0, 2), (2, 3)), ((2, 3), (1, 3)), ((1, 3), (0, 1)), ((1, 2), (1, 2))]
-
-
-def test_boxes_that_no_straight_cut_separates_tile_too() -> None:
-    assert tiles_exactly(PINWHEEL, (3, 3))
-    # As many elements as the tensor has, one of them twice and one not at all.
-    assert not tiles_exactly([*PINWHEEL[:4], ((1, 2), (2, 3))], (3, 3))
-
-
-def test_a_scalar_is_one_box_without_axes() -> None:
-    assert tiles_exactly([()], ())
-    assert not tiles_exactly([], ())
-    assert not tiles_exactly([(), ()], ())
-
-
-def test_a_tensor_without_elements_needs_no_box() -> None:
-    assert tiles_exactly([], (0, 4))
-    assert not tiles_exactly([((0, 1), (0, 4))], (0, 4))
-
-
-def test_many_boxes_are_looked_at_quickly() -> None:
-    boxes = [((row, row + 1), (3 * column, 3 * column + 3)) for row in range(300) for column in range(100)]
-    assert tiles_exactly(boxes, (300, 300))
-    assert not tiles_exactly([*boxes[:-1], boxes[0]], (300, 300))
-
 
 # -- sources ---------------------------------------------------------------------------------------------------------
 
@@ -259,6 +135,16 @@ def test_made_up_rows_read_nothing() -> None:
     a = source("a", 4, 6)
     padded = concat([a.slice(0, 0, 3), a.repeat_row(2, 5)], 0)
     assert check({"a": a}, [padded], {"a": [((3, 4), (0, 6))]}) == Coverage(1, 0, 1)
+
+
+def test_zeros_cover_the_target_and_stand_for_no_source_element() -> None:
+    a = source("a", 4, 6)
+    nothing = LazyTensor.zeros((2, 6), a.dtype)
+    assert check({"a": a}, [nothing, concat([a, nothing], 0)]) == Coverage(1, 0, 2)
+    with pytest.raises(CoverageError, match="neither read nor left out"):
+        check({"a": a}, [LazyTensor.zeros(a.shape, a.dtype)])
+    with pytest.raises(CoverageError, match="read exactly once"):
+        check({"a": a}, [concat([a.slice(0, 0, 2), nothing], 0)])
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

@@ -64,7 +64,12 @@ def step(data: st.DataObject, pair: Pair) -> Pair:
     def merge() -> Pair:
         return lazy.coalesced(), real
 
-    choices: list[Callable[[], Pair]] = [cut, swap, join, beside, repeat, merge]
+    def widen() -> Pair:
+        shape = (*lazy.shape[:dim], data.draw(st.integers(0, 3)), *lazy.shape[dim + 1 :])
+        nothing = LazyTensor.zeros(shape, lazy.dtype), torch.zeros(shape, dtype=real.dtype)
+        return concat([lazy, nothing[0]], dim), torch.cat([real, nothing[1]], dim)
+
+    choices: list[Callable[[], Pair]] = [cut, swap, join, beside, repeat, merge, widen]
     if rank < 5 and size:
         choices.append(split)
     chosen: Callable[[], Pair] = data.draw(st.sampled_from(choices))
@@ -128,6 +133,26 @@ def test_a_mean_is_made_in_double_precision(tmp_path: Path) -> None:
     expected = torch.stack(ranks).double().mean(0).bfloat16()
     assert torch.equal(lazy.torch(), expected)
     assert torch.equal(lazy.slice(0, 1, 2).torch(), expected[1:])
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "int64", "bool"])
+def test_zeros_are_zero_in_every_bit_and_stored_nowhere(name: str) -> None:
+    tensor = LazyTensor.zeros((3, 4), DTYPES[name])
+    assert tensor.numpy().tobytes() == bytes(12 * DTYPES[name].itemsize)
+    assert torch.equal(tensor.torch(), torch.zeros(3, 4, dtype=getattr(torch, name)))
+    assert all(not piece.views for piece in tensor.pieces)
+
+
+def test_zeros_cut_turned_and_joined_again_are_one_piece() -> None:
+    whole = LazyTensor.zeros((12, 6), DTYPES["bfloat16"])
+    assert concat([whole.slice(0, 4 * n, 4 * n + 4) for n in range(3)], 0).coalesced() == whole
+    assert whole.permute(1, 0).flatten(0).coalesced() == LazyTensor.zeros((72,), DTYPES["bfloat16"])
+    assert LazyTensor.zeros((0, 6), DTYPES["bfloat16"]).pieces == ()
+
+
+def test_zeros_are_cast_without_a_number_to_round() -> None:
+    cast = LazyTensor.zeros((5,), DTYPES["float32"]).cast(DTYPES["float16"])
+    assert cast == LazyTensor.zeros((5,), DTYPES["float16"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

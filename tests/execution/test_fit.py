@@ -14,15 +14,18 @@ import torch
 from streamconv import plan
 from streamconv.containers.torch_save.zip_writer import TorchLayout
 from streamconv.core.errors import MemoryBudgetError, UsageError
-from streamconv.execution.fit import Fit, RunChoices, check_budget, settings_for
+from streamconv.execution.fit import Fit, RunChoices, _needed_nbytes, check_budget, settings_for
 from streamconv.io.direct import PAGE
 from streamconv.io.source import IO_MODES
 from streamconv.memory.budget import MIB
+from streamconv.memory.fit import largest_block
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.moves.tiles import buffer_nbytes
 from streamconv.planning.plan import Entry, Plan
 from tests.places import REAL
 from tests.stored import stored
+
+pytestmark = pytest.mark.disk
 
 MOST_THREADS = 16 * (os.cpu_count() or 1)
 
@@ -88,6 +91,27 @@ def test_buffers_fit_every_budget_from_the_floor_on(jobs: int | None, work: Plan
         blocks.append(fit.block * fit.threads)
     assert blocks[-1] == max(blocks)
     assert len(blocks) > 5
+
+
+@pytest.mark.parametrize(
+    ("free", "blocks"),
+    [
+        (1 * MIB, [90_112, 65_536, 65_536]),
+        (16 * MIB, [2_060_288, 1_007_616, 483_328]),
+        (100 * MIB, [13_115_392, 6_537_216, 3_248_128]),
+        (123_456_789, [15_450_112, 7_704_576, 3_829_760]),
+        (255 * MIB, [16_777_216, 16_732_160, 8_343_552]),
+        (500 * MIB, [16_777_216, 16_777_216, 16_404_480]),
+        (1000 * MIB, [16_777_216, 16_777_216, 16_777_216]),
+    ],
+)
+def test_the_block_for_one_two_and_four_threads_is_this(free: int, blocks: list[int]) -> None:
+    """Two fifths of what is free, in whole pages, between 64 KiB and 16 MiB."""
+
+    def block(threads: int) -> int:
+        return largest_block(free, lambda block: _needed_nbytes(block, threads), 64 << 10, 16 * MIB, PAGE)
+
+    assert [block(threads) for threads in (1, 2, 4)] == blocks
 
 
 @pytest.mark.parametrize("columns", [18_001, 40_000, 300_000])

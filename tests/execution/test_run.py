@@ -20,7 +20,7 @@ RESHARD = [(tp, pp) for tp in (1, 2, 4) for pp in (1, 2, 3)]
 def check(source: Source, out: Path, has_tp: int, has_pp: int, **choices: Any) -> oracle.Model:
     convert(source.folder, out, max_ram="2G", **choices, to="megatron-legacy")
     result = oracle.result_model(oracle.result_files(out, has_tp, has_pp), source.heads)
-    expected = oracle.source_model(source.folder, source.heads, blocks=source.blocks)
+    expected = oracle.model_of(source)
     oracle.assert_same_model(result, expected, source.true_vocab)
     return result
 
@@ -35,6 +35,7 @@ def test_own_layout_is_kept_bit_for_bit(source: Source, io: str, tmp_path: Path)
         assert len(layers) == source.stages[stage]
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize(("tp", "pp"), RESHARD)
 def test_any_other_layout_merges_to_the_source(source: Source, tp: int, pp: int, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from streamconv.execution.destination import check_destination
 from streamconv.execution.staging import clear_leftovers, staging
 from streamconv.io import whole_file
 from tests.places import ROOT
+from tests.spread import Sweep
 
 MIB = 1 << 20
 RECORD = "config.json"
@@ -219,45 +220,48 @@ def test_the_new_replaces_the_old_and_retires_the_rest(run: Runs, old: Path) -> 
     assert not (out / ".streamconv").exists()
 
 
-def test_killed_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path) -> None:
-    states = []
-    for stop in range(1, 200):
+def steps_of(run: Runs, old: Path) -> int:
+    """How many steps a run takes that nothing stops: behind the last of them nothing is left to stop."""
+    assert run.publish(copy_of(old, "whole")) == 0
+    return run.steps
+
+
+def test_killed_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, sweep: Sweep) -> None:
+    states: dict[int, str] = {}
+    last = steps_of(run, old)
+    for stop in sweep.of(range(1, last + 1), 4):
         out = copy_of(old, stop)
-        code = run.publish(out, stop, "kill")
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL
+        assert run.publish(out, stop, "kill") == -signal.SIGKILL
         assert run.clear(out) == 0
-        states.append(state(out, old))
-        assert_cleared(out, run, states[-1])
+        states[stop] = state(out, old)
+        assert_cleared(out, run, states[stop])
         assert run.publish(out) == 0
         assert state(out, old) == "new"
         shutil.rmtree(out)
-    assert states == sorted(states, reverse=True)
-    assert states.count("old") > 10
-    assert states.count("new") > 5
+    assert list(states.values()) == sorted(states.values(), reverse=True)
+    assert max(stop for stop, which in states.items() if which == "old") > 10
+    assert min(stop for stop, which in states.items() if which == "new") <= last - 5
+    assert run.publish(copy_of(old, "out"), last + 1, "kill") == 0
 
 
-def test_into_an_empty_folder_killed_at_each_step_it_stays_empty_or_is_whole(run: Runs, fast: Path) -> None:
+def test_into_an_empty_folder_killed_at_each_step_it_stays_empty_or_is_whole(
+    run: Runs, fast: Path, sweep: Sweep
+) -> None:
     (fast / "old").mkdir()
     states = set()
-    for stop in range(1, 200):
+    last = steps_of(run, fast / "old")
+    for stop in sweep.of(range(1, last + 2), 4):
         out = copy_of(fast / "old", stop)
-        code = run.publish(out, stop, "kill")
+        assert run.publish(out, stop, "kill") == (-signal.SIGKILL if stop <= last else 0)
         assert run.clear(out) == 0
         assert tree(out) in ({}, NEW)
         states.add(bool(tree(out)))
-        if code == 0:
-            break
     assert states == {False, True}
 
 
 @pytest.mark.slow
-def test_killed_again_while_it_is_undone_the_old_or_the_new_is_whole(run: Runs, old: Path) -> None:
-    for stop in range(6, 200, 4):
-        killed = copy_of(old, f"killed-{stop}")
-        if run.publish(killed, stop, "kill") == 0:
-            break
+def test_killed_again_while_it_is_undone_the_old_or_the_new_is_whole(run: Runs, old: Path, sweep: Sweep) -> None:
+    for stop in sweep.of(range(6, steps_of(run, old) + 1, 4), 3):
         # A copy has other inodes than those that were noted: each is published and killed anew.
         states = set()
         for again in range(1, 100, 3):
@@ -273,32 +277,33 @@ def test_killed_again_while_it_is_undone_the_old_or_the_new_is_whole(run: Runs, 
         assert len(states) == 1
 
 
-def test_refused_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path) -> None:
+def test_refused_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, sweep: Sweep) -> None:
     """A refusal that does no harm (a folder is there already, what was replaced is not deleted at once) is no error."""
-    states = []
-    for stop in range(1, 200):
+    states: dict[int, tuple[int, str]] = {}
+    last = steps_of(run, old)
+    for stop in sweep.of(range(1, last + 2), 4):
         out = copy_of(old, stop)
         code = run.publish(out, stop, "once")
-        is_last = run.steps < stop
-        states.append((code, state(out, old)))
-        assert states[-1] in ((5, "old"), (5, "new"), (0, "new"))
+        which = state(out, old)
+        states[stop] = (code, which)
+        assert states[stop] in ((5, "old"), (5, "new"), (0, "new"))
         assert run.clear(out) == 0
-        assert state(out, old) == states[-1][1]
-        assert_cleared(out, run, states[-1][1])
+        assert state(out, old) == which
+        assert_cleared(out, run, which)
         shutil.rmtree(out)
-        if is_last:
-            break
-    assert states[-1] == (0, "new")
-    assert states.count((5, "old")) > 10
-    assert (5, "new") in states
+    assert states[max(states)] == (0, "new")
+    # More than 10 of all steps; of a sample the same share.
+    assert list(states.values()).count((5, "old")) * (last + 1) > 10 * len(states)
+    assert (5, "new") in states.values()
 
 
-def test_a_disk_that_refuses_all_from_a_step_on_is_no_worse_than_a_kill(run: Runs, old: Path) -> None:
+def test_a_disk_that_refuses_all_from_a_step_on_is_no_worse_than_a_kill(run: Runs, old: Path, sweep: Sweep) -> None:
     states = []
-    for stop in range(1, 200):
+    last = steps_of(run, old)
+    for stop in sweep.of(range(1, last + 2), 4):
         out = copy_of(old, stop)
         code = run.publish(out, stop, "onwards")
-        assert code in (0, 5)
+        assert code in ((0, 5) if stop <= last else (0,))
         assert run.clear(out) == 0
         states.append(state(out, old))
         assert_cleared(out, run, states[-1])

@@ -73,6 +73,7 @@ def assert_same(found: list[StreamedTensor], expected: Named) -> None:
         assert bits(item.tensor) == bits(tensor), (item.rank, item.name)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize("layout", [None, (1, 1), (4, 2)], ids=["own layout", "tp1pp1", "tp4pp2"])
 def test_what_is_streamed_is_what_is_written(source: Source, layout: tuple[int, int] | None, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from streamconv.moves.tiles import tile_nbytes
 from tests.running import run_engine, tiles_of
 from tests.stored import counted, stored
 
+pytestmark = pytest.mark.disk
+
 MODES = [(io, count) for io in IO_MODES for count in (1, 2)]
 
 

@@ -27,6 +27,8 @@ from streamconv.moves.lower import lower
 from tests.running import run_engine
 from tests.stored import counted, stored
 
+pytestmark = pytest.mark.disk
+
 KINDS = ("runs", "rows", "casts", "transposed")
 
 

@@ -564,7 +564,6 @@ def test_a_legacy_folder_without_args_is_megatron_lms_unless_said(order: str, tm
     [
         ({"num_experts": 8}, "mixture of experts"),
         ({"normalization": "LayerNorm"}, "without bias"),
-        ({"rotary_percent": 0.5}, "a part of each head"),
         ({"rotary_seq_len_interpolation_factor": 4}, "interpolated"),
         ({"swiglu": False}, "GLU"),
     ],
@@ -573,6 +572,13 @@ def test_what_megatron_lm_has_beyond_a_llama_is_refused(change: dict[str, Any], 
     root = legacy_folder(tmp_path, Rows(), {**MEGATRON_LM, **change})
     with pytest.raises(UnsupportedError, match=words):
         opened_legacy(root)
+
+
+def test_a_llama_turns_whole_heads(tmp_path: Path) -> None:
+    model = opened_legacy(legacy_folder(tmp_path, Rows(), {**MEGATRON_LM, "rotary_percent": 0.5}))
+    words = r"rotary positions in a part of each head \(args.rotary_percent is 0.5\): .* for the family Llama"
+    with pytest.raises(UnsupportedError, match=words):
+        recognise(model, None)
 
 
 # -- through a conversion ------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from streamconv.io.direct import (
     page_start,
 )
 
+pytestmark = pytest.mark.disk
+
 OFFSETS = st.integers(0, 1 << 50)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.places import REAL, ROOT
 
+pytestmark = pytest.mark.disk
+
 GPT = next(source for source in REAL if source.name == "dsh_gpt_tp2pp2_fp32_z0")
 # argv: soft limit, hard limit, command line.
 LIMITED = """

@@ -28,6 +28,8 @@ from streamconv.io.direct import DIRECT_NBYTES, PAGE, congruent, new_buffer, ope
 from streamconv.io.output import DiscardedOutput, OutputFileWriter
 from tests.places import ROOT
 
+pytestmark = pytest.mark.disk
+
 LABELS = np.arange(1, 1 + DIRECT_NBYTES * 5, dtype=np.uint32).tobytes()
 SCRIBBLE = b"\xee"
 Part = tuple[int, int, int]

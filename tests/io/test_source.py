@@ -21,6 +21,8 @@ from streamconv.io.direct import DIRECT_NBYTES, PAGE, congruent, is_direct, new_
 from streamconv.io.source import IO_MODES, SourceFiles
 from tests.places import ROOT
 
+pytestmark = pytest.mark.disk
+
 LABELS = np.arange(5 * DIRECT_NBYTES // 4, dtype=np.uint32).tobytes() + b"the end"
 SIZE = len(LABELS)
 UNTOUCHED = 0xEE

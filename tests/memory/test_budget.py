@@ -15,6 +15,8 @@ from streamconv.core.errors import UsageError
 from streamconv.memory.budget import MIB, MemoryBudget, _walk, format_bytes, parse_budget, peak_rss_nbytes
 from tests.places import ROOT
 
+pytestmark = pytest.mark.disk
+
 CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 UNLIMITED_V1 = 9223372036854771712
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

@@ -24,6 +24,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedErro
 from streamconv.models.config.activation_and_window import activation_of
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.family import ModelFamily
+from streamconv.models.mechanisms import ALIBI, LEARNED, ROTARY
 from streamconv.models.parameter import ModelSizes
 from streamconv.models.registry import family_of, known_families
 from streamconv.models.translate import ConfigFiles, args_of, config_of
@@ -35,7 +36,7 @@ EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 def small(family: ModelFamily) -> ModelSizes:
     has_groups = 2 if family.grouped else 4
-    positions = 64 if family.positions == "learned" else None
+    positions = 64 if LEARNED in family.mechanisms else None
     return ModelSizes(3, 32, 128, 101, positions, 4, has_groups, 8, family.gated)
 
 
@@ -51,7 +52,7 @@ def entries(family: ModelFamily, **changes: Any) -> dict[str, Any]:
     }
     names |= {"intermediate_size": 128} if family.gated or family.name == "gpt_neox" else {}
     names |= {"num_key_value_heads": 2, "head_dim": 8} if family.grouped else {}
-    names |= {"max_position_embeddings": 64} if family.positions != "alibi" else {}
+    names |= {"max_position_embeddings": 64} if ALIBI not in family.mechanisms else {}
     names |= {"sliding_window": None} if family.name == "mistral" else {}
     return dict(json.loads(table(**names, **changes).to_json_string(use_diff=False)))
 
@@ -135,7 +136,7 @@ def test_what_is_written_says_all_in_both_spellings(family: ModelFamily, tmp_pat
     assert (files.config["vocab_size"], files.config["tie_word_embeddings"]) == (101, True)
     assert (files.config["use_cache"], files.config["bos_token_id"], files.config["eos_token_id"]) == (False, 3, None)
     assert files.generation_config == {"_from_model_config": True, "bos_token_id": 3}
-    if family.positions == "rotary":
+    if ROTARY in family.mechanisms:
         assert files.config["rope_theta"] == files.config["rope_parameters"]["rope_theta"] == 10000.0
     config = loaded(files, tmp_path)
     assert config.dtype == torch.bfloat16

@@ -62,8 +62,8 @@ SHARDS = made_shards()
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[LazyTensor]]:
-    path = tmp_path_factory.mktemp("sources") / "a.pt"
+def shards(disk: Path) -> dict[str, list[LazyTensor]]:
+    path = disk / "shards.pt"
     torch.save(SHARDS, path)
     state = open_torch_zip(path).state
     return {name: list(tensors) for name, tensors in state.items()}
@@ -156,10 +156,18 @@ def vectors(tensors: Many, tp: int) -> Many:
     return cut(concat([tensor.slice(0, 1, 2).flatten(0) for tensor in tensors], 0), 0, tp)
 
 
+def beside_zeros(tensors: Many, tp: int) -> Many:
+    """Zeros that are stored nowhere: by themselves, in rows below what is stored, and beside it."""
+    first = tensors[0]
+    nothing = LazyTensor.zeros(first.shape, first.dtype)
+    below = concat([first, nothing, *tensors[1:]], 0)
+    return [nothing, nothing.flatten(0), *cut(below, 1, tp), concat([nothing, mean(tensors)], 1)]
+
+
 RECIPES: dict[str, Callable[[Many, int], Many]] = {
     recipe.__name__: recipe
     for recipe in (rows, columns, from_blocks, to_blocks, padded, averaged, averaged_beside_plain, summed, shared,
-                   turned, as_they_are, vectors)
+                   turned, as_they_are, vectors, beside_zeros)
 }  # fmt: skip
 
 
@@ -236,9 +244,9 @@ def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: Engine
        io=st.sampled_from(IO_MODES))  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_any_expression_is_written_as_it_reads(
-    shards: dict[str, Many], tmp_path_factory: pytest.TempPathFactory, build: Any, block: int, threads: int, io: str
+    shards: dict[str, Many], disk: Path, build: Any, block: int, threads: int, io: str
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "written"
+    folder = disk / "written"
     folder.mkdir(exist_ok=True)
     assert_written(build(shards), folder, EngineSettings(block, threads, io))
 
@@ -317,6 +325,17 @@ def test_a_stored_tensor_is_one_run(shards: dict[str, Many]) -> None:
     assert job.sinks == ((0, 64, 0),)
     assert job.start == (20 + 2 * ROWS) * HIDDEN * 4
     assert job.numel == ROWS * HIDDEN
+
+
+@pytest.mark.parametrize("shape", [(300_000,), (1, 300_000), (600, 500)])
+def test_zeros_are_written_block_by_block_and_read_nothing(shape: tuple[int, ...], tmp_path: Path) -> None:
+    tensor = LazyTensor.zeros(shape, DTYPES["float32"])
+    (job,) = lower([Target(0, 64, tensor)])
+    assert isinstance(job, RowsJob)
+    assert (job.read_nbytes, job.smallest_block) == (0, 4096)
+    assert len(list(tiles_of(job, 1 << 16))) > 1
+    ledger = assert_written([tensor], tmp_path, EngineSettings(1 << 16, 2, "pread"))
+    assert (ledger.read_nbytes, ledger.write_nbytes) == (0, tensor.nbytes)
 
 
 def test_leading_axes_of_size_1_do_not_keep_a_tensor_in_one_block(shards: dict[str, Many]) -> None:

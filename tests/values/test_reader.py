@@ -11,11 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor, concat, mean, share, total
 from streamconv.io.checksums import SourceChecksums
 from streamconv.values.reader import TensorReader, parts
 from tests.stored import counted, stored
+
+pytestmark = pytest.mark.disk
 
 relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -84,6 +87,23 @@ def test_two_tensors_of_other_layouts_are_cut_alike(data: st.DataObject, tmp_pat
     )
     tensors = [one, turned.permute(1, 0), concat([left, right], 1)]
     assert_covered(tensors, data.draw(st.sampled_from([8, 64, 500, 1 << 16])))
+
+
+@relaxed
+@given(data=st.data())
+def test_zeros_that_are_stored_nowhere_are_read_beside_what_is(data: st.DataObject, tmp_path: Path) -> None:
+    rows, columns = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 12)))
+    (base,) = stored(tmp_path / "t.pt", counted(rows, columns, dtype=torch.bfloat16, start=1))
+    dim = data.draw(st.integers(0, 1))
+    shape = (data.draw(st.integers(1, 40)), columns) if dim == 0 else (rows, data.draw(st.integers(1, 40)))
+    nothing = LazyTensor.zeros(shape, base.dtype)
+    tensor = data.draw(st.sampled_from([nothing, concat([base, nothing], dim), concat([nothing, base], dim)]))
+    assert_covered([tensor], data.draw(st.sampled_from([8, 64, 500])))
+
+
+def test_zeros_need_no_file() -> None:
+    assert_covered([LazyTensor.zeros((3000,), DTYPES["float16"])], 512)
+    assert_covered([LazyTensor.zeros((), DTYPES["float16"])], 8)
 
 
 @relaxed

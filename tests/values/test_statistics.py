@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import MemoryBudgetError, UsageError
+from streamconv.memory.budget import MIB
 from streamconv.values.measure import tensor_statistics
 from streamconv.values.statistics import Moments, Statistics, flags_of, joined, together
 from streamconv.values.sweep import SweepSettings, fit_sweep
+
+pytestmark = pytest.mark.disk
 
 ROUGHLY: dict[str, Any] = {"rel": 1e-9, "abs": 1e-12}
 PLAIN = SweepSettings(2, 1 << 20, "pread")
@@ -182,7 +186,17 @@ def test_a_budget_below_the_floor_is_refused_with_a_number_that_works() -> None:
     assert number.endswith("M")
     enough = fit_sweep(f"{int(number[:-1]) + 16}M")
     assert enough.block >= 256 << 10
-    assert fit_sweep("64G").block == 8 << 20
+    assert fit_sweep("64G") == SweepSettings(threads=2, block=8 << 20, io="direct")
+
+
+@pytest.mark.parametrize(("sides", "jobs", "threads"), [(1, None, 2), (2, 1, 1), (2, 3, 3), (3, None, 2)])
+def test_blocks_of_all_threads_and_sides_fill_the_budget(sides: int, jobs: int | None, threads: int) -> None:
+    """Beside the resident set each thread has 14 MiB and two blocks for each side, and 8 MiB are left."""
+    resident = psutil.Process().memory_info().rss
+    each = 14 * MIB + 2 * sides * 4 * MIB
+    fitted = fit_sweep(f"{(resident + 8 * MIB + threads * each) // 1024}K", jobs=jobs, sides=sides)
+    assert fitted.threads == threads
+    assert fitted.block == pytest.approx(4 * MIB, abs=MIB)
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 10_000])

@@ -25,6 +25,8 @@ from tests import oracle
 from tests.damage import flip, mend, records
 from tests.places import REAL
 
+pytestmark = pytest.mark.disk
+
 BLOOM = REAL[1]
 CUT = (*oracle.SPLIT_ON_ROWS, *oracle.ROW_PARALLEL)
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from streamconv.containers.stored_file import reading
 from streamconv.containers.torch_save.tensors import TorchBuilders
 from streamconv.core.dtypes import DType, dtype_named
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+from streamconv.core.tiling import Box, tiling_fault
 
 __all__ = ["NAME", "Chunk", "Item", "Metadata", "TensorEntry", "read_metadata"]
 
@@ -29,7 +28,6 @@ NAME = ".metadata"
 _MODULE = "torch.distributed.checkpoint"
 _MAX_AXES = 64
 _SHOWN = 80
-_WORK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,11 @@ class Chunk:
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
+
+    @property
+    def edges(self) -> Box:
+        """The same as (start, stop) for each axis."""
+        return tuple((start, start + size) for start, size in zip(self.start, self.shape, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +153,20 @@ class _Parser:
         shape, chunks = self.sizes(fields.get("size"), name), fields.get("chunks")
         if not isinstance(chunks, list):
             raise self.damaged(f"{name[:_SHOWN]} has no list of chunks")
-        boxes = []
-        for chunk in chunks:
-            parts = self.fields(chunk, "metadata.ChunkStorageMetadata")
-            boxes.append(Chunk(self.sizes(parts.get("offsets"), name), self.sizes(parts.get("sizes"), name)))
-        problem = _untiled(shape, boxes)
-        if problem:
-            raise self.damaged(f"the chunks of {name[:_SHOWN]} {shape} do not tile it: {problem}")
+        boxes = [self.box(name, self.fields(chunk, "metadata.ChunkStorageMetadata")) for chunk in chunks]
+        fault = tiling_fault([box.edges for box in boxes], shape, bounded=True)
+        if fault:
+            raise self.damaged(f"the chunks of {name[:_SHOWN]} {shape} do not tile it: {fault}")
         found = {box.start: box for box in boxes}
         if len(found) != len(boxes):
             raise self.damaged(f"two chunks of {name[:_SHOWN]} begin at the same place")
         return TensorEntry(shape, self.dtype(name, fields.get("properties")), found)
+
+    def box(self, name: str, fields: dict[str, Any]) -> Chunk:
+        start, shape = self.sizes(fields.get("offsets"), name), self.sizes(fields.get("sizes"), name)
+        if len(start) != len(shape):
+            raise self.damaged(f"a chunk of {name[:_SHOWN]} has {len(start)} offsets and {len(shape)} sizes")
+        return Chunk(start, shape)
 
     def dtype(self, name: str, properties: Any) -> DType:
         """The dtype: the first part of the tuple that TensorProperties.__getstate__ gives."""
@@ -208,61 +214,3 @@ class _Parser:
             )
         offset, nbytes = self.sizes((info.get("offset"), info.get("length")), name)
         return Item(name, start, file, offset, nbytes)
-
-
-def _untiled(shape: tuple[int, ...], chunks: list[Chunk]) -> str | None:
-    """What is wrong with boxes that should tile a tensor: as many elements as it has, inside it, none shared."""
-    for chunk in chunks:
-        if len(chunk.start) != len(shape) or len(chunk.shape) != len(shape):
-            return f"one at {chunk.start} has other axes"
-        if any(a + n > m for a, n, m in zip(chunk.start, chunk.shape, shape, strict=True)):
-            return f"one of {chunk.shape} at {chunk.start} leaves it"
-    numel = sum(prod(chunk.shape) for chunk in chunks)
-    if numel != prod(shape):
-        return f"they hold {numel} elements of {prod(shape)}"
-    return _overlap([chunk for chunk in chunks if prod(chunk.shape)], len(shape))
-
-
-def _overlap(chunks: list[Chunk], axes: int) -> str | None:
-    """Two boxes that overlap, or that it would take too long to find any.
-
-    Boxes are parted by cuts through all of them, along one axis after the other, until none is left in one part with
-    another; where no cut goes through, each is compared with each. Chunks on a grid are parted by one round of cuts an
-    axis, so the work is bounded by what a grid of them takes many times over.
-    """
-    work = _WORK * (len(chunks) + 1)
-    parts = [(chunks, 0, 0)] if axes else []
-    while parts:
-        boxes, axis, failed = parts.pop()
-        if len(boxes) < 2:
-            continue
-        work -= len(boxes) if failed < axes else len(boxes) ** 2
-        if work < 0:
-            return f"{len(chunks)} in no order, too many to tell"
-        if failed == axes:
-            pairs = ((one, other) for one, other in combinations(boxes, 2) if _meet(one, other))
-            for one, other in pairs:
-                return f"those at {one.start} and {other.start} overlap"
-            continue
-        found = list(_parted(boxes, axis))
-        following = (axis + 1) % axes
-        parts += [(part, following, failed + 1 if len(found) == 1 else 0) for part in found]
-    return None
-
-
-def _parted(boxes: list[Chunk], axis: int) -> Iterator[list[Chunk]]:
-    """Boxes between cuts across an axis that go through none of them."""
-    part: list[Chunk] = []
-    end = 0
-    for box in sorted(boxes, key=lambda box: box.start[axis]):
-        if part and box.start[axis] >= end:
-            yield part
-            part = []
-        part.append(box)
-        end = max(end, box.start[axis] + box.shape[axis])
-    yield part
-
-
-def _meet(one: Chunk, other: Chunk) -> bool:
-    both = zip(one.start, one.shape, other.start, other.shape, strict=True)
-    return all(a < b + m and b < a + n for a, n, b, m in both)

@@ -1,15 +1,41 @@
-"""What any framework's folder may be that is not translated, by name."""
+"""What a framework's code does not run, and what any framework's folder may be that is not translated, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from streamconv.core.errors import UnsupportedError
 from streamconv.models.family import ModelFamily
+from streamconv.models.mechanisms import Mechanism, in_words
 from streamconv.models.registry import known_families
 
-__all__ = ["OtherCheckpointError", "refuse_keys", "refuse_other_folders", "titles"]
+__all__ = ["OtherCheckpointError", "Run", "Runs", "refusal_of", "refuse_keys", "refuse_other_folders", "titles"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A code that runs a mechanism: its first release that does, or the commit that was read; and the file there."""
+
+    code: str
+    where: str
+
+
+Runs = Mapping[Mechanism, Run]
+"""What one code runs, as far as its checkpoints are translated: each mechanism has its line in what is written."""
+
+
+def refusal_of(who: str, family: ModelFamily, *codes: Runs) -> str | None:
+    """Why no code of a framework runs a family, in the words of the mechanisms that it lacks; None if one runs it.
+
+    Args:
+        who: the framework, for the message.
+        family: it may have mechanisms that nobody knew when the codes were listed.
+        codes: what each code of the framework runs; of several, the one that lacks least is spoken of.
+    """
+    missing = min((family.mechanisms - runs.keys() for runs in codes), key=len)
+    return f"{who} has {in_words(missing)}" if missing else None
 
 
 class OtherCheckpointError(UnsupportedError):

@@ -12,20 +12,20 @@ from typing import Any
 
 from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import Call
+from streamconv.formats.common.refusals import Runs
 from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.deepspeed.runs import BIGSCIENCE_RUNS, DEEPSPEEDAI_BEFORE_RUNS, DEEPSPEEDAI_RUNS
 from streamconv.formats.recorded import whole
 from streamconv.formats.target import TargetModel
-from streamconv.models.family import ModelFamily
+from streamconv.models import mechanisms as made_of
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import Section
 
 __all__ = ["FORKS", "Fork", "counted"]
 
 _FPDT = "ds_sequence_parallel_fpdt"
-_QKV_BIAS, _DENSE_BIAS = "self_attention.query_key_value.bias", "self_attention.dense.bias"
 _POSITION_TYPE = Global("megatron.enums", "PositionEmbeddingType")
-_POSITION_TYPES = {"rotary": 1, "learned": 2, "alibi": 3}
-_NO_SHARED_HEADS = "no heads that share keys and values"
+_POSITION_TYPES = {made_of.ROTARY: 1, made_of.LEARNED: 2, made_of.ALIBI: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class Fork:
 
     ``first_block`` is the number of the first transformer layer's file, ``norm_after`` the distance from the last
     one's to the final norm's; the embedding is ``embedding``, a head of its own stands behind the norm. ``first_only``
-    are embedding parameters that the tied copy on the last stage does not have. ``lacks`` says what a family needs and
-    the fork has not, ``lacks_for`` the same of one model; None if it runs. ``arguments`` are training arguments that
-    only this fork has, ``without`` those that it must not have. ``entries`` are what the fork adds to its rank files,
-    ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from the result.
+    are embedding parameters that the tied copy on the last stage does not have. ``runs`` are the mechanisms that it
+    has, ``unties_head`` says whether a head may be apart from the word embedding. ``arguments`` are training arguments
+    that only this fork has, ``without`` those that it must not have. ``entries`` are what the fork adds to its rank
+    files, ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from the result.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Fork:
     first_block: int
     norm_after: int
     orders: RowOrders
-    lacks: Callable[[ModelFamily], str | None]
-    lacks_for: Callable[[TargetModel], str | None]
+    runs: Runs
     arguments: Callable[[TargetModel], Mapping[str, Any]]
     entries: Callable[[TargetModel], Mapping[str, Any]]
     scheduler: Callable[[TargetModel], Mapping[str, Any] | None]
     start: str
+    unties_head: bool = True
     first_only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
@@ -61,59 +61,20 @@ def counted(model: TargetModel, name: str) -> int:
     return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
 
 
-def _lacks(family: ModelFamily) -> str | None:
-    """What neither fork has [``megatron/model/transformer.py`` of both]."""
-    keys = family.keys(Section.LAYER)
-    if family.name == "gpt_neox":
-        return "no parallel residual"
-    if any("q_layernorm" in key for key in keys):
-        return "no norms of queries and keys"
-    if (_QKV_BIAS in keys) != (_DENSE_BIAS in keys):
-        return "no biases on queries, keys and values alone"
-    return None
-
-
-def _deepspeedai_lacks(family: ModelFamily) -> str | None:
-    """[``megatron/model/language_model.py:Embedding``, ``TransformerLanguageModel``]"""
-    return "no ALiBi and no embedding norm" if family.positions == "alibi" else _lacks(family)
-
-
-def _bigscience_lacks(family: ModelFamily) -> str | None:
-    """[``megatron/model/__init__.py``: ``LayerNorm`` is the one norm]"""
-    return "no RMSNorm" if family.norm == "rmsnorm" else _lacks(family)
-
-
-def _runs(model: TargetModel) -> str | None:
-    return None
-
-
-def _deepspeedai_lacks_for(model: TargetModel) -> str | None:
-    """[``megatron/model/transformer.py:ParallelAttention.forward``: ``each_hidden_size`` is a third of all rows]"""
-    if model.sizes.groups == model.sizes.heads:
-        return None
-    return f"{_NO_SHARED_HEADS}: its attention takes queries, keys and values for thirds of query_key_value"
-
-
-def _bigscience_lacks_for(model: TargetModel) -> str | None:
-    """[``megatron/model/gpt_model.py:GPTModelPipe``: the embedding is a ``TiedLayerSpec``]"""
-    if model.has_head:
-        return "no head apart from the word embedding"
-    return None if model.sizes.groups == model.sizes.heads else _NO_SHARED_HEADS
-
-
 def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
     """What tells its model apart [``megatron/arguments.py:_add_network_size_args``, ``checkpointing.py``:
     ``check_checkpoint_args`` compares ``num_key_value_heads`` and ``add_position_embedding``].
     """
-    family, sizes = model.family, model.sizes
+    has, sizes = model.family.mechanisms.__contains__, model.sizes
     known = {"num_key_value_heads": sizes.groups, "kv_channels": sizes.head_dim}
     return {
-        "use_rotary_position_embeddings": family.positions == "rotary",
-        "add_position_embedding": family.positions == "learned",
-        "normalization": family.norm,
-        "swiglu": family.gated,
-        "add_bias_linear": _DENSE_BIAS in family.keys(Section.LAYER),
+        "use_rotary_position_embeddings": has(made_of.ROTARY),
+        "add_position_embedding": has(made_of.LEARNED),
+        "normalization": "rmsnorm" if has(made_of.RMSNORM) else "layernorm",
+        "swiglu": has(made_of.SWIGLU),
+        "add_bias_linear": has(made_of.BIASES),
         "untie_embeddings_and_output_weights": model.has_head,
+        **({"rotary_percent": (model.args or {}).get("rotary_percent", 1.0)} if has(made_of.PARTIAL_ROTARY) else {}),
         **{name: value for name, value in known.items() if value is not None},
     }
 
@@ -123,12 +84,16 @@ def _deepspeedai_arguments_now(model: TargetModel) -> dict[str, Any]:
     return {**_deepspeedai_arguments(model), _FPDT: bool((model.args or {}).get(_FPDT))}
 
 
+def _position_type(model: TargetModel) -> int:
+    return next(number for kind, number in _POSITION_TYPES.items() if kind in model.family.mechanisms)
+
+
 def _bigscience_arguments(model: TargetModel) -> dict[str, Any]:
     """[``megatron/arguments.py``; ``checkpointing.py:check_checkpoint_args`` compares the enum]"""
     return {
-        "position_embedding_type": Call(_POSITION_TYPE, (_POSITION_TYPES[model.family.positions],)),
-        "embed_layernorm": "word_embeddings.norm.weight" in model.family.keys(Section.EMBEDDING),
-        "glu_activation": None,
+        "position_embedding_type": Call(_POSITION_TYPE, (_position_type(model),)),
+        "embed_layernorm": made_of.EMBEDDING_NORM in model.family.mechanisms,
+        "glu_activation": "swiglu" if made_of.SWIGLU in model.family.mechanisms else None,
     }
 
 
@@ -146,20 +111,19 @@ def _deepspeedai_entries(model: TargetModel) -> dict[str, Any]:
     """[``megatron/checkpointing.py:_universal_checkpoint_info``, ``model/gpt_model.py:UniversalCheckpointInfo``, the
     pipeline's patterns, with its name of untied positions; ``deepspeed/checkpoint/constants.py``]
     """
-    family = model.family
-    keys = family.keys(Section.LAYER)
-    positions = ["tied_modules.embed.position_embeddings.weight"] if family.positions == "learned" else []
+    has, keys = model.family.mechanisms.__contains__, model.family.keys(Section.LAYER)
+    positions = ["tied_modules.embed.position_embeddings.weight"] if has(made_of.LEARNED) else []
     words = ["tied_modules.embed.word_embeddings.weight"]
     norms = ["input_layernorm", "post_attention_layernorm"]
-    final = ["weight", "bias"] if family.norm == "layernorm" else ["weight"]
+    final = ["weight", "bias"] if has(made_of.LAYERNORM) else ["weight"]
     info: dict[str, Any] = {"universal_checkpoint_version": 0.4, **_vocabulary(model)}
     info["vocabulary_parameter_patterns"] = (
         [r"\d+.word_embeddings.weight", r"\d+.lm_head.weight"] if model.has_head else words
     )
     info["pipeline_replicated_parameter_patterns"] = [] if model.has_head else words + positions
     if model.layout.tp > 1:
-        biases = ["self_attention.dense.bias", "mlp.dense_4h_to_h.bias"] if _DENSE_BIAS in keys else []
-        norm_biases = [f"{norm}.bias" for norm in norms] if family.norm == "layernorm" else []
+        biases = ["self_attention.dense.bias", "mlp.dense_4h_to_h.bias"] if has(made_of.BIASES) else []
+        norm_biases = [f"{norm}.bias" for norm in norms] if has(made_of.LAYERNORM) else []
         info["tp_replicated_parameter_patterns"] = [
             *(rf"\d+.{norm}.weight" for norm in norms),
             *(rf"\d+.{leaf}" for leaf in final),
@@ -170,7 +134,7 @@ def _deepspeedai_entries(model: TargetModel) -> dict[str, Any]:
             r"\d+.mlp.dense_4h_to_h.weight",
             r"\d+.self_attention.dense.weight",
         ]
-    halves = [f"mlp.dense_h_to_4h.{leaf}" for leaf in ("weight", "bias")] if family.gated else []
+    halves = [f"mlp.dense_h_to_4h.{leaf}" for leaf in ("weight", "bias")] if has(made_of.SWIGLU) else []
     info["parameter_with_2_sub_params_cat_dim_0"] = [rf"\d+.{key}" for key in halves if key in keys]
     return {"universal_checkpoint_info": info}
 
@@ -198,8 +162,7 @@ _DEEPSPEEDAI_NOW = Fork(
     first_block=2,
     norm_after=1,
     orders=RowOrders(QkvLayout.BLOCKS, GluOrder.GATE_UP),
-    lacks=_deepspeedai_lacks,
-    lacks_for=_deepspeedai_lacks_for,
+    runs=DEEPSPEEDAI_RUNS,
     arguments=_deepspeedai_arguments_now,
     entries=_deepspeedai_entries,
     scheduler=_no_scheduler,
@@ -213,8 +176,7 @@ _DEEPSPEEDAI_BEFORE = Fork(
     first_block=2,
     norm_after=1,
     orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.GATE_UP),
-    lacks=_deepspeedai_lacks,
-    lacks_for=_runs,
+    runs=DEEPSPEEDAI_BEFORE_RUNS,
     arguments=_deepspeedai_arguments,
     entries=_deepspeedai_entries,
     scheduler=_no_scheduler,
@@ -229,13 +191,14 @@ _BIGSCIENCE = Fork(
     first_block=3,
     norm_after=2,
     orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.UP_GATE),
-    lacks=_bigscience_lacks,
-    lacks_for=_bigscience_lacks_for,
+    runs=BIGSCIENCE_RUNS,
     arguments=_bigscience_arguments,
     entries=_bigscience_entries,
     scheduler=_bigscience_scheduler,
     start="start with --no-load-optim --no-load-rng --override-lr-scheduler, in 16 bits under ZeRO stage 1 or above: "
     "without it DeepSpeed keeps fp32 copies of the random weights that it began with",
+    # megatron/model/gpt_model.py:GPTModelPipe: the embedding is a TiedLayerSpec.
+    unties_head=False,
     # megatron/mpu/layers.py:VocabParallelEmbedding, since dd06ea32
     first_only=("word_embeddings.norm.weight", "word_embeddings.norm.bias"),
     without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import UnsupportedError
-from streamconv.formats.common.refusals import titles
+from streamconv.formats.common.refusals import refusal_of, titles
 from streamconv.formats.deepspeed.forks import FORKS
 from streamconv.models.family import ModelFamily
 
@@ -16,8 +16,7 @@ __all__ = ["families", "refusal", "refuse_plain_deepspeed"]
 
 def refusal(family: ModelFamily) -> str | None:
     """Why no fork of Megatron-DeepSpeed runs a family, None if one does."""
-    reasons = [fork.lacks(family) for fork in FORKS.values()]
-    return None if None in reasons else f"Megatron-DeepSpeed has {reasons[0]}"
+    return refusal_of("Megatron-DeepSpeed", family, *(fork.runs for fork in FORKS.values()))
 
 
 def families() -> str:

@@ -25,8 +25,10 @@ from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.deepspeed.forks import FORKS, Fork, counted
 from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
 from streamconv.formats.deepspeed.refusals import refusal
+from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.models.mechanisms import in_words
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["AUTO", "TARGET", "lay_out"]
@@ -86,7 +88,10 @@ def _choose(model: TargetModel) -> tuple[Fork, str]:
 
 
 def _lacking(fork: Fork, model: TargetModel) -> str | None:
-    return fork.lacks(model.family) or fork.lacks_for(model)
+    """What a model needs and a fork has not, None if it runs."""
+    if missing := mechanisms_of(model) - fork.runs.keys():
+        return in_words(missing)
+    return "no head apart from the word embedding" if model.has_head and not fork.unties_head else None
 
 
 def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str, Slot]]]:

@@ -27,6 +27,7 @@ from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.gpt_neox.yaml_config import FOLDER
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.models.mechanisms import PARALLEL_RESIDUAL
 from streamconv.models.orders import RowOrders
 from streamconv.models.parameter import ParameterId, Section
 
@@ -49,7 +50,8 @@ def lay_out(model: TargetModel) -> TargetFiles:
     """
     if reason := refusal(model.family):
         raise UnsupportedError(reason, remedy="convert --to huggingface")
-    parallel = (model.args or {}).get("use_parallel_residual")
+    has_any = PARALLEL_RESIDUAL in model.family.mechanisms
+    parallel = (model.args or {}).get("use_parallel_residual") if has_any else False
     if not isinstance(parallel, bool) and model.layout.tp > 1:
         raise AmbiguousError(
             f"whether row-parallel biases are summed over {model.layout.tp} ranks depends on use_parallel_residual, "

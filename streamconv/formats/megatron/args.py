@@ -21,12 +21,13 @@ from streamconv.formats.megatron.releases import (
     Need,
 )
 from streamconv.formats.target import Slot, TargetModel
+from streamconv.models import mechanisms as made_of
 from streamconv.models.config.activation_and_window import activation_of
 from streamconv.models.config.checks import count, number, positive, shown
 from streamconv.models.config.rope import scaling_of
 from streamconv.models.config.training_args import LLAMA3_SCALING, neutral_args
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import WORDS, Section
+from streamconv.models.parameter import WORDS
 
 __all__ = ["DEFAULT_SCALING", "TOKENIZERS", "core_model_args", "rotary_needs", "scaling_caution", "unknown_args"]
 
@@ -51,9 +52,9 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
         DamagedError: an argument is not the number that it must be.
     """
     family, sizes, said = model.family, model.sizes, _checked(neutral_args(model.args))
-    keys = family.keys(Section.LAYER)
+    has = family.mechanisms.__contains__
     positions = sizes.positions or said.get("max_position_embeddings")
-    is_rotary = family.positions == "rotary"
+    is_rotary = has(made_of.ROTARY)
     found = {
         "num_layers": sizes.num_layers,
         "hidden_size": sizes.hidden,
@@ -67,14 +68,14 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
         "position_embedding_type": "rope" if is_rotary else "learned_absolute",
         "add_position_embedding": not is_rotary,
         "use_rotary_position_embeddings": is_rotary,
-        "normalization": "RMSNorm" if family.norm == "rmsnorm" else "LayerNorm",
+        "normalization": "RMSNorm" if has(made_of.RMSNORM) else "LayerNorm",
         "norm_epsilon": said.get("layernorm_epsilon"),
-        "apply_layernorm_1p": False,
+        "apply_layernorm_1p": has(made_of.NORMS_LESS_ONE),
         "apply_residual_connection_post_layernorm": False,
-        "swiglu": family.gated,
-        "add_bias_linear": "self_attention.dense.bias" in keys,
-        "add_qkv_bias": "self_attention.query_key_value.bias" in keys and "self_attention.dense.bias" not in keys,
-        "qk_layernorm": "self_attention.q_layernorm.weight" in keys,
+        "swiglu": has(made_of.SWIGLU),
+        "add_bias_linear": has(made_of.BIASES),
+        "add_qkv_bias": has(made_of.QKV_BIASES),
+        "qk_layernorm": has(made_of.HEAD_NORMS),
         "untie_embeddings_and_output_weights": model.has_head,
         "num_experts": None,
         "attention_dropout": said.get("attention_dropout"),

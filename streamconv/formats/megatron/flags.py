@@ -14,6 +14,7 @@ from streamconv.core.layout import ParallelLayout
 from streamconv.formats.megatron.args import DEFAULT_SCALING
 from streamconv.formats.megatron.releases import CKPT_FORMAT
 from streamconv.formats.target import TargetModel
+from streamconv.models.mechanisms import RMSNORM
 
 __all__ = ["flags_of", "layers_per_chunk", "stage_args"]
 
@@ -25,7 +26,7 @@ _SIZES = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings"),
     *("seq_length", "position_embedding_type", "normalization"),
 )
-_SWITCHES = ("swiglu", "add_qkv_bias", "untie_embeddings_and_output_weights")
+_SWITCHES = ("swiglu", "apply_layernorm_1p", "add_qkv_bias", "untie_embeddings_and_output_weights")
 
 
 def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], release: int | None) -> Iterator[str]:
@@ -49,7 +50,7 @@ def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], releas
         yield from _stage_flags(model.layout)
     if model.core.spec == "local":
         yield "--transformer-impl local"
-        if model.family.norm == "rmsnorm":
+        if RMSNORM in model.family.mechanisms:
             yield "--no-persist-layer-norm"
     yield from _model_flags(args)
 
@@ -98,6 +99,8 @@ def _shape_flags(args: Mapping[str, Any]) -> Iterator[str]:
     for name in _SIZES:
         if args.get(name) is not None:
             yield f"{_flag(name)} {args[name]}"
+    if args.get("rotary_percent", 1) != 1:
+        yield f"--rotary-percent {args['rotary_percent']}"
     if args.get("group_query_attention"):
         yield f"--group-query-attention --num-query-groups {args['num_query_groups']}"
     yield from (_flag(name) for name in _SWITCHES if args.get(name))

@@ -11,6 +11,7 @@ from streamconv.models.config.checks import flag, quotient, same_as, times
 from streamconv.models.config.settings import NEVER, TOKENS, Entry, Fixed, Gives, Implied, Size, Tied
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
+from streamconv.models.mechanisms import ALIBI, BIASES, EMBEDDING_NORM, LAYERNORM, PLAIN_MLP
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Parameter, Section
 
@@ -51,7 +52,7 @@ _SETTINGS = (
 FAMILY = ModelFamily(
     name="bloom",
     title="BLOOM",
-    positions="alibi",
+    mechanisms=frozenset({ALIBI, EMBEDDING_NORM, LAYERNORM, PLAIN_MLP, BIASES}),
     parameters=(
         words(),
         Parameter(Section.EMBEDDING, "word_embeddings.norm.weight", ("hidden",)),

@@ -11,6 +11,7 @@ from streamconv.models.config.checks import quotient, same_as, times
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Implied, Size, Tied
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
+from streamconv.models.mechanisms import BIASES, LAYERNORM, LEARNED, PLAIN_MLP
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Parameter, Section
 
@@ -55,7 +56,7 @@ _SETTINGS = (
 FAMILY = ModelFamily(
     name="gpt",
     title="GPT",
-    positions="learned",
+    mechanisms=frozenset({LEARNED, LAYERNORM, PLAIN_MLP, BIASES}),
     parameters=(
         words(),
         Parameter(Section.EMBEDDING, "position_embeddings.weight", ("positions", "hidden")),

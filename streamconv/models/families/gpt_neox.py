@@ -15,6 +15,7 @@ from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Implied, Size, Tied
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
+from streamconv.models.mechanisms import BIASES, LAYERNORM, PARALLEL_RESIDUAL, PARTIAL_ROTARY, PLAIN_MLP, ROTARY
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
@@ -65,7 +66,7 @@ _SETTINGS = (
 FAMILY = ModelFamily(
     name="gpt_neox",
     title="GPT-NeoX",
-    positions="rotary",
+    mechanisms=frozenset({ROTARY, PARTIAL_ROTARY, PARALLEL_RESIDUAL, LAYERNORM, PLAIN_MLP, BIASES}),
     parameters=(
         words(),
         *(replace(parameter, summed=parameter.key in SUMMED) for parameter in LAYER_NORM_BLOCK),

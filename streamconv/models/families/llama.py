@@ -13,16 +13,19 @@ from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Setting, Size, Tied
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear, split
+from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, NO_BIASES, RMSNORM, ROTARY, SWIGLU
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
-__all__ = ["BUFFERS", "FAMILY", "PARAMETERS", "settings", "tensors"]
+__all__ = ["BUFFERS", "FAMILY", "MECHANISMS", "PARAMETERS", "settings", "tensors"]
 
 _LAYER = "model.layers.{layer}"
 _QKV = {part: f"{_LAYER}.self_attn.{part[0]}_proj" for part in ("query", "key", "value")}
 _GLU = {part: f"{_LAYER}.mlp.{part}_proj" for part in ("gate", "up")}
 
 PARAMETERS = (words(), *block(norm_bias=False, qkv_bias=False, bias=False, gated=True), *RMS_NORM, head())
+
+MECHANISMS = frozenset({ROTARY, RMSNORM, SWIGLU, NO_BIASES, GROUPED_HEADS, HEAD_SIZE})
 
 BUFFERS = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
@@ -96,7 +99,7 @@ def settings(
 FAMILY = ModelFamily(
     name="llama",
     title="Llama",
-    positions="rotary",
+    mechanisms=MECHANISMS,
     parameters=PARAMETERS,
     huggingface=HuggingFace(
         model_type="llama",
@@ -107,7 +110,4 @@ FAMILY = ModelFamily(
         settings=(*settings(positions=2048), Constant("attention_bias", False), Constant("mlp_bias", False)),
         buffers=BUFFERS,
     ),
-    norm="rmsnorm",
-    gated=True,
-    grouped=True,
 )

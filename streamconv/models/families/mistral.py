@@ -6,7 +6,7 @@ transformers: ``models/mistral/modeling_mistral.py``.
 from __future__ import annotations
 
 from streamconv.models.config.activation_and_window import Window
-from streamconv.models.families.llama import BUFFERS, PARAMETERS, settings, tensors
+from streamconv.models.families.llama import BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.orders import QkvLayout
@@ -14,7 +14,7 @@ from streamconv.models.orders import QkvLayout
 FAMILY = ModelFamily(
     name="mistral",
     title="Mistral",
-    positions="rotary",
+    mechanisms=MECHANISMS,
     parameters=PARAMETERS,
     huggingface=HuggingFace(
         model_type="mistral",
@@ -25,8 +25,5 @@ FAMILY = ModelFamily(
         settings=(*settings(positions=131072, ffn=14336, groups=8), Window(default=4096)),
         buffers=BUFFERS,
     ),
-    norm="rmsnorm",
-    gated=True,
-    grouped=True,
     only_named=True,
 )

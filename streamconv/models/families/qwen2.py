@@ -8,15 +8,16 @@ from __future__ import annotations
 from streamconv.models.blocks import RMS_NORM, block, head, words
 from streamconv.models.config.activation_and_window import Window
 from streamconv.models.config.settings import Fixed
-from streamconv.models.families.llama import BUFFERS, settings, tensors
+from streamconv.models.families.llama import BUFFERS, MECHANISMS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
+from streamconv.models.mechanisms import NO_BIASES, QKV_BIASES
 from streamconv.models.orders import QkvLayout
 
 FAMILY = ModelFamily(
     name="qwen2",
     title="Qwen 2",
-    positions="rotary",
+    mechanisms=MECHANISMS - {NO_BIASES} | {QKV_BIASES},
     parameters=(words(), *block(norm_bias=False, qkv_bias=True, bias=False, gated=True), *RMS_NORM, head()),
     huggingface=HuggingFace(
         model_type="qwen2",
@@ -32,7 +33,4 @@ FAMILY = ModelFamily(
         ),
         buffers=BUFFERS,
     ),
-    norm="rmsnorm",
-    gated=True,
-    grouped=True,
 )

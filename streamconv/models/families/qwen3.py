@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from streamconv.models.config.activation_and_window import Window
 from streamconv.models.config.settings import Constant, Fixed
-from streamconv.models.families.llama import BUFFERS, PARAMETERS, settings, tensors
+from streamconv.models.families.llama import BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
+from streamconv.models.mechanisms import HEAD_NORMS
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Parameter, Section
 
 FAMILY = ModelFamily(
     name="qwen3",
     title="Qwen 3",
-    positions="rotary",
+    mechanisms=MECHANISMS | {HEAD_NORMS},
     parameters=(
         *PARAMETERS,
         Parameter(Section.LAYER, "self_attention.q_layernorm.weight", ("head_dim",)),
@@ -37,7 +38,4 @@ FAMILY = ModelFamily(
         ),
         buffers=BUFFERS,
     ),
-    norm="rmsnorm",
-    gated=True,
-    grouped=True,
 )

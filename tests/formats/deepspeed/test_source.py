@@ -31,6 +31,7 @@ from streamconv.formats.source import SourceOptions
 from streamconv.models.orders import QkvLayout
 from tests import oracle
 from tests.places import LABELLED, MADE, REAL, Source
+from tests.spread import Sweep
 
 BLOOM = REAL[1]
 UNEVEN = LABELLED[1]
@@ -137,11 +138,13 @@ def test_a_missing_mp_rank_file_is_named(copy: Callable[[Source], Path]) -> None
         plan(root, to="megatron-legacy")
 
 
-def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(tmp_path: Path) -> None:
-    """A BLOOM of 101 layers on 11 ranks, under file names of two and of three digits."""
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize(("layers", "ranks"), [(101, 1), (101, 11), (9, 11)])
+def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(layers: int, ranks: int, tmp_path: Path) -> None:
+    """A BLOOM of 101 layers, and on 11 ranks, under file names of two and of three digits."""
     folder = tmp_path / "global_step1"
     folder.mkdir()
-    layers, ranks, hidden = 101, 11, 22
+    hidden = 2 * ranks
     generator = torch.Generator().manual_seed(1)
 
     def save(index: int, tensors: dict[str, tuple[tuple[int, ...], bool]]) -> None:
@@ -167,9 +170,10 @@ def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(tmp_path: Path) -> 
             block |= {f"{name}.weight": ((rows, columns), True), f"{name}.bias": ((rows,), rows != hidden)}
         save(index, block)
     save(layers + 4, norm)
-    convert(folder, tmp_path / "out", num_heads=11, pp_layers=(50, 51), tp=1, max_ram="3G", to="megatron-legacy")
-    result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 2), heads=11)
-    oracle.assert_same_model(result, oracle.source_model(folder, heads=11))
+    stages = (4, layers - 4)
+    convert(folder, tmp_path / "out", num_heads=ranks, pp_layers=stages, tp=1, max_ram="3G", to="megatron-legacy")
+    result = oracle.result_model(oracle.result_files(tmp_path / "out", 1, 2), heads=ranks)
+    oracle.assert_same_model(result, oracle.source_model(folder, heads=ranks))
     assert len({key.split(".")[1] for key in result if key.startswith("layers.")}) == layers
 
 
@@ -655,11 +659,11 @@ def test_a_writer_without_crcs_is_warned_of(copy: Callable[[Source], Path], tmp_
     assert report.records_without_crc > 0
 
 
-def test_any_broken_byte_of_metadata_is_our_error_or_harmless(copy: Callable[[Source], Path]) -> None:
+def test_any_broken_byte_of_metadata_is_our_error_or_harmless(copy: Callable[[Source], Path], sweep: Sweep) -> None:
     root = copy(BLOOM)
     path = tag_folder(root) / "layer_03-model_00-model_states.pt"
     good = path.read_bytes()
-    spots = [*range(0, 1200, 7), *range(len(good) - 2500, len(good), 11)]
+    spots = sweep.of([*range(0, 1200, 7), *range(len(good) - 2500, len(good), 11)], 9)
     refused = 0
     for spot in spots:
         path.write_bytes(good[:spot] + bytes([good[spot] ^ 0xFF]) + good[spot + 1 :])

@@ -23,10 +23,12 @@ from streamconv.containers.pickles.writer import Call, dumps
 from streamconv.core.errors import UnsupportedError
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.formats.deepspeed import source as deepspeed
+from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.deepspeed.target import TARGET, lay_out
 from streamconv.formats.source import SourceOptions
 from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.models.family import ModelFamily
+from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, Mechanism
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import Section
 from streamconv.models.registry import known_families
@@ -190,6 +192,24 @@ def test_families_that_no_fork_runs(family: str, reason: str | None) -> None:
     if reason is not None:
         with pytest.raises(UnsupportedError, match=reason):
             lay_out(target_model(LLAMA, family=family_named(family)))
+
+
+@pytest.mark.parametrize("fork", ["auto", *FORKS])
+@pytest.mark.parametrize("root", [BLOOM.folder, BS_GPT.folder, LLAMA], ids=lambda root: root.name)
+def test_no_fork_takes_a_mechanism_that_it_does_not_list(root: Path, fork: str) -> None:
+    model = target_model(root, dialect=fork)
+    invented = Mechanism("invented", "wheels within wheels")
+    stranger = replace(model.family, mechanisms=model.family.mechanisms | {invented})
+    with pytest.raises(UnsupportedError, match="no wheels within wheels"):
+        lay_out(replace(model, family=stranger))
+
+
+def test_sizes_decide_which_mechanisms_a_model_needs() -> None:
+    """Llama's heads may share keys and values, and be of another size: those of one model need not."""
+    model = target_model(LLAMA)
+    assert mechanisms_of(model) == model.family.mechanisms - {HEAD_SIZE}
+    alone = replace(model, sizes=replace(model.sizes, groups=model.sizes.heads))
+    assert mechanisms_of(alone) == model.family.mechanisms - {HEAD_SIZE, GROUPED_HEADS}
 
 
 @pytest.mark.parametrize("source", [BS_GPT, DS_GPT_Z1], ids=lambda source: source.name)

@@ -7,11 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import UnsupportedError
-from streamconv.formats.common.refusals import titles
+from streamconv.formats.common.refusals import Run, Runs, refusal_of, titles
+from streamconv.formats.megatron.releases import FIRST
+from streamconv.models import mechanisms as made_of
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 
-__all__ = ["check_version", "refusal", "refuse_args", "refuse_names"]
+__all__ = ["RUNS", "check_version", "refusal", "refuse_args", "refuse_names"]
+
+_CORE = "megatron/core/transformer"
+
+
+def _run(where: str) -> Run:
+    return Run(f"core_v0.{FIRST}", where)
+
+
+# Not GeGLU: its layers run one (fusions/fused_bias_geglu.py), and Megatron-LM has no argument that asks for it.
+RUNS: Runs = {
+    made_of.LEARNED: _run("megatron/core/models/common/embeddings/language_model_embedding.py"),
+    made_of.ROTARY: _run("megatron/core/models/common/embeddings/rotary_pos_embedding.py"),
+    made_of.PARTIAL_ROTARY: _run("megatron/core/models/common/embeddings/rotary_pos_embedding.py: rotary_percent"),
+    made_of.LAYERNORM: _run("megatron/core/models/gpt/gpt_layer_specs.py"),
+    made_of.RMSNORM: _run("megatron/core/models/gpt/gpt_layer_specs.py"),
+    made_of.NORMS_LESS_ONE: _run(f"{_CORE}/custom_layers/transformer_engine.py:TENorm, for either norm"),
+    made_of.PLAIN_MLP: _run(f"{_CORE}/mlp.py"),
+    made_of.SWIGLU: _run(f"{_CORE}/mlp.py, megatron/training/arguments.py: --swiglu"),
+    made_of.HEAD_NORMS: _run(f"{_CORE}/attention.py: qk_layernorm"),
+    made_of.BIASES: _run(f"{_CORE}/transformer_config.py: add_bias_linear"),
+    made_of.QKV_BIASES: _run(f"{_CORE}/transformer_config.py: add_qkv_bias"),
+    made_of.NO_BIASES: _run(f"{_CORE}/transformer_config.py: add_bias_linear"),
+    made_of.GROUPED_HEADS: _run(f"{_CORE}/attention.py: num_query_groups"),
+    made_of.HEAD_SIZE: _run(f"{_CORE}/attention.py: kv_channels"),
+}
+"""What Megatron-Core's GPT model runs, as ``pretrain_gpt.py`` builds it from arguments."""
 
 _POSITIONS = (None, "learned_absolute", "rope")
 # Arguments that name a mechanism by being other than these values; up to core_v0.19.
@@ -28,8 +56,6 @@ _MECHANISMS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("softmax_type", "another softmax", (None, "vanilla")),
     ("softmax_scale", "another scale of the attention's scores", (None,)),
     ("qk_l2_norm", "queries and keys of length 1", (None, False)),
-    ("apply_layernorm_1p", "norms stored less 1", (None, False)),
-    ("layernorm_zero_centered_gamma", "norms stored less 1", (None, False)),
     ("apply_residual_connection_post_layernorm", "residuals behind the norms", (None, False)),
     ("quick_geglu", "another activation (quick GEGLU)", (None, False)),
     ("glu_linear_offset", "another gated unit", (None, 0)),
@@ -38,19 +64,17 @@ _MECHANISMS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("no_rope_freq", "layers without rotary positions", (None,)),
     ("window_attn_skip_freq", "a window in some of the layers", (None,)),
 )
+# By either name it counts for RMSNorm too, and is weighed where the family is known.
+_LESS_ONE = ("apply_layernorm_1p", "layernorm_zero_centered_gamma")
 
 
 def refusal(family: ModelFamily) -> str | None:
-    """Why Megatron-Core's GPT model cannot run a family [``megatron/core/transformer/transformer_layer.py``]."""
-    if family.positions == "alibi":
-        return "Megatron-Core has no ALiBi and no embedding norm"
-    if family.name == "gpt_neox":
-        return "Megatron-Core has no parallel residual"
-    return None
+    """Why Megatron-Core's GPT model cannot run a family, and why there are no checkpoints of it."""
+    return refusal_of("Megatron-Core", family, RUNS)
 
 
 def refuse_args(args: Mapping[str, Any], where: Path) -> None:
-    """Refuse a model whose arguments name a mechanism that no family has.
+    """Refuse a model whose arguments name what no family has. What some have is weighed where the family is known.
 
     Names: ``megatron/training/arguments.py``, ``megatron/core/transformer/transformer_config.py`` of Megatron-LM.
 
@@ -62,7 +86,10 @@ def refuse_args(args: Mapping[str, Any], where: Path) -> None:
     kinds = (
         ("a mixture of experts (MoE)", isinstance(experts, int) and experts > 1),
         (f"positions of the kind {str(positions)[:40]}", positions not in _POSITIONS and isinstance(positions, str)),
-        ("rotary positions in a part of each head", is_rotary and args.get("rotary_percent") not in (None, 1)),
+        (
+            "norms stored less 1",
+            any(args.get(name) for name in _LESS_ONE) and args.get("normalization", "LayerNorm") == "LayerNorm",
+        ),
         ("rotary positions by pairs", is_rotary and bool(args.get("rotary_interleaved"))),
         (
             "LayerNorm and linear layers without bias",

@@ -41,6 +41,7 @@ from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.models.config.checks import shown
 from streamconv.models.config.training_args import neutral_args
+from streamconv.models.mechanisms import NORMS_LESS_ONE, RMSNORM, in_words
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["CONTAINERS", "TARGET", "lay_out"]
@@ -58,7 +59,7 @@ _SAID_OTHERWISE = (
     "ds_sequence_parallel_fpdt",
 )
 _OWNED = ("iter_*", RELEASE)
-# What Megatron-Core has, and no family here: arguments that other sources may have too.
+# What Megatron-Core has, and the model that is built has not: arguments that other sources may have too.
 _NOT_BUILT = {
     "apply_layernorm_1p": "norms stored less 1",
     "apply_residual_connection_post_layernorm": "residuals behind the norms",
@@ -106,15 +107,20 @@ def _container(model: TargetModel) -> str:
         raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
     if model.core.spec not in (None, *SPECS):
         raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
+    if model.core.spec == "local" and {RMSNORM, NORMS_LESS_ONE} <= model.family.mechanisms:
+        # megatron/core/transformer/torch_norm.py:WrappedTorchNorm, which is the local spec's RMSNorm.
+        raise UnsupportedError(
+            f"--spec local: Megatron-Core's RMSNorm there has {in_words([NORMS_LESS_ONE])}", remedy="say --spec te"
+        )
     return container
 
 
 def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
     """The arguments, those that the source has beside the model's own, and the names that are left out."""
     kept, dropped = carried_args(model)
-    layout, said = model.layout, neutral_args(model.args)
+    layout, said, built = model.layout, neutral_args(model.args), core_model_args(model)
     for name, what in _NOT_BUILT.items():
-        if said.get(name) is not None and said[name] is not False:
+        if said.get(name) is not None and said[name] is not False and said[name] != built.get(name):
             raise UnsupportedError(
                 f"args.{name} is {shown(said[name])}: {what}, not translated",
                 remedy=f'if the model is built without it, say it otherwise: --config with {{"{name}": null}}',
@@ -125,7 +131,6 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
     if str(kept.get("tokenizer_type")) not in TOKENIZERS and kept.pop("tokenizer_type", None) is not None:
         # Since core_v0.10 it outweighs the run's own, and the run stops.
         dropped.append("tokenizer_type")
-    built = core_model_args(model)
     _refuse_contradictions(model, built)
     kept |= built
     kept |= {
@@ -173,7 +178,7 @@ def _needs(model: TargetModel, container: str) -> Iterator[Need]:
         elif any(said.values()):
             since = UNEVEN_ENDS if model.layout.vpp == 1 else VIRTUAL_UNEVEN_ENDS
             yield Need("a first or last stage of another length", since)
-    if model.core.spec == "local" and model.family.norm == "rmsnorm":
+    if model.core.spec == "local" and RMSNORM in model.family.mechanisms:
         yield Need("RMSNorm in the local spec", LOCAL_RMSNORM)
 
 

@@ -92,7 +92,6 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
             "LayerNorm and linear layers without bias",
             args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
         ),
-        ("rotary positions in a part of each head", is_rotary and args.get("rotary_percent") not in (None, 1)),
         ("interpolated rotary positions", is_rotary and bool(args.get("rotary_seq_len_interpolation_factor"))),
     )
     for name, matches in kinds:

@@ -23,19 +23,21 @@ from streamconv.containers.pickles.writer import is_plain
 from streamconv.containers.torch_save.zip_writer import plan_torch_file
 from streamconv.core.errors import UnsupportedError
 from streamconv.formats.common.carried_args import carried_args
+from streamconv.formats.common.refusals import refusal_of
 from streamconv.formats.megatron.args import core_model_args
 from streamconv.formats.megatron.folder import ARCHIVE, TRACKER, rank_path
-from streamconv.formats.megatron.legacy.refusals import refusal
+from streamconv.formats.megatron.legacy.refusals import AGES, BIGSCIENCE, MEGATRON_LM, refusal
 from streamconv.formats.recorded import RELEASE
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
 from streamconv.models.family import ModelFamily
+from streamconv.models.mechanisms import LEARNED, PARTIAL_ROTARY, ROTARY
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
 __all__ = ["DIALECTS", "TARGET", "Dialect", "lay_out"]
 
 CHECKPOINT_VERSION = 3.0
-_LLAMA_ARGS = (
+_MODEL_ARGS = (
     "normalization",
     "norm_epsilon",
     "swiglu",
@@ -48,7 +50,8 @@ _LLAMA_ARGS = (
     "kv_channels",
     "untie_embeddings_and_output_weights",
 )
-_QKV_BIAS = "self_attention.query_key_value.bias"
+# The model that is built without any of these arguments.
+_OF_2021 = frozenset(BIGSCIENCE) | {LEARNED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +95,12 @@ DIALECTS = {
 
 def loads_in(family: ModelFamily, dialect: Dialect) -> str:
     """Which code runs the result."""
-    if family.positions == "alibi":
-        return "bigscience-workshop/Megatron-DeepSpeed; NVIDIA/Megatron-LM has neither ALiBi nor the embedding norm"
-    if family.norm == "rmsnorm":
-        # RMSNorm came with 4dc0715204 (2023-09), biases on queries, keys and values alone with f6995e5c9b (2024-02).
-        since = "core_v0.6 (2024-03)" if family.keys(Section.LAYER) & {_QKV_BIAS} else "core_v0.4 (2023-12)"
-        return f"NVIDIA/Megatron-LM {since} up to core_v0.17, from core_v0.8 with --use-legacy-models"
-    return dialect.loads_in
+    if reason := refusal_of("NVIDIA/Megatron-LM", family, MEGATRON_LM):
+        return f"bigscience-workshop/Megatron-DeepSpeed; {reason}"
+    since = max((MEGATRON_LM[mechanism].code for mechanism in family.mechanisms), key=AGES.index)
+    if since == AGES[0]:
+        return dialect.loads_in
+    return f"NVIDIA/Megatron-LM {since} up to core_v0.17, from core_v0.8 with --use-legacy-models"
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
@@ -140,7 +142,7 @@ def _refuse_settings(model: TargetModel) -> None:
     [``megatron/legacy/model/language_model.py``: ``RotaryEmbedding`` is made without a base, so it is 10000]
     """
     theta = (model.args or {}).get("rope_theta")
-    if model.family.positions == "rotary" and theta not in (None, 10000):
+    if ROTARY in model.family.mechanisms and theta not in (None, 10000):
         raise UnsupportedError(
             f"rope_theta is {theta}: Megatron-LM's legacy model rotates with 10000 and has no argument for it",
             remedy="convert --to deepspeed, or --to huggingface",
@@ -157,8 +159,8 @@ def _cautions(model: TargetModel) -> Iterator[str]:
             "args.position_embedding_type is an enum of bigscience's code and is left out; its own loader compares it "
             "and stops: write for that loader with --no-args"
         )
-    if model.family.name == "bloom" and model.dialect != "2021":
-        yield "only bigscience's fork runs BLOOM, and it reads the names of 2021 alone"
+    if model.dialect != "2021" and refusal_of("Megatron-LM", model.family, MEGATRON_LM):
+        yield f"only bigscience's fork runs {model.family.title}, and it reads the names of 2021 alone"
 
 
 def _stage_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) ->
 def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     """The training arguments as the target needs them, and the names of those that are not plain data."""
     kept, dropped = carried_args(model)
-    kept |= _llama_args(model)
+    kept |= _model_args(model)
     # Readers take it for evidence of rows of [3, heads, head_dim], which are not written.
     kept.pop("ds_sequence_parallel_fpdt", None)
     vpp = model.layout.vpp
@@ -217,12 +219,13 @@ def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     return namespace, dropped
 
 
-def _llama_args(model: TargetModel) -> dict[str, Any]:
-    """What Megatron-LM's legacy model is told of a Llama-like model [``megatron/training/arguments.py``]."""
-    if model.family.norm != "rmsnorm":
+def _model_args(model: TargetModel) -> dict[str, Any]:
+    """What Megatron-LM is told of a model that is not as those of 2021 [``megatron/training/arguments.py``]."""
+    if model.family.mechanisms <= _OF_2021:
         return {}
     said = core_model_args(model)
-    return {name: said.get(name) for name in _LLAMA_ARGS}
+    partial = ("rotary_percent",) if PARTIAL_ROTARY in model.family.mechanisms else ()
+    return {name: said.get(name) for name in (*_MODEL_ARGS, *partial)}
 
 
 TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal, takes=frozenset(("--vpp",)))

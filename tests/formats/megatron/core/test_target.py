@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from streamconv import convert, stream, verify
+from streamconv.models.mechanisms import RMSNORM, ROTARY
 from tests.formats.megatron import rank_files as files
 from tests.formats.megatron.models import CASES, CORE, MULTIPLE, Case, Stored, to_torch
 from tests.formats.megatron.rank_files import LINEARS, Cut, Labelled, State, even
@@ -29,6 +30,7 @@ SPECS = ("te", "local")
 MATRIX = [(case, tp) for case in CASES for tp in ([4] if case.head else [1, 2, 4])]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("case", "tp"), MATRIX, ids=str)
 def test_each_rank_has_its_labels_and_all_of_it_comes_back(case: Case, tp: int, stored: Stored, tmp_path: Path) -> None:
     """From transformers to one cut, from each cut to the next, from the last to another TP, and back."""
@@ -60,8 +62,8 @@ def test_args_say_what_megatron_builds_the_model_from(case: Case, stored: Stored
         "group_query_attention": sizes.groups < sizes.heads,
         "num_query_groups": sizes.groups,
         "swiglu": case.family.gated,
-        "normalization": {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[case.family.norm],
-        "position_embedding_type": {"learned": "learned_absolute", "rotary": "rope"}[case.family.positions],
+        "normalization": "RMSNorm" if RMSNORM in case.family.mechanisms else "LayerNorm",
+        "position_embedding_type": "rope" if ROTARY in case.family.mechanisms else "learned_absolute",
         "untie_embeddings_and_output_weights": case.head,
         "tensor_model_parallel_size": 4,
         "pipeline_model_parallel_size": 2,

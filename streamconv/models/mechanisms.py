@@ -1,0 +1,108 @@
+"""What transformer blocks are made of, by one value for each mechanism.
+
+A family states the set of its mechanisms, and every framework lists those that its model runs. What is stated and not
+listed is refused in the mechanism's words, so a new mechanism needs a constant here and nothing else: no framework
+takes it for its nearest. How bytes lie (fused rows, transposed matrices) is no mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+__all__ = [
+    "ALIBI",
+    "BIASES",
+    "EMBEDDING_NORM",
+    "EXCLUSIVE",
+    "GROUPED_HEADS",
+    "HEAD_NORMS",
+    "HEAD_SIZE",
+    "KNOWN",
+    "LAYERNORM",
+    "LEARNED",
+    "NORMS_LESS_ONE",
+    "NO_BIASES",
+    "PARALLEL_RESIDUAL",
+    "PARTIAL_ROTARY",
+    "PLAIN_MLP",
+    "QKV_BIASES",
+    "RMSNORM",
+    "ROTARY",
+    "SWIGLU",
+    "Mechanism",
+    "check_exclusive",
+    "in_words",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """A mechanism: its name in Megatron's arguments where they have one, and its words as they follow "has no"."""
+
+    name: str
+    words: str
+
+
+ALIBI = Mechanism("alibi", "ALiBi")
+LEARNED = Mechanism("learned", "learned positions")
+ROTARY = Mechanism("rotary", "rotary positions")
+PARTIAL_ROTARY = Mechanism("partial_rotary", "rotary positions in a part of each head")
+"""Beside :data:`ROTARY`: the configuration says which part, and it may be all."""
+
+LAYERNORM = Mechanism("layernorm", "LayerNorm")
+RMSNORM = Mechanism("rmsnorm", "RMSNorm")
+NORMS_LESS_ONE = Mechanism("norms_less_one", "norms stored less 1")
+"""The norm multiplies by 1 + weight."""
+
+PLAIN_MLP = Mechanism("plain", "MLP without a gate")
+"""Which function it activates with is the configuration's to say."""
+
+SWIGLU = Mechanism("swiglu", "gated unit with SiLU (SwiGLU)")
+
+BIASES = Mechanism("biases", "biases on all linear layers")
+QKV_BIASES = Mechanism("qkv_biases", "biases on queries, keys and values alone")
+NO_BIASES = Mechanism("no_biases", "linear layers without biases")
+
+EMBEDDING_NORM = Mechanism("embedding_norm", "embedding norm")
+PARALLEL_RESIDUAL = Mechanism("parallel_residual", "parallel residual")
+"""Attention and MLP side by side, each with a norm of its own; the configuration may switch it off."""
+
+HEAD_NORMS = Mechanism("head_norms", "norms of queries and keys")
+GROUPED_HEADS = Mechanism("grouped_heads", "heads that share keys and values")
+HEAD_SIZE = Mechanism("head_size", "heads of another size than the hidden size over their number")
+
+EXCLUSIVE: tuple[tuple[str, tuple[Mechanism, ...]], ...] = (
+    ("positions", (ALIBI, LEARNED, ROTARY)),
+    ("norm", (LAYERNORM, RMSNORM)),
+    ("MLP", (PLAIN_MLP, SWIGLU)),
+    ("biases", (BIASES, QKV_BIASES, NO_BIASES)),
+)
+"""What a block has one of, and the mechanisms that it may be."""
+
+KNOWN = (
+    *(ALIBI, LEARNED, ROTARY, PARTIAL_ROTARY, EMBEDDING_NORM, PARALLEL_RESIDUAL, LAYERNORM, RMSNORM, PLAIN_MLP),
+    *(SWIGLU, NORMS_LESS_ONE, HEAD_NORMS, BIASES, QKV_BIASES, NO_BIASES, GROUPED_HEADS),
+    HEAD_SIZE,
+)
+"""All of them, in the order in which messages name them."""
+
+
+def check_exclusive(mechanisms: Collection[Mechanism]) -> None:
+    """Check that a set states one positions, one norm, one MLP and one way of biases.
+
+    Raises:
+        ValueError: none of a group, or two.
+    """
+    for what, group in EXCLUSIVE:
+        stated = [mechanism.name for mechanism in group if mechanism in mechanisms]
+        if len(stated) != 1:
+            choices = ", ".join(mechanism.name for mechanism in group)
+            raise ValueError(f"{what}: {' and '.join(stated) or 'none'} stated, and it is one of {choices}")
+
+
+def in_words(mechanisms: Iterable[Mechanism]) -> str:
+    """``no ALiBi and no embedding norm``, in the order of :data:`KNOWN`; those that are not in it come last."""
+    order = {mechanism: number for number, mechanism in enumerate(KNOWN)}
+    ordered = sorted(mechanisms, key=lambda mechanism: (order.get(mechanism, len(order)), mechanism.name))
+    return " and ".join(f"no {mechanism.words}" for mechanism in ordered)

@@ -1,0 +1,67 @@
+"""Commands in processes of their own that need not start an interpreter: one has, and forks for each of them.
+
+A start takes half a second, most of it imports. What is about the start itself, about the memory of a process, or about
+a terminal starts its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.places import ROOT
+
+STREAMCONV = [sys.executable, "-m", "streamconv"]
+# What a process has imported before it forks, its children need not.
+IMPORT_ALL = """
+import importlib, pkgutil, streamconv
+for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
+    if module.name != "streamconv.__main__":
+        importlib.import_module(module.name)
+"""
+SERVER = """
+import json, os, sys
+for line in sys.stdin:
+    module, words, folder, *files = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, file in enumerate(files, 1):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = [module, *words]
+        sys.exit(sys.modules[module].main())
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", IMPORT_ALL + SERVER]
+    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate, timeout=60)
+    return process
+
+
+def start(command: list[str], *words: object) -> subprocess.CompletedProcess[str]:
+    """What a new interpreter says, and its exit code."""
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def run_main(*words: object, module: str = "streamconv.cli.main") -> subprocess.CompletedProcess[str]:
+    """What the ``main`` of a module says to the words of a command line, and its exit code."""
+    process = _server()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = [*map(str, words)]
+    with TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "error")]
+        print(json.dumps([module, said, str(Path.cwd()), *map(str, files)]), file=process.stdin, flush=True)
+        code = int(process.stdout.readline())
+        out, error = (file.read_text() for file in files)
+    return subprocess.CompletedProcess([module, *said], code, out, error)
