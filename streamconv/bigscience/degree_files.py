@@ -17,14 +17,13 @@ from typing import Any
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import COPY_AGAIN
+from streamconv.formats.deepspeed.names import FileKind, FileName, parse_name
 
 __all__ = ["Degrees", "RankedFolder", "layer_shapes", "open_folder"]
 
-_LAYER = re.compile(r"layer_(\d+)-model_.*")
-_ZERO = re.compile(r"((?:fp16_|bf16_)?zero_pp_rank_)(\d+)_mp_rank_(\d+).*")
 _ZERO_PREFIXES = ("zero_pp_rank_", "fp16_zero_pp_rank_", "bf16_zero_pp_rank_")
 _DIMENSIONS = "checkpoint_parallel_dimensions"
-_COPY = "copy the missing files from the training run's storage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +85,21 @@ def open_folder(folder: str) -> RankedFolder:
     # os.path.join keeps the folder's spelling, which pathlib would tidy.
     paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]  # noqa: PTH118
     files = sorted(paths, key=_numbered)
-    layers = [file for file in files if _LAYER.fullmatch(Path(file).name)]
-    ranks = [file for file in files if Path(file).name.startswith("mp_rank_")]
+    parsed = {file: name for file in files if (name := parse_name(Path(file).name))}
+    layers = [file for file, name in parsed.items() if name.kind is FileKind.LAYER]
+    ranks = [file for file, name in parsed.items() if name.kind is FileKind.RANK]
     _check_folder(folder, layers, ranks)
     recorded, args = [], None
     for number, file in enumerate(ranks):
         state = _state(file)
         recorded.append(_recorded(state))
         args = state.get("args") if number == 0 else args
-    zero = _zero_files(files)
+    zero = _zero_files(parsed)
     counted = _counted(folder, layers)
     tp, pp = _degrees(folder, len(ranks), recorded, next(iter(counted.values()), 0))
     for key, count in counted.items():
         if count != tp:
-            raise DamagedError(f"{key} has {count} files, TP is {tp}", where=folder, remedy=_COPY)
+            raise DamagedError(f"{key} has {count} files, TP is {tp}", where=folder, remedy=COPY_AGAIN)
     return RankedFolder(
         files, zero, layers, ranks, list(counted), Degrees(tp, pp, max(1, len(zero) // (tp * pp))), args
     )
@@ -136,8 +136,7 @@ def _counted(folder: str, layers: Sequence[str]) -> dict[str, int]:
     """How many files each layer has, in the order of the model."""
     counts: dict[str, int] = {}
     for file in layers:
-        match = _LAYER.fullmatch(Path(file).name)
-        key = f"layer_{match[1] if match else ''}"
+        key = Path(file).name.partition("-")[0]
         counts[key] = counts.get(key, 0) + 1
     numbers = sorted(counts, key=lambda key: int(key.removeprefix("layer_")))
     if len({int(key.removeprefix("layer_")) for key in numbers}) != len(numbers):
@@ -145,11 +144,10 @@ def _counted(folder: str, layers: Sequence[str]) -> dict[str, int]:
     return {key: counts[key] for key in numbers}
 
 
-def _zero_files(files: Sequence[str]) -> list[str]:
+def _zero_files(parsed: Mapping[str, FileName]) -> list[str]:
     """The ZeRO files of the first kind that is there, by data-parallel and then by model-parallel rank."""
-    matches = [(file, match) for file in files if (match := _ZERO.fullmatch(Path(file).name))]
     for prefix in _ZERO_PREFIXES:
-        ranked = sorted((int(match[2]), int(match[3]), file) for file, match in matches if match[1] == prefix)
+        ranked = sorted((name.first, name.second, file) for file, name in parsed.items() if name.prefix == prefix)
         if ranked:
             return [file for _, _, file in ranked]
     return []
@@ -168,5 +166,5 @@ def _degrees(folder: str, ranks: int, recorded: Sequence[tuple[Any, Any] | None]
     tp, pp = recorded[0] or (first_layer or ranks, ranks // (first_layer or ranks))
     if not all(type(size) is int and size > 0 for size in (tp, pp)) or tp * pp != ranks:
         words = f"TP {tp} x PP {pp}" if pp else f"TP {tp}"
-        raise DamagedError(f"{ranks} mp_rank files, but {words}", where=folder, remedy=_COPY)
+        raise DamagedError(f"{ranks} mp_rank files, but {words}", where=folder, remedy=COPY_AGAIN)
     return tp, pp

@@ -15,6 +15,7 @@ __all__ = [
     "find_iteration",
     "first_line",
     "is_child_name",
+    "iteration_of",
     "recorded_args",
     "tagged_folder",
     "true_vocabulary",
@@ -101,7 +102,12 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
         if not 0 <= recorded < 10**9:
             raise DamagedError(f"the iteration is recorded as {recorded}", where=folder, remedy="say --iteration N")
         return recorded
-    match = re.fullmatch(r"(?:global_step|iter_)(\d+)", folder.name)
+    return iteration_of(folder.name)
+
+
+def iteration_of(folder_name: str) -> int | None:
+    """The iteration that a folder is named for: 3 for DeepSpeed's ``global_step3``, Megatron-LM's ``iter_0000003``."""
+    match = re.fullmatch(r"(?:global_step|iter_)([0-9]+)", folder_name)
     return int(match[1]) if match else None
 
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
 from streamconv.core.errors import SourceError, StreamconvError
 from streamconv.execution.staging import JOURNAL, WORK_FOLDER
+from streamconv.formats.common.faults import Collected
+from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
+from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names, step_folder
 from streamconv.formats.deepspeed.source import resolve_tag
-from streamconv.formats.megatron.folder import TRACKER
+from streamconv.formats.megatron.folder import TRACKER, folder_named
+from streamconv.formats.recorded import first_line, is_child_name, iteration_of
 from streamconv.formats.registry import open_source
 from streamconv.formats.source import SourceOptions
+from streamconv.formats.survey import survey
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
-from streamconv.inspection.deepspeed_names import DeepSpeedNames, RecordedSizes, missing_files, parse_names
 from streamconv.inspection.file_set import describe_file_set
 from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import count
 from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
-from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report
+from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report, finding_of
 from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 
 __all__ = ["inspect_folder"]
 
-_TAG = re.compile(r"(?:global_step|iter_)(\d+)")
+_OF_DEEPSPEED = ("deepspeed",)
 
 
 def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
@@ -56,53 +59,51 @@ def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]
     """The folder that holds the files: the one that ``latest`` or Megatron's tracker names, or the only one below."""
     if not path.is_dir():
         raise SourceError("no such file or folder", where=path)
-    if tag is None and not (path / "latest").is_file() and not _is_megatron_root(path):
-        steps = sorted((int(m[1]), child) for child in path.iterdir() if (m := _TAG.fullmatch(child.name)))
-        if steps and steps[-1][1].is_dir():
-            words = f"no `latest` says which of {len(steps)} checkpoints is meant: took {steps[-1][1].name}"
-            return steps[-1][1], [Finding("note", words, str(path), "choose with --tag")]
-        return path, []
-    if _is_megatron_root(path) and not (path / "latest").is_file():
+    is_tracked = (path / TRACKER).is_file()
+    if (path / LATEST).is_file() or (tag is not None and not is_tracked):
+        return resolve_tag(path, tag), []
+    if is_tracked:
         return _tracked(path, tag), []
-    return resolve_tag(path, tag), []
-
-
-def _is_megatron_root(path: Path) -> bool:
-    return (path / TRACKER).is_file()
+    numbered = ((iteration_of(child.name), child) for child in path.iterdir())
+    steps = sorted((number, child) for number, child in numbered if number is not None)
+    if not steps or not steps[-1][1].is_dir():
+        return path, []
+    words = f"no `{LATEST}` says which of {len(steps)} checkpoints is meant: took {steps[-1][1].name}"
+    return steps[-1][1], [Finding("note", words, str(path), "choose with --tag")]
 
 
 def _tracked(path: Path, tag: str | None) -> Path:
     """The folder that the tracker names, if it is torch_dist's or DeepSpeed's; the others the format finds itself."""
-    name = tag
-    if name is None:
-        with (path / TRACKER).open("rb") as file:
-            word = file.read(64).decode("ascii", errors="replace").strip()
-        name = f"iter_{int(word):07d}" if word.isdecimal() else word
-    inside = path / name if re.fullmatch(r"[\w.-]+", name) and name not in (".", "..") else path
+    word = first_line(path / TRACKER)
+    name = tag or folder_named(word) or word
+    inside = path / name if is_child_name(name) else path
+    if is_torch_dist(inside):
+        return inside
     # deepspeedai's fork writes Megatron's tracker beside DeepSpeed's `latest`, which may be lost.
-    own = path / f"global_step{name.removeprefix('iter_').lstrip('0')}"
-    return inside if is_torch_dist(inside) else own if not inside.is_dir() and own.is_dir() else path
+    number = iteration_of(name)
+    own = path if number is None else path / step_folder(number)
+    return own if not inside.is_dir() and own.is_dir() else path
 
 
 def _framework_folder(folder: Path, options: SourceOptions, report: Report) -> Inspected:
-    names = parse_names(child.name for child in folder.iterdir() if child.is_file())
     try:
         source, model = open_source(folder, options)
     except StreamconvError as error:
-        return _unopened(folder, names, error, report)
+        return _unopened(folder, error, report)
     if source.name == "huggingface":
         # Its files are one whole each, so they are shown under their own names, and the index is looked at.
         return Inspected(report, describe_file_set(folder, None, report))
     report.path = str(model.path)
     named: list[tuple[str, dict[Global, int]]] = []
-    if source.name == "deepspeed":
-        names = parse_names(child.name for child in model.path.iterdir() if child.is_file())
+    names = parse_names(child.name for child in model.path.iterdir()) if source.name in _OF_DEEPSPEED else None
+    if names is not None:
         report.optimizer, broken, named = optimizer_facts(model.path, names)
+        faults = Collected()
         dp = count(model.args or {}, "data_parallel_size")
-        sizes = RecordedSizes(model.tp, model.tp * model.pp if model.pp else None, dp, 0)
-        report.findings += [*missing_files(names, sizes), *broken]
+        check_partitions(model.path, names, RecordedSizes(model.tp, model.pp, dp), faults)
+        report.findings += [*map(finding_of, faults.found), *broken]
     found = recognised(model, options.num_heads)
-    places = describe_sharded(found, report, names if source.name == "deepspeed" else None)
+    places = describe_sharded(found, report, names)
     if report.optimizer is None or not report.optimizer.present:
         report.optimizer = _optimizer_of_ranks(found)
     named += [(str(path.relative_to(model.path)), dict(each)) for path, each in model.named.items()]
@@ -118,14 +119,15 @@ def _optimizer_of_ranks(found: KnownModel) -> OptimizerFacts:
     return OptimizerFacts(bool(parts), 0, nbytes, OWN_OPTIMIZER if parts else "none")
 
 
-def _unopened(folder: Path, names: DeepSpeedNames, refusal: StreamconvError, report: Report) -> Inspected:
+def _unopened(folder: Path, refusal: StreamconvError, report: Report) -> Inspected:
     """A folder that no source format opened: DeepSpeed's files one by one, or any set of checkpoint files."""
-    is_universal = (folder / "zero").is_dir()
-    if is_universal or not (names.layers or names.ranks or names.zero3 or names.optimizer):
+    surveyed = None if (folder / "zero").is_dir() else survey(folder)
+    if surveyed is None:
         return Inspected(report, describe_file_set(folder, refusal, report))
-    report.what = _kind(names)
+    names = surveyed.names
+    report.what = surveyed.what
     report.evidence += [Evidence(report.what, words) for words in _file_counts(names)]
-    model, tensors = describe_parts(folder, names, refusal, report)
+    tensors = describe_parts(surveyed, refusal, report)
     report.optimizer, broken, named = optimizer_facts(folder, names)
     report.findings += broken
     added = global_rows(named)
@@ -134,16 +136,16 @@ def _unopened(folder: Path, names: DeepSpeedNames, refusal: StreamconvError, rep
     own = sum(row.nbytes for row in report.tensors if ":optimizer." in row.name)
     if own and not report.optimizer.present:
         report.optimizer = OptimizerFacts(True, 0, own, OWN_OPTIMIZER)
-    if model is None:
+    if surveyed.model is None:
         return Inspected(report, tensors)
     report.tensors, report.files = [], []
-    found = KnownModel(model)
+    found = KnownModel(surveyed.model)
     places = describe_sharded(found, report, names)
     whole, copies = canonical_tensors(found)
     return Inspected(report, whole, copies, places, tensors)
 
 
-def _file_counts(names: DeepSpeedNames) -> list[str]:
+def _file_counts(names: FolderNames) -> list[str]:
     kinds = (
         ("layer files", len(names.layers)),
         ("mp_rank files", len(names.ranks)),
@@ -151,9 +153,3 @@ def _file_counts(names: DeepSpeedNames) -> list[str]:
         ("optimizer files", len(names.optimizer)),
     )
     return [f"{number} {what}" for what, number in kinds if number]
-
-
-def _kind(names: DeepSpeedNames) -> str:
-    if names.layers:
-        return "Megatron-DeepSpeed, pipeline engine"
-    return "DeepSpeed, ZeRO stage 3" if names.zero3 else "DeepSpeed"

@@ -1,8 +1,8 @@
-"""Open many files without stopping at a broken one, and say what their pickles name."""
+"""Open many files without stopping at a broken one, and say what is wrong with them and what their pickles name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from streamconv.containers.open_any import open_any
@@ -10,12 +10,12 @@ from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.verdicts import verdict
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import StreamconvError
-from streamconv.inspection.report import Finding, GlobalRow, finding_of
+from streamconv.inspection.report import BROKEN, Finding, GlobalRow, finding_of
 
-__all__ = ["global_rows", "joined_globals", "open_all", "unsafe_globals"]
-
+__all__ = ["broken_file", "global_rows", "joined_globals", "open_all", "unfinished_zips", "unsafe_globals"]
 
 _GETATTR = "builtins.getattr"
+_COPY = "copy it again from the training run's storage"
 _COULD = "which could run code when torch or pickle loads it"
 
 
@@ -36,7 +36,42 @@ def _try_open(path: Path) -> StoredFile | Finding:
     try:
         return open_any(path)
     except StreamconvError as error:
-        return Finding("damage", finding_of(error).what, str(path), error.remedy, 6)
+        return broken_file(path, error)
+
+
+def broken_file(path: Path, error: StreamconvError) -> Finding:
+    """A file of a checkpoint that cannot be opened, for whatever reason."""
+    return Finding("damage", finding_of(error).what, str(path), error.remedy, BROKEN)
+
+
+def unfinished_zips(folder: Path, names: Collection[str]) -> tuple[list[Finding], list[str]]:
+    """The files that begin as a zip and do not end as one: they were cut off, or are still being written.
+
+    Sixty-four bytes of each file are read: that is cheap for hundreds of optimizer files which are not opened.
+
+    Returns:
+        findings, and the files that do not begin as a zip.
+    """
+    cut_off, others = [], []
+    for name in names:
+        begins, ends = _ends_of(folder / name)
+        if not begins:
+            others.append(name)
+        elif not ends:
+            words = "the file begins as a zip and has no end: it was cut off"
+            cut_off.append(Finding("damage", words, str(folder / name), _COPY, BROKEN))
+    return cut_off, others
+
+
+def _ends_of(path: Path) -> tuple[bool, bool]:
+    """Whether a file begins, and ends, as a zip does."""
+    if not path.is_file():
+        return False, False
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begins = file.read(4) == b"PK\x03\x04"
+        file.seek(max(0, size - 22))
+        return begins, file.read(22).startswith(b"PK\x05\x06")
 
 
 def global_rows(files: Sequence[tuple[str, dict[Global, int]]]) -> list[GlobalRow]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.source import StoredModel
-from streamconv.inspection.deepspeed_names import DeepSpeedNames
 from streamconv.inspection.inspected import Places
 from streamconv.inspection.names import count
 from streamconv.inspection.report import (
@@ -121,7 +121,7 @@ class _Names:
                 yield self.known[id(path)]
 
 
-def describe_sharded(found: KnownModel, report: Report, names: DeepSpeedNames | None) -> Places:
+def describe_sharded(found: KnownModel, report: Report, names: FolderNames | None) -> Places:
     """Fill a report from a model that was opened; returns the files of each layer and rank."""
     places = _files_by_place(found.model)
     model = found.model
@@ -192,7 +192,7 @@ def _facts(found: KnownModel, family: str | None) -> ModelFacts:
     )
 
 
-def _parallel(model: StoredModel, names: DeepSpeedNames | None, places: Places) -> ParallelFacts:
+def _parallel(model: StoredModel, names: FolderNames | None, places: Places) -> ParallelFacts:
     stages = model.owned
     if stages is None and model.stages is not None:
         ends = [sum(model.stages[: stage + 1]) for stage in range(len(model.stages))]
@@ -212,7 +212,7 @@ def _parallel(model: StoredModel, names: DeepSpeedNames | None, places: Places) 
     return ParallelFacts(model.tp, model.pp, None if names is None else names.dp, stages, tuple(cells))
 
 
-def _rank_files(names: DeepSpeedNames, model_rank: int) -> list[str]:
+def _rank_files(names: FolderNames, model_rank: int) -> list[str]:
     own = [names.ranks[model_rank]] if model_rank in names.ranks else []
     own += [name for (_, rank), name in sorted(names.optimizer.items()) if rank == model_rank]
     return own

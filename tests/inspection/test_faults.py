@@ -135,7 +135,7 @@ def test_two_iterations_mixed(tmp_path: Path) -> None:
     state = oracle.load_plain(path)
     torch.save(state | {"iteration": 9}, path)
     report = look(root)
-    assert f"iteration 9, where the other ranks have 7 {path}" in words_of(report)
+    assert f"iteration is 9 in mp_rank_03_model_states.pt, where the other ranks have 7 {path}" in words_of(report)
     assert report.exit_code() == 6
 
 
@@ -240,4 +240,4 @@ def test_a_name_of_an_absurd_rank_makes_a_grid_with_gaps(name: str, words: str, 
     (folder / name).touch()
     found = words_of(look(folder))
     assert words in found
-    assert " more None" in found
+    assert f" more {folder}" in found

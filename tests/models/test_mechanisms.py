@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from streamconv.models import mechanisms as made_of
+from streamconv.models.biases import BIAS_MECHANISMS, BY_ENTRY, QKV_BIAS
+from streamconv.models.config.biases import AnyBias
 from streamconv.models.config.settings import Fixed
 from streamconv.models.family import ModelFamily
 from streamconv.models.mechanisms import EXCLUSIVE, KNOWN, Mechanism, in_words
@@ -39,6 +41,8 @@ def test_parameters_show_what_is_stated(family: ModelFamily) -> None:
 @EVERY
 def test_arguments_that_never_change_say_what_is_stated(family: ModelFamily) -> None:
     fixed = {s.arg: s.value for s in family.huggingface.settings if isinstance(s, Fixed)}
+    # A family that may have biases has none unless its configuration says so.
+    fixed |= {n: v for s in family.huggingface.settings if isinstance(s, AnyBias) for n, v in s.to_args({}).items()}
     has = family.mechanisms.__contains__
     said = {
         "normalization": "rmsnorm" if has(made_of.RMSNORM) else "layernorm",
@@ -85,3 +89,12 @@ def test_words_come_in_one_order_and_those_that_nobody_knows_last() -> None:
     assert in_words({invented, made_of.EMBEDDING_NORM, made_of.ALIBI}) == (
         "no ALiBi, no embedding norm and no invention"
     )
+
+
+def test_a_model_with_biases_needs_what_runs_them() -> None:
+    llama = next(family for family in known_families() if family.name == "llama")
+    whole = frozenset(key for pair in BY_ENTRY.values() for key in pair)
+    for chosen, stated in ((frozenset(), made_of.NO_BIASES), ({QKV_BIAS}, made_of.QKV_BIASES), (whole, made_of.BIASES)):
+        assert llama.having(chosen).mechanisms & set(BIAS_MECHANISMS) == {stated}
+    for pair in BY_ENTRY.values():
+        assert made_of.BIASES in llama.having(pair).mechanisms

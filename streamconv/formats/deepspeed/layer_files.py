@@ -1,15 +1,10 @@
-"""Megatron-DeepSpeed's tensors by their place in the model, whatever number their file has.
-
-A layer file's number depends on fork, date, MoE and tying, so its role is read from its keys. The numbers are still
-worth something: they must be one of the known numberings without a gap, or a layer is missing.
-"""
+"""Megatron-DeepSpeed's tensors by their place in the model, whatever number their file has."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
@@ -17,24 +12,20 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import Faults
 from streamconv.formats.common.refusals import refuse_keys
 from streamconv.formats.common.shards import join_ranks
-from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI
+from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, numbered_by, role_of
+from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.deepspeed.refusals import families
 from streamconv.models.parameter import ParameterId, Section
 
-__all__ = ["Layers", "layer_file_names", "module_tensors", "open_layers"]
+__all__ = ["LayerFiles", "Layers", "join_layers", "keys_of", "module_tensors", "open_layer_files", "open_layers"]
 
-_LAYER_FILE = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 _ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
-# (first block - embedding, final norm - last block, index of the embedding) -> who numbers so, and in words.
-_NUMBERINGS = {
-    (2, 2, 1): (BIGSCIENCE, "bigscience's fork, or deepspeedai's before 2023-07"),
-    (1, 1, 1): (DEEPSPEEDAI, "deepspeedai's fork since 2023-07"),
-    (1, 2, 1): (DEEPSPEEDAI, "deepspeedai's fork with MoE (2024-04)"),
-}
-_UNKNOWN = (None, "an unknown fork")
+LayerFiles = dict[int, dict[int, StoredFile]]
+"""The files of each layer by tensor-parallel rank; in a tolerant reading some ranks may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,107 +45,84 @@ class Layers:
     named: Mapping[Path, Mapping[Global, int]]
 
 
-def layer_file_names(folder: Path, names: Iterable[str]) -> dict[tuple[int, int], str]:
-    """(layer index, tensor-parallel rank) of every layer file among ``names``; a file without a model axis is rank 0.
+def open_layer_files(folder: Path, names: FolderNames, faults: Faults) -> LayerFiles:
+    """Open all layer files; those of a layer by tensor-parallel rank.
 
     Raises:
-        DamagedError: two names mean the same layer and rank.
+        DamagedError: ``faults`` is strict, and a file cannot be read.
     """
-    found: dict[tuple[int, int], str] = {}
-    for name in names:
-        if match := _LAYER_FILE.fullmatch(name):
-            other = found.setdefault((int(match[1]), int(match[2] or 0)), name)
-            if other != name:
-                raise DamagedError(f"{other} and {name} are the same layer and rank", where=folder)
-    return found
+    files: LayerFiles = {}
+    for (index, rank), name in sorted(names.layers.items()):
+        mine = files.setdefault(index, {})
+        file = faults.opened(folder / name, open_torch)
+        if file is not None:
+            mine[rank] = file
+    return files
 
 
-def open_layers(folder: Path, names: Mapping[tuple[int, int], str], num_layers: int | None) -> Layers:
-    """Open all layer files and find each one's role by its keys.
+def open_layers(folder: Path, names: FolderNames, num_layers: int | None) -> Layers:
+    """Open all layer files of Megatron's and find each one's role by its keys.
 
     Args:
         folder: where they are.
-        names: from :func:`layer_file_names`.
+        names: the files there, of which none of the grid (layer x rank) is missing.
         num_layers: how many transformer layers the training arguments count, None if unknown.
 
     Raises:
-        DamagedError: a file of the grid (layer x rank) is missing, ranks differ, or numbers have a gap.
-        UnsupportedError: a file has the keys of a family or a mechanism that is refused by name.
+        DamagedError: a file is broken, ranks differ, or numbers have a gap.
+        UnsupportedError: a file has the keys of a family or a mechanism that is refused by name, or no layer is
+            Megatron's.
     """
-    tp = 1 + max(rank for _, rank in names)
-    indices = sorted({index for index, _ in names})
-    missing = len(indices) * tp - len(names)
-    if missing:
-        grid = ((index, rank) for index in indices for rank in range(tp))
-        index, rank = next(place for place in grid if place not in names)
-        raise DamagedError(
-            f"{missing} of {len(indices) * tp} layer files are missing, "
-            f"the first is layer_{index:02d}-model_{rank:02d}-model_states.pt",
-            where=folder,
-            remedy="copy the missing files from the training run's storage",
-        )
-    roles: dict[Section, list[int]] = {section: [] for section in Section}
-    contents: dict[int, list[dict[str, LazyTensor]]] = {}
-    named: dict[Path, Mapping[Global, int]] = {}
-    for index in indices:
-        files = [open_torch(folder / names[index, rank]) for rank in range(tp)]
-        contents[index] = [file.tensors() for file in files]
-        named |= {file.path: file.globals for file in files}
-        roles[_role(contents[index][0], files[0].path)].append(index)
-    numbering = _check_numbers(folder, roles, num_layers)
-    places: dict[ParameterId, tuple[LazyTensor, ...]] = {}
-    for section, found in roles.items():
-        for position, index in enumerate(found):
-            number = position if section is Section.LAYER else -1
-            paths = [names[index, rank] for rank in range(tp)]
-            prefixed = [
-                {ParameterId(section, number, key): t for key, t in tensors.items()} for tensors in contents[index]
-            ]
-            places |= join_ranks(prefixed, paths, folder)
-    blocks = roles[Section.LAYER]
-    numbered_by, known = _NUMBERINGS.get(numbering, _UNKNOWN)
+    strict = Faults()
+    files = open_layer_files(folder, names, strict)
+    for ranks in files.values():
+        refuse_keys(set(ranks[0].tensors()), ranks[0].path, families())
+    keys = keys_of(files)
+    if not is_megatron(keys.values()):
+        what = "a pipeline of DeepSpeed whose layers are not Megatron's: not translated"
+        raise UnsupportedError(what, where=folder, remedy=f"families so far in such folders: {families()}")
+    roles = {index: role_of(found) for index, found in keys.items()}
+    layers = {index: (files[index][0].path, found) for index, found in keys.items()}
+    check_roles(folder, layers, roles, num_layers, strict)
+    sections = {index: role for index, role in roles.items() if role is not None}
+    places = join_layers(folder, files, sections, strict)
+    blocks = [index for index, role in sections.items() if role is Section.LAYER]
+    norm = next(index for index, role in sections.items() if role is Section.FINAL_NORM)
+    embedding = next(index for index, role in sections.items() if role is Section.EMBEDDING)
+    fork, known = numbered_by(embedding, blocks[0], blocks[-1], norm)
     words = f"files {blocks[0]:02d} to {blocks[-1]:02d}, numbered as by {known}"
-    return Layers(tp, places, blocks[0], len(blocks), roles[Section.FINAL_NORM][0], numbered_by, words, named)
+    named = {file.path: file.globals for ranks in files.values() for file in ranks.values()}
+    return Layers(len(files[embedding]), places, blocks[0], len(blocks), norm, fork, words, named)
 
 
-def _role(tensors: Mapping[str, LazyTensor], path: Path) -> Section:
-    keys = set(tensors)
-    refuse_keys(keys, path, families())
-    if "word_embeddings.weight" in keys:
-        return Section.EMBEDDING
-    if "lm_head.weight" in keys:
-        return Section.HEAD
-    if "input_layernorm.weight" in keys:
-        return Section.LAYER
-    if keys and keys <= {"weight", "bias"}:
-        return Section.FINAL_NORM
-    raise UnsupportedError(
-        f"a layer file of unknown role, with keys {', '.join(sorted(keys)[:6]) or '(none)'}", where=path
-    )
+def keys_of(files: LayerFiles) -> dict[int, frozenset[str]]:
+    """The keys of each layer: those of the rank that has most of them."""
+    return {
+        index: max((frozenset(file.tensors()) for file in ranks.values()), key=len)
+        for index, ranks in files.items()
+        if ranks
+    }
 
 
-def _check_numbers(
-    folder: Path, roles: Mapping[Section, Sequence[int]], num_layers: int | None
-) -> tuple[int, int, int]:
-    blocks, norms, embeddings = roles[Section.LAYER], roles[Section.FINAL_NORM], roles[Section.EMBEDDING]
-    if not blocks or len(norms) != 1 or len(embeddings) != 1 or len(roles[Section.HEAD]) > 1:
-        raise DamagedError(
-            f"{len(embeddings)} embedding, {len(blocks)} transformer, {len(norms)} final norm and "
-            f"{len(roles[Section.HEAD])} head layers; a model has one embedding, one final norm and at most one head",
-            where=folder,
-        )
-    gaps = [low + 1 for low, high in pairwise(blocks) if high != low + 1]
-    numbering = (blocks[0] - embeddings[0], norms[0] - blocks[-1], embeddings[0])
-    # A fork may number otherwise; then the arguments must confirm that no layer is missing at either end.
-    if gaps or (numbering not in _NUMBERINGS and num_layers != len(blocks)):
-        what = f"layer file {gaps[0]} is missing" if gaps else "the first or last transformer layers are missing"
-        raise DamagedError(
-            f"{what}: embedding is file {embeddings[0]}, transformer layers {blocks[0]} to {blocks[-1]}, "
-            f"final norm {norms[0]}, which no known fork numbers so",
-            where=folder,
-            remedy="copy the missing files from the training run's storage",
-        )
-    return numbering
+def join_layers(
+    folder: Path, files: LayerFiles, sections: Mapping[int, Section], faults: Faults
+) -> dict[ParameterId, tuple[LazyTensor, ...]]:
+    """The shards of each parameter by place, transformer layers numbered in the order of their files.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and ranks differ.
+    """
+    places: dict[ParameterId, tuple[LazyTensor, ...]] = {}
+    blocks = [index for index, section in sections.items() if section is Section.LAYER]
+    for index, section in sections.items():
+        number = blocks.index(index) if section is Section.LAYER else -1
+        own = [file for _, file in sorted(files[index].items())]
+        prefixed = [{ParameterId(section, number, key): t for key, t in file.tensors().items()} for file in own]
+        try:
+            places |= join_ranks(prefixed, [file.path.name for file in own], folder)
+        except DamagedError as error:
+            faults.note(error)
+    return places
 
 
 def module_tensors(file: StoredFile) -> dict[ParameterId, LazyTensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,22 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import Faults
+from streamconv.formats.deepspeed.grid import RecordedSizes
+from streamconv.formats.deepspeed.names import is_optimizer_file
 from streamconv.formats.recorded import whole
 from streamconv.formats.source import Dropped
 
-__all__ = ["RankFiles", "left_behind", "open_ranks", "recorded_shapes", "recorded_sizes", "refuse_second_module"]
+__all__ = [
+    "RankFiles",
+    "left_behind",
+    "open_ranks",
+    "recorded_shapes",
+    "recorded_sizes",
+    "refuse_old_rows",
+    "refuse_second_module",
+]
 
-_MP_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-_OPTIMIZER = re.compile(r".*_optim_states\.pt")
 _SAME_ARGS = (
     "num_layers",
     "hidden_size",
@@ -27,6 +36,7 @@ _SAME_ARGS = (
     "num_key_value_heads",
     "tensor_model_parallel_size",
 )
+_SAME_RUN = "the files are of different runs or steps: keep those of one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +61,37 @@ class RankFiles:
         sizes = self.state.get("checkpoint_parallel_dimensions")
         return whole(sizes.get(key)) if isinstance(sizes, dict) else None
 
+    def sizes(self, args: Mapping[str, Any] | None, *, is_pipeline: bool) -> RecordedSizes:
+        """The sizes that are recorded: by DeepSpeed, else in ``args`` by the names of Megatron-DeepSpeed.
 
-def open_ranks(folder: Path, names: list[str]) -> RankFiles:
-    """Open the rank files among ``names``; there may be none.
+        Without the pipeline engine a rank file is that of a tensor-parallel rank, whatever PP the arguments say.
+        """
+        said = args or {}
+        tp = _first(self.recorded("tp_degree"), said.get("tensor_model_parallel_size"))
+        pp = _first(self.recorded("pp_degree"), said.get("pipeline_model_parallel_size") if is_pipeline else 1)
+        dp = next((size for file in self.files if (size := _first(file.state.get("dp_world_size")))), None)
+        return RecordedSizes(tp, pp, dp)
+
+
+def _first(*values: Any) -> int | None:
+    return next((value for value in values if whole(value) is not None and value > 0), None)
+
+
+def open_ranks(folder: Path, names: Iterable[str], faults: Faults) -> RankFiles:
+    """Open the files of model-parallel ranks, in their order; there may be none.
 
     Raises:
-        DamagedError: a rank is missing or there twice, or the files are of different runs.
-        UnsupportedError: their checkpoint_version is below 2.
+        DamagedError: ``faults`` is strict, and a file cannot be read, or is of another run than the others.
     """
-    found = [(int(match[1]), name) for name in names if (match := _MP_RANK.fullmatch(name))]
-    by_rank = dict(found)
-    if len(by_rank) != len(found):
-        raise DamagedError(
-            "two mp_rank files have the same rank", where=folder, remedy="remove the one that is not its own"
-        )
-    if by_rank and max(by_rank) >= len(by_rank):
-        first = next(rank for rank in range(len(by_rank)) if rank not in by_rank)
-        raise DamagedError(
-            f"{len(by_rank)} mp_rank files of {max(by_rank) + 1}: the first missing is rank {first}",
-            where=folder,
-            remedy="copy the missing files from the training run's storage",
-        )
-    files = tuple(open_torch(folder / by_rank[rank]) for rank in sorted(by_rank))
-    for file in files:
-        if not isinstance(file.state, dict):
-            raise DamagedError("an mp_rank file that is not a dictionary", where=file.path)
-    ranks = RankFiles(files)
-    _check_same_run(ranks)
-    return ranks
+    files = []
+    for name in names:
+        file = faults.opened(folder / name, open_torch)
+        if file is not None and not isinstance(file.state, dict):
+            faults.note(DamagedError("a rank's file that is not a dictionary", where=file.path))
+        elif file is not None:
+            files.append(file)
+    _check_same_run(files, faults)
+    return RankFiles(tuple(files))
 
 
 def _story(state: Mapping[str, Any]) -> list[int | None]:
@@ -88,16 +101,24 @@ def _story(state: Mapping[str, Any]) -> list[int | None]:
     return [whole(value) for value in values]
 
 
-def _check_same_run(ranks: RankFiles) -> None:
-    """All ranks must tell the same story, and one whose rows of query_key_value are known."""
+def _check_same_run(files: Sequence[StoredFile], faults: Faults) -> None:
+    """All ranks must tell the same story; the odd ones out are named."""
+    stories = [_story(file.state) for file in files]
+    for name, values in zip(("iteration", *_SAME_ARGS), zip(*stories, strict=True), strict=False):
+        usual, _ = Counter(values).most_common(1)[0]
+        for file, mine in zip(files, values, strict=True):
+            if mine != usual:
+                words = f"{name} is {mine} in {file.path.name}, where the other ranks have {usual}"
+                faults.note(DamagedError(words, where=file.path, remedy=_SAME_RUN))
+
+
+def refuse_old_rows(ranks: RankFiles) -> None:
+    """Refuse files whose rows of query_key_value are in an order of before checkpoint_version 2.
+
+    Raises:
+        UnsupportedError: one records such a version.
+    """
     for file in ranks.files:
-        for name, first, mine in zip(("iteration", *_SAME_ARGS), _story(ranks.state), _story(file.state), strict=True):
-            if first != mine:
-                raise DamagedError(
-                    f"{name} is {mine} in {file.path.name}, but {first} in {ranks.files[0].path.name}",
-                    where=file.path.parent,
-                    remedy="the files are of different runs or steps: keep those of one",
-                )
         version = file.state.get("checkpoint_version", 3.0)
         if not isinstance(version, int | float) or not version >= 2:
             raise UnsupportedError(
@@ -140,7 +161,7 @@ def refuse_second_module(ranks: RankFiles) -> None:
 def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dropped]:
     """Optimizer files and the tensors in rank files that are no parameters, each with its reason."""
     dropped = []
-    optimizer = [name for name in names if _OPTIMIZER.fullmatch(name)]
+    optimizer = [name for name in names if is_optimizer_file(name)]
     if optimizer:
         nbytes = sum((folder / name).stat().st_size for name in optimizer)
         dropped.append(Dropped(f"{len(optimizer)} *_optim_states.pt files", nbytes, "optimizer state: parameters only"))

@@ -12,21 +12,25 @@ from pathlib import Path
 
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.common.faults import COPY_AGAIN, Faults
 from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import count_layers, join_ranks
 from streamconv.formats.deepspeed.evidence import DEEPSPEEDAI, agree, settle_rows
-from streamconv.formats.deepspeed.layer_files import layer_file_names, module_tensors, open_layers
+from streamconv.formats.deepspeed.grid import check_grid
+from streamconv.formats.deepspeed.layer_files import module_tensors, open_layers
+from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
 from streamconv.formats.deepspeed.rank_files import (
     RankFiles,
     left_behind,
     open_ranks,
     recorded_shapes,
     recorded_sizes,
+    refuse_old_rows,
     refuse_second_module,
 )
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
-from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary
+from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary, whole
 from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.parameter import ParameterId, Section
 
@@ -44,10 +48,10 @@ def resolve_tag(path: Path, tag: str | None) -> Path:
     """
     if not path.is_dir():
         raise SourceError("no such folder", where=path)
-    if tag is None and not (path / "latest").is_file():
+    if tag is None and not (path / LATEST).is_file():
         return path
-    name = tag if tag is not None else first_line(path / "latest")
-    return tagged_folder(path, name, path / "latest")
+    name = tag if tag is not None else first_line(path / LATEST)
+    return tagged_folder(path, name, path / LATEST)
 
 
 def claims(path: Path) -> str | None:
@@ -58,8 +62,8 @@ def claims(path: Path) -> str | None:
     """
     if not path.is_dir():
         return None
-    has_latest = (path / "latest").is_file()
-    tag = first_line(path / "latest") if has_latest else None
+    has_latest = (path / LATEST).is_file()
+    tag = first_line(path / LATEST) if has_latest else None
     folder = next((child for child in path.iterdir() if child.name == tag and child.is_dir()), path)
     names = sorted(child.name for child in folder.iterdir())
     if any(name.startswith("layer_00-model_") for name in names):
@@ -80,24 +84,22 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         DamagedError: files are missing, broken or contradict each other.
     """
     folder = resolve_tag(path, options.tag)
-    names = sorted(child.name for child in folder.iterdir())
-    refuse_other_folders(folder, names)
-    layer_names = layer_file_names(folder, names)
-    ranks = open_ranks(folder, names)
-    if layer_names:
-        return _open_pipeline(folder, names, layer_names, ranks, options)
-    refuse_plain_deepspeed(folder, names, ranks.state)
-    return _open_without_pipeline(folder, names, ranks, options)
+    children = sorted(child.name for child in folder.iterdir())
+    refuse_other_folders(folder, children)
+    names = parse_names(children)
+    ranks = open_ranks(folder, [names.ranks[rank] for rank in sorted(names.ranks)], Faults())
+    refuse_old_rows(ranks)
+    check_grid(folder, names, ranks.sizes(ranks.args, is_pipeline=bool(names.layers)), Faults())
+    if names.layers:
+        return _open_pipeline(folder, children, names, ranks, options)
+    refuse_plain_deepspeed(folder, children, ranks.state)
+    return _open_without_pipeline(folder, children, ranks, options)
 
 
 def _open_pipeline(
-    folder: Path,
-    names: list[str],
-    layer_names: Mapping[tuple[int, int], str],
-    ranks: RankFiles,
-    options: SourceOptions,
+    folder: Path, children: list[str], names: FolderNames, ranks: RankFiles, options: SourceOptions
 ) -> StoredModel:
-    layers = open_layers(folder, layer_names, (ranks.args or {}).get("num_layers"))
+    layers = open_layers(folder, names, whole((ranks.args or {}).get("num_layers")))
     tp = agree(folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
     if len(ranks.files) % layers.tp:
         raise DamagedError(f"{len(ranks.files)} mp_rank files are no multiple of TP {layers.tp}", where=folder)
@@ -121,10 +123,10 @@ def _open_pipeline(
     model = model.noting(facts=[*tp.facts, *pp.facts, numbering, evidence], warnings=[*tp.warnings, *pp.warnings])
     model = settle_rows(model, options, layers.numbered_by)
     refuse_second_module(ranks)
-    return model.noting(dropped=left_behind(folder, names, ranks))
+    return model.noting(dropped=left_behind(folder, children, ranks))
 
 
-def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, options: SourceOptions) -> StoredModel:
+def _open_without_pipeline(folder: Path, children: list[str], ranks: RankFiles, options: SourceOptions) -> StoredModel:
     per_rank = [module_tensors(file) for file in ranks.files]
     tensors = join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
     num_layers = count_layers(tensors, folder)
@@ -135,7 +137,7 @@ def _open_without_pipeline(folder: Path, names: list[str], ranks: RankFiles, opt
     model = _model(folder, ranks, options, kind, len(ranks.files), num_layers, tensors)
     facts = [*tp.facts, Fact("PP 1", "the module is whole in every mp_rank file")]
     model = replace(model, pp=1, stages=(num_layers,)).noting(facts=facts, warnings=tp.warnings)
-    return settle_rows(model, options, DEEPSPEEDAI).noting(dropped=left_behind(folder, names, ranks))
+    return settle_rows(model, options, DEEPSPEEDAI).noting(dropped=left_behind(folder, children, ranks))
 
 
 def _model(
@@ -157,7 +159,7 @@ def _model(
         raise DamagedError(
             f"args say {args['num_layers']} layers, {num_layers} are there",
             where=folder,
-            remedy="copy the missing layer files from the training run's storage",
+            remedy=COPY_AGAIN,
         )
     return StoredModel(
         path=folder,

@@ -23,6 +23,7 @@ from streamconv.core.errors import UnsupportedError
 from streamconv.core.layout import RankCoordinates
 from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.deepspeed.forks import FORKS, Fork, counted
+from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
 from streamconv.formats.deepspeed.refusals import refusal
 from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.source import Fact
@@ -44,7 +45,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
         UnsupportedError: the fork that is asked for cannot run the model, or none can.
     """
     fork, why = _choose(model)
-    tag = f"global_step{model.iteration or 0}"
+    tag = step_folder(model.iteration)
     args, facts = _arguments(model, fork)
     files = [*_layer_files(model, fork, tag), *_rank_files(model, fork, tag, args)]
     facts = [
@@ -59,7 +60,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     if args is None and fork.first_block == 2:
         order = fork.orders.qkv.value
         warnings = (f"without args nothing tells the order of query_key_value: readers need --qkv-layout {order}",)
-    return TargetFiles(tuple(files), {"latest": tag}, tuple(facts), warnings, fork.orders, owned=("global_step*",))
+    return TargetFiles(tuple(files), {LATEST: tag}, tuple(facts), warnings, fork.orders, owned=OWNED)
 
 
 def _choose(model: TargetModel) -> tuple[Fork, str]:
@@ -118,8 +119,7 @@ def _layer_files(model: TargetModel, fork: Fork, tag: str) -> Iterator[TargetFil
     """[``deepspeed/runtime/pipe/module.py:ckpt_layer_path``]"""
     for number, stage, slots in _layers(model, fork):
         for rank in range(model.layout.tp):
-            path = f"{tag}/layer_{number:02d}-model_{rank:02d}-model_states.pt"
-            yield _file(path, rank, stage, OrderedDict(slots))
+            yield _file(f"{tag}/{layer_file(number, rank)}", rank, stage, OrderedDict(slots))
 
 
 def _rank_files(model: TargetModel, fork: Fork, tag: str, args: argparse.Namespace | None) -> Iterator[TargetFile]:
@@ -127,7 +127,7 @@ def _rank_files(model: TargetModel, fork: Fork, tag: str, args: argparse.Namespa
     for stage in range(model.layout.pp):
         shapes = _param_shapes(model, fork, stage)
         for rank in range(model.layout.tp):
-            path = f"{tag}/mp_rank_{stage * model.layout.tp + rank:02d}_model_states.pt"
+            path = f"{tag}/{rank_file(stage * model.layout.tp + rank)}"
             yield _file(path, rank, stage, _rank_tree(model, fork, shapes, args))
 
 

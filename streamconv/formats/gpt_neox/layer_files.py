@@ -7,21 +7,33 @@ The pipeline is the embedding, a function, L blocks, a function, the final norm,
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import COPY_AGAIN, Faults
 from streamconv.formats.common.shards import join_ranks
+from streamconv.formats.deepspeed.layer_files import keys_of, open_layer_files
+from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.models.parameter import ParameterId, Section
 
-__all__ = ["FIRST_BLOCK", "NeoxLayers", "names_of_block", "open_neox_layers"]
+__all__ = [
+    "FIRST_BLOCK",
+    "NeoxLayers",
+    "check_neox_numbers",
+    "is_neox",
+    "names_of_block",
+    "neox_sections",
+    "open_neox_layers",
+]
 
 FIRST_BLOCK = 2
+# Megatron's blocks say self_attention; its final norm has a bare weight, its head is lm_head.
+_OWN = ("attention.query_key_value.", "attention.qkv.", "final_linear.")
 
 # Module of a block -> Megatron's. ``linear1`` and ``linear2`` since 0d4bdb96 (2024-09).
 _MODULES = {
@@ -74,64 +86,87 @@ class NeoxLayers:
     named: Mapping[Path, Mapping[Global, int]]
 
 
-def open_neox_layers(folder: Path, names: Mapping[tuple[int, int], str]) -> NeoxLayers:
+def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
     """Open the layer files and find each tensor's place.
 
     Args:
         folder: where they are.
-        names: from :func:`streamconv.formats.deepspeed.layer_files.layer_file_names`.
+        names: the files there, of which none of the grid (layer x rank) is missing.
 
     Raises:
-        DamagedError: a file of the grid (layer x rank) is missing, ranks differ, or numbers have a gap.
-        UnsupportedError: a key is of a mechanism that is refused by name, or of none that is known.
+        DamagedError: a file is broken, ranks differ, or numbers have a gap.
+        UnsupportedError: a key is of a mechanism that is refused by name, or of none that is known; or no layer is
+            GPT-NeoX's.
     """
-    if not names:
+    if not names.layers:
         raise DamagedError("no layer files (layer_*-model_*-model_states.pt)", where=folder)
-    tp = 1 + max(rank for _, rank in names)
-    indices = sorted({index for index, _ in names})
-    blocks = [index for index in indices if FIRST_BLOCK <= index < _norm_index(folder, names, indices)]
+    strict = Faults()
+    opened = open_layer_files(folder, names, strict)
+    keys = keys_of(opened)
+    if not is_neox(keys.values()):
+        what = "a pipeline of DeepSpeed whose layers are neither GPT-NeoX's nor Megatron's: not translated"
+        raise UnsupportedError(what, where=folder)
+    for index, files in opened.items():
+        _refuse(keys[index], files[0].path)
+    check_neox_numbers(folder, keys, strict)
+    blocks = [index for index, section in neox_sections(keys).items() if section is Section.LAYER]
     tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {}
-    named: dict[Path, Mapping[Global, int]] = {}
     buffers: list[LazyTensor] = []
-    for index in indices:
-        files = [open_torch(folder / _present(folder, names, index, rank)) for rank in range(tp)]
-        named |= {file.path: file.globals for file in files}
-        contents = [file.tensors() for file in files]
+    for index, files in opened.items():
+        contents = [file.tensors() for file in files.values()]
         buffers += [stored.pop(_BUFFER) for stored in contents if _BUFFER in stored]
         number = blocks.index(index) if index in blocks else -1
-        ranks = [dict(_placed(stored, number, file.path)) for stored, file in zip(contents, files, strict=True)]
-        joined = join_ranks(ranks, [file.path.name for file in files], folder)
+        ranks = [dict(_placed(stored, number, files[rank].path)) for rank, stored in enumerate(contents)]
+        joined = join_ranks(ranks, [file.path.name for file in files.values()], folder)
         if twice := joined.keys() & tensors.keys():
             raise DamagedError(f"{twice.pop().key} is here and in another layer file too", where=files[0].path)
         tensors |= joined
-    return NeoxLayers(tp, tensors, len(blocks), len(buffers), sum(buffer.nbytes for buffer in buffers), named)
+    named = {file.path: file.globals for files in opened.values() for file in files.values()}
+    nbytes = sum(buffer.nbytes for buffer in buffers)
+    return NeoxLayers(len(opened[0]), tensors, len(blocks), len(buffers), nbytes, named)
 
 
-def _present(folder: Path, names: Mapping[tuple[int, int], str], index: int, rank: int) -> str:
-    if (index, rank) not in names:
-        raise DamagedError(
-            f"layer_{index:02d}-model_{rank:02d}-model_states.pt is missing",
-            where=folder,
-            remedy="copy the missing files from the training run's storage",
+def is_neox(layers: Iterable[Collection[str]]) -> bool:
+    """Whether some layer is GPT-NeoX's, of whatever mechanism, and none is a bare module of a user's own pipeline."""
+    each = [set(keys) for keys in layers]
+    every = set().union(*each)
+    if any(keys and keys <= {"weight", "bias"} for keys in each):
+        return False
+    with_norm = "word_embeddings.weight" in every and any(key.startswith("norm.") for key in every)
+    return with_norm or any(key.startswith(_OWN) for key in every)
+
+
+def neox_sections(keys: Mapping[int, Collection[str]]) -> dict[int, Section]:
+    """The role of each layer by its number: the embedding is first, the final norm behind the blocks, then the head."""
+    norm = _norm_index(keys)
+    ends = {0: Section.EMBEDDING, norm: Section.FINAL_NORM, norm + 1: Section.HEAD}
+    return {index: ends.get(index, Section.LAYER) for index in sorted(keys)}
+
+
+def _norm_index(keys: Mapping[int, Collection[str]]) -> int:
+    last = max(keys)
+    return last if any(key.startswith("norm.") for key in keys[last]) else last - 1
+
+
+def check_neox_numbers(folder: Path, keys: Mapping[int, Collection[str]], faults: Faults) -> None:
+    """All numbers must be as the pipeline gives them; the final norm is two behind the last block.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and a number is missing or no layer's.
+    """
+    norm = _norm_index(keys)
+    ranges = range(1), range(FIRST_BLOCK, norm - 1), range(norm, max(keys) + 1)
+    missing = next((index for index in chain(*ranges) if index not in keys), None)
+    if not ranges[1] or missing is not None or sum(map(len, ranges)) != len(keys):
+        words = "" if missing is None else f": the first missing is layer_{missing:02d}"
+        faults.note(
+            DamagedError(
+                f"layer files are numbered {_runs(sorted(keys))}; GPT-NeoX's are 0, 2 up to the last block, two more "
+                f"the final norm, and the head{words}",
+                where=folder,
+                remedy=COPY_AGAIN,
+            )
         )
-    return names[index, rank]
-
-
-def _norm_index(folder: Path, names: Mapping[tuple[int, int], str], indices: Sequence[int]) -> int:
-    """The index of the final norm, two behind the last block; all numbers must be as the pipeline gives them."""
-    last = indices[-1]
-    keys = open_torch(folder / _present(folder, names, last, 0)).tensors()
-    norm = last if "norm.weight" in keys else last - 1
-    ranges = range(1), range(FIRST_BLOCK, norm - 1), range(norm, last + 1)
-    missing = next((index for index in chain(*ranges) if index not in indices), None)
-    if not ranges[1] or missing is not None or sum(map(len, ranges)) != len(indices):
-        raise DamagedError(
-            f"layer files are numbered {_runs(indices)}; GPT-NeoX's are 0, 2 up to the last block, two more the final "
-            "norm, and the head" + ("" if missing is None else f": the first missing is {missing}"),
-            where=folder,
-            remedy="copy the missing files from the training run's storage",
-        )
-    return norm
 
 
 def _runs(numbers: Sequence[int]) -> str:

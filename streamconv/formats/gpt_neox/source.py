@@ -11,14 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
+from streamconv.formats.common.faults import COPY_AGAIN, Faults
 from streamconv.formats.deepspeed.evidence import agree
-from streamconv.formats.deepspeed.layer_files import Layers, layer_file_names
+from streamconv.formats.deepspeed.grid import check_grid
+from streamconv.formats.deepspeed.layer_files import Layers
+from streamconv.formats.deepspeed.names import LATEST, parse_names
 from streamconv.formats.deepspeed.partition import PipelineModules, stages_by_method
 from streamconv.formats.deepspeed.rank_files import (
     RankFiles,
     left_behind,
     open_ranks,
     recorded_shapes,
+    refuse_old_rows,
     refuse_second_module,
 )
 from streamconv.formats.deepspeed.source import resolve_tag
@@ -40,7 +44,7 @@ _HEADS = ParameterId(Section.HEAD, -1, "lm_head.weight")
 
 def claims(path: Path) -> str | None:
     """What makes a folder GPT-NeoX's, None if nothing does: in other forks layer 0 is a function and has no file."""
-    tag = first_line(path / "latest") if (path / "latest").is_file() else ""
+    tag = first_line(path / LATEST) if (path / LATEST).is_file() else ""
     folder = path / tag if is_child_name(tag) and (path / tag).is_dir() else path
     names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
     return next((name for name in names if name.startswith(_FIRST_LAYER)), None)
@@ -59,17 +63,20 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         DamagedError: files are missing, broken or contradict each other.
     """
     folder = resolve_tag(path, options.tag)
-    names = sorted(child.name for child in folder.iterdir())
-    if any("_expert_" in name for name in names):
+    children = sorted(child.name for child in folder.iterdir())
+    if any("_expert_" in name for name in children):
         raise UnsupportedError("GPT-NeoX with a mixture of experts (MoE): not translated", where=folder)
-    ranks = open_ranks(folder, names)
+    names = parse_names(children)
+    ranks = open_ranks(folder, [names.ranks[rank] for rank in sorted(names.ranks)], Faults())
+    refuse_old_rows(ranks)
     run = read_run(folder, ranks)
-    layers = open_neox_layers(folder, layer_file_names(folder, names))
+    check_grid(folder, names, ranks.sizes(run.args, is_pipeline=True), Faults())
+    layers = open_neox_layers(folder, names)
     _check_against(folder, run, layers)
     model = _with_sizes(_model(folder, ranks, run, layers, options), ranks, layers)
     stages, evidence = _stages(model, ranks, run, layers, options)
     refuse_second_module(ranks)
-    dropped = left_behind(folder, names, ranks)
+    dropped = left_behind(folder, children, ranks)
     if layers.buffers:
         what = f"{layers.buffers} inv_freq buffers"
         dropped.append(Dropped(what, layers.buffers_nbytes, "no parameters: computed from the base"))
@@ -87,7 +94,7 @@ def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
             raise DamagedError(
                 f"{run.evidence} say {what}: {said}, the layer files {found}",
                 where=folder,
-                remedy="copy the missing layer files from the training run's storage",
+                remedy=COPY_AGAIN,
             )
     place = ParameterId(Section.LAYER, 0, "self_attention.query_key_value.weight")
     fused = layers.tensors.get(place, (None,))[0]

@@ -20,6 +20,7 @@ from streamconv.containers.pickles.writer import Call
 from streamconv.containers.torch_save.zip_writer import plan_torch_file
 from streamconv.core.errors import AmbiguousError, UnsupportedError
 from streamconv.core.layout import RankCoordinates
+from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
 from streamconv.formats.gpt_neox.args import CONFIGURED, RECORDED
 from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, names_of_block
 from streamconv.formats.gpt_neox.refusals import refusal
@@ -58,7 +59,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
             remedy='say {"use_parallel_residual": true} or false in --config',
         )
     orders = RowOrders(shares=parallel is True)
-    tag = f"global_step{model.iteration or 0}"
+    tag = step_folder(model.iteration)
     files = (*_layer_files(model, tag), *_rank_files(model, tag, orders))
     config = _configuration(model)
     facts = [
@@ -73,11 +74,11 @@ def lay_out(model: TargetModel) -> TargetFiles:
         facts.append(Fact("row-parallel biases in shares", words))
     return TargetFiles(
         files,
-        {"latest": tag},
+        {LATEST: tag},
         tuple(facts),
         orders=orders,
         small={f"{tag}/{FOLDER}/model.yml": json.dumps(config, indent=2) + "\n"},
-        owned=("global_step*", "latest"),
+        owned=OWNED,
     )
 
 
@@ -114,7 +115,7 @@ def _layer_files(model: TargetModel, tag: str) -> Iterator[TargetFile]:
     for number, stage, slots in _layers(model):
         tree = OrderedDict(slots)
         for rank in range(model.layout.tp):
-            yield _file(f"{tag}/layer_{number:02d}-model_{rank:02d}-model_states.pt", rank, stage, tree)
+            yield _file(f"{tag}/{layer_file(number, rank)}", rank, stage, tree)
 
 
 def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[TargetFile]:
@@ -122,8 +123,7 @@ def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[Tar
     for stage in range(model.layout.pp):
         tree = _rank_tree(model, stage, orders)
         for rank in range(model.layout.tp):
-            number = stage * model.layout.tp + rank
-            yield _file(f"{tag}/mp_rank_{number:02d}_model_states.pt", rank, stage, tree)
+            yield _file(f"{tag}/{rank_file(stage * model.layout.tp + rank)}", rank, stage, tree)
 
 
 def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, Any]:

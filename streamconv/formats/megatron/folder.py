@@ -27,6 +27,7 @@ __all__ = [
     "RankFolders",
     "check_grid",
     "find_ranks",
+    "folder_named",
     "holds_ranks",
     "is_distributed",
     "iteration_folders",
@@ -70,11 +71,11 @@ def iteration_folders(path: Path) -> list[Path]:
     """The folders of iterations below a root: the one that the tracker names first, then by name."""
     found = sorted(child for child in path.iterdir() if _ITERATION.fullmatch(child.name) and child.is_dir())
     tracker = path / TRACKER
-    named = _folder_named(first_line(tracker)) if tracker.is_file() else None
+    named = folder_named(first_line(tracker)) if tracker.is_file() else None
     return sorted(found, key=lambda folder: folder.name != named)
 
 
-def _folder_named(word: str) -> str | None:
+def folder_named(word: str) -> str | None:
     """``iter_0000003`` for 3, as the tracker says it; None if it says no such thing."""
     if word == RELEASE:
         return word
@@ -133,7 +134,7 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
             remedy=f"name one with --tag: {', '.join(found)}",
         )
     word = first_line(tracker)
-    name = _folder_named(word)
+    name = folder_named(word)
     if name is None:
         raise DamagedError(
             f"the tracker holds {word[:40]!r}, neither a number nor `release`",

@@ -135,4 +135,5 @@ FAMILY = ModelFamily(
         ),
         buffers=BUFFERS,
     ),
+    widest=BIASED,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from streamconv.models.config.activation_and_window import Window
 from streamconv.models.config.biases import Bias
 from streamconv.models.config.settings import Fixed
-from streamconv.models.families.llama import BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
+from streamconv.models.families.llama import BIASED, BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.mechanisms import HEAD_NORMS
@@ -25,11 +25,7 @@ FAMILY = ModelFamily(
     name="qwen3",
     title="Qwen 3",
     mechanisms=MECHANISMS | {HEAD_NORMS},
-    parameters=(
-        *PARAMETERS,
-        Parameter(Section.LAYER, "self_attention.q_layernorm.weight", ("head_dim",)),
-        Parameter(Section.LAYER, "self_attention.k_layernorm.weight", ("head_dim",)),
-    ),
+    parameters=(*PARAMETERS, *_HEAD_NORMS),
     huggingface=HuggingFace(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
@@ -46,4 +42,5 @@ FAMILY = ModelFamily(
         ),
         buffers=BUFFERS,
     ),
+    widest=(*BIASED, *_HEAD_NORMS),
 )

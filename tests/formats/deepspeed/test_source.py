@@ -134,7 +134,7 @@ def test_a_missing_rank_of_one_layer_is_named(copy: Callable[[Source], Path]) ->
 def test_a_missing_mp_rank_file_is_named(copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     (tag_folder(root) / "mp_rank_02_model_states.pt").unlink()
-    with pytest.raises(DamagedError, match="the first missing is rank 2"):
+    with pytest.raises(DamagedError, match=r"1 of 4 mp_rank files are missing: mp_rank_02_model_states\.pt"):
         plan(root, to="megatron-legacy")
 
 
@@ -270,12 +270,18 @@ def test_expert_files_are_refused_as_moe(copy: Callable[[Source], Path]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["layer_999999999999-model_00-model_states.pt", "layer_03-model_999999999999-model_states.pt"]
+    ("name", "words"),
+    [
+        ("layer_999999999999-model_00-model_states.pt", "1 of 14 layer files are missing"),
+        ("layer_03-model_999999999999-model_states.pt", "beyond the ranks of a model of TP 2 x PP 2: layer_03-model_9"),
+    ],
 )
-def test_a_huge_number_in_a_file_name_is_only_a_missing_file(name: str, copy: Callable[[Source], Path]) -> None:
+def test_a_huge_number_in_a_file_name_is_only_a_file_too_many(
+    name: str, words: str, copy: Callable[[Source], Path]
+) -> None:
     root = copy(BLOOM)
     shutil.copy(tag_folder(root) / "layer_03-model_00-model_states.pt", tag_folder(root) / name)
-    with pytest.raises(DamagedError, match="missing"):
+    with pytest.raises(DamagedError, match=words):
         plan(root, to="megatron-legacy")
 
 
@@ -456,11 +462,22 @@ def test_args_against_the_record_is_a_warning(copy: Callable[[Source], Path]) ->
     assert any("args.tensor_model_parallel_size says 4" in warning for warning in work.warnings)
 
 
-@pytest.mark.parametrize("key", ["tp_degree", "pp_degree"])
-def test_the_record_against_the_files_is_refused(key: str, copy: Callable[[Source], Path]) -> None:
+@pytest.mark.parametrize(
+    ("key", "size", "words"),
+    [
+        ("tp_degree", 4, "12 of 24 layer files are missing: layer_01-model_02-model_states.pt, "),
+        ("pp_degree", 4, "4 of 8 mp_rank files are missing: mp_rank_04_model_states.pt, "),
+        ("tp_degree", 1, "beyond the ranks of a model of TP 1 x PP 2: layer_01-model_01-model_states.pt, "),
+        ("pp_degree", 1, "beyond the ranks of a model of TP 2 x PP 1: mp_rank_02_model_states.pt, "),
+        ("tp_degree", 0, "contradictory: checkpoint_parallel_dimensions says 0"),
+    ],
+)
+def test_the_record_against_the_files_is_refused(
+    key: str, size: int, words: str, copy: Callable[[Source], Path]
+) -> None:
     root = copy(BLOOM)
-    edit_ranks(root, lambda s: s["checkpoint_parallel_dimensions"].update({key: 4}))
-    with pytest.raises(DamagedError, match="contradictory"):
+    edit_ranks(root, lambda s: s["checkpoint_parallel_dimensions"].update({key: size}))
+    with pytest.raises(DamagedError, match=words):
         plan(root, to="megatron-legacy")
 
 

@@ -1,0 +1,120 @@
+"""Which files of a DeepSpeed folder are missing, or belong to no rank of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.core.errors import DamagedError
+from streamconv.formats.common.faults import COPY_AGAIN, Faults, listed
+from streamconv.formats.deepspeed.names import FolderNames, layer_file, rank_file
+
+__all__ = ["RecordedSizes", "check_grid", "check_partitions"]
+
+_PARTITION = re.compile(r"(.*zero_pp_rank_)[0-9]+_mp_rank_[0-9]+_(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSizes:
+    """The tensor-parallel, pipeline-parallel and data-parallel sizes that rank files record, None where they do not.
+
+    A size that is not recorded is counted from the names.
+    """
+
+    tp: int | None = None
+    pp: int | None = None
+    dp: int | None = None
+
+    def tp_of(self, names: FolderNames) -> int | None:
+        """Tensor-parallel size, None if neither the record nor a layer file tells."""
+        return self.tp or names.tp
+
+    def model_ranks_of(self, names: FolderNames) -> int:
+        """TP x PP."""
+        tp = self.tp_of(names)
+        return tp * self.pp if tp and self.pp else names.model_ranks
+
+
+def check_grid(folder: Path, names: FolderNames, sizes: RecordedSizes, faults: Faults) -> None:
+    """Every layer must have a file for each tensor-parallel rank, and every model-parallel rank its own, and no more.
+
+    Args:
+        folder: for messages.
+        names: the files there.
+        sizes: what is recorded.
+        faults: what becomes of a fault.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and files are missing, beyond the grid, or there twice.
+    """
+    for first, second in names.twins:
+        same = "the same layer and rank" if first in names.layers.values() else "the same rank"
+        words = f"{first} and {second} are {same}"
+        faults.note(DamagedError(words, where=folder, remedy="remove the one that is not the checkpoint's own"))
+    tp, model_ranks = sizes.tp_of(names), sizes.model_ranks_of(names)
+    beyond = [name for (_, rank), name in names.layers.items() if tp is not None and rank >= tp]
+    beyond += [name for rank, name in names.ranks.items() if rank >= model_ranks]
+    _note_beyond(folder, beyond, tp, model_ranks, faults)
+    if names.layers and tp:
+        indices = names.layer_indices
+        grid = ((index, rank) for index in indices for rank in range(tp))
+        lost = (layer_file(*place) for place in grid if place not in names.layers)
+        there = sum(rank < tp for _, rank in names.layers)
+        _note_missing(folder, "layer files", lost, len(indices) * tp - there, len(indices) * tp, faults)
+    if names.ranks:
+        _check_ranks(folder, names, model_ranks, faults)
+
+
+def _check_ranks(folder: Path, names: FolderNames, model_ranks: int, faults: Faults) -> None:
+    lost = (rank_file(rank) for rank in range(model_ranks) if rank not in names.ranks)
+    there = sum(rank < model_ranks for rank in names.ranks)
+    _note_missing(folder, "mp_rank files", lost, model_ranks - there, model_ranks, faults)
+
+
+def check_partitions(folder: Path, names: FolderNames, sizes: RecordedSizes, faults: Faults) -> None:
+    """Where ZeRO left files, every data-parallel rank of every model-parallel rank must have its own, and rank files
+    must be beside them.
+
+    Parameters can be read without them, so a conversion does not ask.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and files are missing or beyond the grid.
+    """
+    tp, model_ranks = sizes.tp_of(names), sizes.model_ranks_of(names)
+    beyond = [name for (_, rank), name in (*names.optimizer.items(), *names.zero3.items()) if rank >= model_ranks]
+    _note_beyond(folder, beyond, tp, model_ranks, faults)
+    if names.optimizer and not names.ranks and not names.zero3:
+        _check_ranks(folder, names, model_ranks, faults)
+    # More partitions than data-parallel ranks are no fault: sequence parallelism makes them.
+    dp = max(names.dp or 1, sizes.dp or 1)
+    for what, found in (("optimizer files", names.optimizer), ("ZeRO-3 model files", names.zero3)):
+        if found:
+            there = sum(rank < model_ranks for _, rank in found)
+            of = dp * model_ranks
+            _note_missing(folder, what, _lost_partitions(found, model_ranks, dp), of - there, of, faults)
+
+
+def _lost_partitions(found: Mapping[tuple[int, int], str], model_ranks: int, dp: int) -> Iterator[str]:
+    """The files of the grid of data ranks and model-parallel ranks that are not there, named like one that is."""
+    match = _PARTITION.fullmatch(next(iter(found.values())))
+    head, tail = (match[1], match[2]) if match else ("", "")
+    grid = ((data, rank) for data in range(dp) for rank in range(model_ranks))
+    return (f"{head}{d}_mp_rank_{r:02d}_{tail}" for d, r in grid if (d, r) not in found)
+
+
+def _note_beyond(folder: Path, names: Iterable[str], tp: int | None, model_ranks: int, faults: Faults) -> None:
+    found = sorted(names)
+    if found:
+        sizes = f"TP {tp} x PP {model_ranks // tp}" if tp else f"{model_ranks} model-parallel ranks"
+        words = f"beyond the ranks of a model of {sizes}: {listed(found, len(found))}"
+        remedy = "move them out of the folder, or say which checkpoint they are of"
+        faults.note(DamagedError(words, where=folder, remedy=remedy))
+
+
+def _note_missing(folder: Path, what: str, lost: Iterator[str], missing: int, of: int, faults: Faults) -> None:
+    """What is missing of a grid, whose size may be any number: a damaged file says it."""
+    if missing:
+        words = f"{missing} of {of} {what} are missing: {listed(lost, missing)}"
+        faults.note(DamagedError(words, where=folder, remedy=COPY_AGAIN))

@@ -1,0 +1,155 @@
+"""What DeepSpeed calls the files of a checkpoint, and what a folder's names say of the ranks that wrote them.
+
+- ``layer_03-model_01-model_states.pt``: a layer of the pipeline and a tensor-parallel rank; without a model axis the
+  rank is left out [``deepspeed/runtime/pipe/module.py:ckpt_layer_path``].
+- ``mp_rank_01_model_states.pt``: a model-parallel rank [``deepspeed/runtime/engine.py:_get_ckpt_name``], under the
+  pipeline engine stage x TP + tensor-parallel rank.
+- ``zero_pp_rank_0_mp_rank_01_optim_states.pt``: a data-parallel and a model-parallel rank, with ``bf16_`` before it if
+  the BF16 optimizer wrote it [``_get_zero_ckpt_name``]; ``.._model_states.pt`` with ZeRO stage 3. Up to DeepSpeed
+  0.3.13 the second rank was followed by ``optim_states.pt`` without an underscore.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = [
+    "LATEST",
+    "OWNED",
+    "FileKind",
+    "FileName",
+    "FolderNames",
+    "is_optimizer_file",
+    "layer_file",
+    "parse_name",
+    "parse_names",
+    "rank_file",
+    "step_folder",
+]
+
+LATEST = "latest"
+"""The file of a root that names the checkpoint to load [``deepspeed/runtime/engine.py:save_checkpoint``]."""
+OWNED = ("global_step*", LATEST)
+"""Patterns (:mod:`fnmatch`) of what a root of such checkpoints holds."""
+
+
+class FileKind(Enum):
+    """What a file holds, as its name says."""
+
+    LAYER = "layer"
+    RANK = "rank"
+    OPTIMIZER = "optimizer"
+    ZERO3 = "zero3"
+
+
+# A file's name has at most 255 bytes; longer numbers than these are no ranks, and no index of Python's either.
+_N = "([0-9]{1,18})"
+_PATTERNS = {
+    FileKind.LAYER: re.compile(rf"(layer_){_N}(?:-model_{_N})?-model_states\.pt"),
+    FileKind.RANK: re.compile(rf"(mp_rank_){_N}()_model_states\.pt"),
+    FileKind.OPTIMIZER: re.compile(rf"((?:bf16_|fp16_)?zero_pp_rank_){_N}_mp_rank_{_N}_?optim_states\.pt"),
+    FileKind.ZERO3: re.compile(rf"(zero_pp_rank_){_N}_mp_rank_{_N}_model_states\.pt"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """A file by its name: its kind, what stands before the first number, and the numbers.
+
+    ``first`` is the layer, the model-parallel rank of a rank file, or the data-parallel rank; ``second`` is the
+    tensor-parallel rank of a layer file, or the model-parallel rank of one of ZeRO's.
+    """
+
+    kind: FileKind
+    prefix: str
+    first: int
+    second: int
+
+
+def parse_name(name: str) -> FileName | None:
+    """What a file's name says, None if it is none of DeepSpeed's."""
+    for kind, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(name):
+            return FileName(kind, match[1], int(match[2]), int(match[3] or 0))
+    return None
+
+
+def is_optimizer_file(name: str) -> bool:
+    """Whether a file is named as one of optimizer state: ZeRO's, and those of experts, whose names differ."""
+    return name.endswith("optim_states.pt")
+
+
+def step_folder(iteration: int | None) -> str:
+    """The name of a checkpoint's folder, as Megatron-DeepSpeed and GPT-NeoX say it; 0 for what has no iteration."""
+    return f"global_step{iteration or 0}"
+
+
+def layer_file(layer: int, rank: int) -> str:
+    """The name of a layer's file."""
+    return f"layer_{layer:02d}-model_{rank:02d}-model_states.pt"
+
+
+def rank_file(rank: int) -> str:
+    """The name of a model-parallel rank's file."""
+    return f"mp_rank_{rank:02d}_model_states.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderNames:
+    """A folder's files by what their names say: (layer, tensor-parallel rank), model-parallel rank, (data-parallel
+    rank, model-parallel rank) of optimizer files and of ZeRO-3's model files; the rest; and pairs of names that say the
+    same, of which the first counts.
+    """
+
+    layers: dict[tuple[int, int], str]
+    ranks: dict[int, str]
+    optimizer: dict[tuple[int, int], str]
+    zero3: dict[tuple[int, int], str]
+    others: tuple[str, ...]
+    twins: tuple[tuple[str, str], ...]
+
+    @property
+    def tp(self) -> int | None:
+        """Tensor-parallel size, if there are layer files."""
+        return 1 + max(rank for _, rank in self.layers) if self.layers else None
+
+    @property
+    def layer_indices(self) -> list[int]:
+        """The numbers of the layers that have files."""
+        return sorted({index for index, _ in self.layers})
+
+    @property
+    def model_ranks(self) -> int:
+        """TP x PP under the pipeline engine, TP without it: the model-parallel ranks that any file names."""
+        named = [*self.ranks, *(rank for _, rank in (*self.optimizer, *self.zero3))]
+        return 1 + max(named, default=-1)
+
+    @property
+    def dp(self) -> int | None:
+        """Data-parallel size, if there are optimizer or ZeRO-3 files."""
+        named = [data for data, _ in (*self.optimizer, *self.zero3)]
+        return 1 + max(named) if named else None
+
+    @property
+    def model_files(self) -> list[str]:
+        """All files of parameters, or that say what ranks hold."""
+        return sorted([*self.layers.values(), *self.ranks.values(), *self.zero3.values()])
+
+
+def parse_names(names: Iterable[str]) -> FolderNames:
+    """Sort a folder's files by what their names say."""
+    places: dict[FileKind, dict[tuple[int, int], str]] = {kind: {} for kind in FileKind}
+    others, twins = [], []
+    for name in sorted(names):
+        parsed = parse_name(name)
+        if parsed is None:
+            others.append(name)
+            continue
+        first = places[parsed.kind].setdefault((parsed.first, parsed.second), name)
+        if first != name:
+            twins.append((first, name))
+    layers, ranks, optimizer, zero3 = places.values()
+    return FolderNames(layers, {r: n for (r, _), n in ranks.items()}, optimizer, zero3, tuple(others), tuple(twins))
