@@ -24,6 +24,9 @@ TOP = (
 """The rooms from the lowest floor to the highest: each may import those before it."""
 STRANGERS = {frozenset(("containers", "models"))}
 FOUND_BY_NAME = {
+    "execution.registry": {
+        f"execution.engines.{path.stem}" for path in (PACKAGE / "execution" / "engines").glob("[a-z]*.py")
+    },
     "formats.registry": {f"formats.{name}.{half}" for name in FRAMEWORKS for half in ("source", "target")},
     "models.registry": {f"models.families.{path.stem}" for path in (PACKAGE / "models" / "families").glob("[a-z]*.py")},
 }
