@@ -61,7 +61,8 @@ def found_by_name() -> dict[str, set[str]]:
     """What the registries import without an import statement."""
     families = {name for name in modules() if name.startswith("models.families.")}
     halves = {f"formats.{name}.{half}" for name in FRAMEWORKS for half in ("source", "target")}
-    return {"formats.registry": halves, "models.registry": families}
+    engines = {name for name in modules() if name.startswith("execution.engines.")}
+    return {"execution.registry": engines, "formats.registry": halves, "models.registry": families}
 
 
 def imports_of(path: Path) -> set[str]:

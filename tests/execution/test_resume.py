@@ -37,11 +37,11 @@ DRIVER = """
 import contextlib, json, os, signal, sys
 from streamconv.execution import run as conversion, staging as publishing, stream as streaming
 from streamconv.cli.main import main
-from streamconv.execution import threads
+from streamconv.execution import assignment
 from streamconv.io import durable as folders
 
-threads._FIRST_COMMIT_SECONDS = threads._COMMIT_SECONDS = 3600.0
-note, write = threads._Shared.note, os.write
+assignment._FIRST_COMMIT_SECONDS = assignment._COMMIT_SECONDS = 3600.0
+note, write = assignment.Assignment.note, os.write
 steps, stop, how, log = 0, None, "", 0
 
 def step(name, call, *arguments, **options):
@@ -65,7 +65,7 @@ def note_and_commit(self, done, tile):
 def child(words):
     os.dup2(log, 1), os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threads._Shared.note = note_and_commit
+    assignment.Assignment.note = note_and_commit
     for name in ("write", "pwrite", "fsync", "fdatasync", "ftruncate", "rename", "replace", "unlink", "rmdir", "mkdir"):
         setattr(os, name, watched(name, getattr(os, name)))
     publishing.exchange = watched("exchange", folders.exchange)
@@ -178,6 +178,19 @@ def test_the_noted_tiles_are_not_done_again(run: Runs, bloom: Undisturbed, fast:
     resumed = [run(BLOOM, fast / f"{stop}", *TARGET) for stop in (60, 160, 300)]
     assert 0 < resumed[0].resumed < resumed[1].resumed < resumed[2].resumed
     for stop in (60, 160, 300):
+        assert_whole(fast / f"{stop}", bloom.hashes)
+
+
+@pytest.mark.parametrize(("first", "second"), [("serial", "threads"), ("threads", "serial")])
+def test_a_killed_run_of_one_engine_is_ended_by_another(
+    first: str, second: str, run: Runs, bloom: Undisturbed, fast: Path
+) -> None:
+    for stop in (60, 160, 300):
+        killed = run(BLOOM, fast / f"{stop}", *TARGET, "--engine", first, "--jobs", 1, stop=stop)
+        assert killed.code == -signal.SIGKILL
+        again = run(BLOOM, fast / f"{stop}", *TARGET, "--engine", second)
+        assert again.resumed > 0
+        assert f'"engine": "{second}"' in again.text
         assert_whole(fast / f"{stop}", bloom.hashes)
 
 
@@ -420,8 +433,9 @@ def test_a_disk_that_becomes_full_keeps_what_was_done_and_the_run_goes_on_when_t
 COMMITS_ALL_THE_TIME = """
 import sys
 from streamconv.cli.main import main
-from streamconv.execution import threads
-threads._FIRST_COMMIT_SECONDS = threads._COMMIT_SECONDS = 0.0005
+from streamconv.core import pool
+from streamconv.execution import assignment
+pool._TICK_SECONDS = assignment._FIRST_COMMIT_SECONDS = assignment._COMMIT_SECONDS = 0.0005
 sys.exit(main())
 """
 

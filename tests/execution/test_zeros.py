@@ -13,11 +13,11 @@ import torch
 
 from streamconv import convert, plan
 from streamconv.core.lazy import LazyTensor
-from streamconv.execution import threads
 from streamconv.execution.journal import Journal, identity_of
+from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.execution.tile_log import TileDone, TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.output import OutputFileWriter
 from streamconv.planning.plan import Entry, Plan
 from tests.formats.megatron.biased import ATTENTION, Biased
@@ -57,12 +57,12 @@ def test_zeros_that_an_earlier_run_noted_are_not_written_again(work: Plan, tmp_p
     """Their tiles read nothing; a journal gives them back, and with them the checksums of the records they fill."""
     jobs = [job for job in work.jobs if not job.read_nbytes]
     assert len(jobs) == MADE
-    ledger, noted = Ledger(jobs), list[TileDone]()
+    log, noted = TileLog(jobs), list[TileDone]()
     writer = OutputFileWriter(tmp_path / "out", work.files[0].layout.nbytes, 1 << 20, "pread")
-    with closing(writer), closing(Crew(EngineSettings(4096, 2, "pread"))) as crew:
-        threads.run(ledger, [writer], crew, lambda _: None, noted.extend)
-    assert (ledger.read_nbytes, list(ledger.remaining())) == (0, [])
-    journal, again = Journal(tmp_path / "journal"), Ledger(jobs)
+    with closing(writer), closing(Workers(EngineSettings(4096, 2, "pread"))) as workers:
+        run_tiles(log, [writer], workers, lambda _: None, noted.extend)
+    assert (log.read_nbytes, list(log.remaining())) == (0, [])
+    journal, again = Journal(tmp_path / "journal"), TileLog(jobs)
     with closing(journal):
         journal.begin(identity_of(work))
         journal.add(noted)
