@@ -68,8 +68,8 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Rep
 def _read_descriptions(
     folder: Path, files: Sequence[StoredFile], faults: Collected
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """What ``config.json`` says of a Hugging Face model; and the files that its index, held against the shards, does not
-    name.
+    """What ``config.json`` says of a Hugging Face model, and the files that its index does not name. The index is held
+    against the shards.
     """
     path, beside = folder / CONFIG, []
     config = faults.opened(path, read_config) if path.is_file() else None

@@ -205,7 +205,7 @@ def test_the_index_and_the_shards_must_agree(tmp_path: Path) -> None:
 
 
 def test_a_file_beside_the_shards_is_no_damage(tmp_path: Path) -> None:
-    """transformers reads what the index names: a trainer's state, an adapter, or answers to compare with may be there."""
+    """transformers reads what the index names: an adapter, or a trainer's state, may be there too."""
     hugging_face(tmp_path / "hf")
     torch.save({"logits": torch.ones(2, 3)}, tmp_path / "hf" / "ref.pt")
     report = look(tmp_path / "hf")
