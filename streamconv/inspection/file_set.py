@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from streamconv.containers.json_file import read_config
 from streamconv.containers.open_any import checkpoint_files
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import Collected, listed
+from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
+from streamconv.formats.huggingface.weights import check_shards, read_index, weight_files
 from streamconv.inspection.names import count, guess_family
-from streamconv.inspection.opening import global_rows, open_all, unsafe_globals
+from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
 from streamconv.inspection.report import Evidence, FileRow, Finding, ModelFacts, Report, Vocabulary, finding_of
 from streamconv.inspection.stored import tensor_rows
 from streamconv.models.registry import known_families
 
 __all__ = ["describe_file_set"]
-
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_LARGEST_JSON = 64 << 20
-_COPY = "download or copy it again"
 
 
 def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Report) -> dict[str, LazyTensor]:
@@ -43,32 +42,56 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Rep
     report.what, report.evidence = _kind(folder, names)
     files, broken = open_all(paths)
     report.findings += broken
+    is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
+    config, beside = _read_descriptions(folder, files, faults) if is_hugging_face else ({}, [])
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
-    if refusal is not None and not is_named:
-        known = {finding.where for finding in broken}
-        report.findings += [] if refusal.where in known else [finding_of(refusal)]
+    known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
+    report.findings += [] if refusal is None or is_named or known else [finding_of(refusal)]
     tensors: dict[str, LazyTensor] = {}
-    is_hugging_face = report.what.startswith("Hugging Face")
     for file in files:
         name, found = str(file.path.relative_to(folder)), file.tensors()
         prefix = "" if is_hugging_face else f"{name}:"
         report.tensors += tensor_rows(found, name, prefix)
         tensors |= {f"{prefix}{key}": tensor for key, tensor in found.items()}
     _add_files(folder, paths, files, report)
-    config = _config(folder, report) if is_hugging_face else {}
-    if is_hugging_face:
-        report.findings += _index_findings(folder, report)
+    if is_hugging_face and not (folder / CONFIG).is_file():
+        report.findings.append(Finding("note", f"no {CONFIG}: sizes come from the tensors", str(folder)))
+    if beside:
+        words = f"the index does not name {listed(beside, len(beside))}: transformers does not read what is in there"
+        report.findings.append(Finding("note", words, str(folder)))
+    report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
+    report.findings += [finding_of(fault) for fault in faults.found]
     _add_model(report, config, is_hugging_face)
     return tensors
 
 
+def _read_descriptions(
+    folder: Path, files: Sequence[StoredFile], faults: Collected
+) -> tuple[Mapping[str, Any], list[str]]:
+    """What ``config.json`` says of a Hugging Face model, and the files that its index does not name. The index is held
+    against the shards.
+    """
+    path, beside = folder / CONFIG, []
+    config = faults.opened(path, read_config) if path.is_file() else None
+    chosen = next(iter(weight_files(folder)), "")
+    if chosen.endswith(INDEX_SUFFIX):
+        weight_map = faults.opened(folder / chosen, lambda index: read_index(index, faults))
+        named = set((weight_map or {}).values())
+        stored = {str(file.path.relative_to(folder)): file.tensors() for file in files}
+        if weight_map is not None:
+            check_shards(folder / chosen, weight_map, {name: stored[name] for name in stored if name in named}, faults)
+            beside = [name for name in stored if name not in named]
+    return config or {}, beside
+
+
 def _kind(folder: Path, names: Sequence[str]) -> tuple[str, list[Evidence]]:
     has = set(names).__contains__
-    if any((folder / index).is_file() for index in _INDEXES) or has("model.safetensors"):
-        found = next((index for index in _INDEXES if (folder / index).is_file()), "model.safetensors")
-        return "Hugging Face", [Evidence("Hugging Face", found)]
-    if has("pytorch_model.bin") or any(name.startswith("pytorch_model-") for name in names):
-        config = (folder / "config.json").is_file()
+    safetensors, torch_file = WEIGHTS
+    indexes = [kind + INDEX_SUFFIX for kind in WEIGHTS if (folder / (kind + INDEX_SUFFIX)).is_file()]
+    if indexes or has(safetensors):
+        return "Hugging Face", [Evidence("Hugging Face", next(iter(indexes), safetensors))]
+    if has(torch_file) or any(name.startswith("pytorch_model-") for name in names):
+        config = (folder / CONFIG).is_file()
         what = "Hugging Face" if config else "Hugging Face or the output of DeepSpeed's zero_to_fp32"
         return what, [Evidence(what, f"pytorch_model*.bin{' and config.json' if config else ', no config.json'}")]
     if (folder / "zero").is_dir():
@@ -86,50 +109,6 @@ def _add_files(folder: Path, paths: Sequence[Path], files: Sequence[StoredFile],
         report.files.append(FileRow(str(path.relative_to(folder)), path.stat().st_size, *row))
     report.globals = global_rows([(str(file.path.relative_to(folder)), dict(file.globals)) for file in files])
     report.findings += unsafe_globals(report.globals)
-
-
-def _read_json(path: Path, report: Report) -> dict[str, Any]:
-    """A JSON object of a checkpoint, empty with a finding if it is none."""
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"it has {path.stat().st_size} bytes")
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        report.findings.append(Finding("damage", f"not JSON: {error}", str(path), _COPY, 6))
-        return {}
-    if isinstance(found, dict):
-        return found
-    report.findings.append(Finding("damage", f"not a JSON object but a {type(found).__name__}", str(path), _COPY, 6))
-    return {}
-
-
-def _config(folder: Path, report: Report) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        report.findings.append(Finding("note", "no config.json: sizes come from the tensors", str(folder)))
-        return {}
-    return _read_json(path, report)
-
-
-def _index_findings(folder: Path, report: Report) -> list[Finding]:
-    """Where the index and the shards disagree: a shard or a tensor that is missing, one that nobody names."""
-    path = next((folder / index for index in _INDEXES if (folder / index).is_file()), None)
-    found = _read_json(path, report).get("weight_map") if path else None
-    if path is None or not isinstance(found, dict):
-        return []
-    there = {(row.file, row.name) for row in report.tensors}
-    files = {row.path for row in report.files}
-    wanted = {(str(file), str(name)) for name, file in found.items()}
-    lost_shards = sorted({file for file, _ in wanted} - files)
-    findings = [Finding("damage", f"the shard {shard} is missing", str(path), _COPY, 6) for shard in lost_shards]
-    for what, lost in (("not where the index says", wanted - there), ("not in the index", there - wanted)):
-        lost = {pair for pair in lost if pair[0] in files}
-        if lost:
-            file, name = min(lost)
-            findings.append(
-                Finding("damage", f"{len(lost)} tensors are {what}, the first is {name} of {file}", str(path), _COPY, 6)
-            )
-    return findings
 
 
 def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:

@@ -27,7 +27,7 @@ from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 
 __all__ = ["inspect_folder"]
 
-_OF_DEEPSPEED = ("deepspeed",)
+_OF_DEEPSPEED = ("deepspeed", "gpt-neox")
 
 
 def inspect_folder(path: Path, options: SourceOptions) -> Inspected:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.common.shards import likely_axis
 from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.source import StoredModel
 from streamconv.inspection.inspected import Places
@@ -47,10 +48,8 @@ class KnownModel:
     refusal: StreamconvError | None = None
 
     def axis(self, parameter: ParameterId) -> int | None:
-        """The tensor-parallel axis, None if every rank has a copy. Without a family, what the names say."""
-        if self.family is not None:
-            return self.family.parameter(parameter).axis
-        return axis_by_name(parameter)
+        """The tensor-parallel axis, None if every rank has a copy."""
+        return likely_axis(parameter) if self.family is None else self.family.parameter(parameter).axis
 
 
 def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
@@ -59,16 +58,6 @@ def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
         return KnownModel(*recognise(model, num_heads))
     except StreamconvError as error:
         return KnownModel(model, refusal=error)
-
-
-def axis_by_name(parameter: ParameterId) -> int | None:
-    """The axis along which Megatron cuts a parameter of any family [``megatron/core/tensor_parallel/layers.py``]."""
-    key = parameter.key
-    if parameter.section is Section.FINAL_NORM or "norm" in key or key.startswith("position_embeddings"):
-        return None
-    if key.endswith(("dense.weight", "dense_4h_to_h.weight")):
-        return 1
-    return None if key.endswith(("dense.bias", "dense_4h_to_h.bias")) else 0
 
 
 def canonical_tensors(found: KnownModel) -> tuple[dict[str, LazyTensor], dict[str, tuple[LazyTensor, ...]]]:

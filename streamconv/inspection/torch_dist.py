@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distributed
-from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import COPY_AGAIN
+from streamconv.formats.megatron.core.common_state import read_common_state
+from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, is_stack, name_in_stack
+from streamconv.formats.megatron.folder import CONFIG_FILE
 from streamconv.inspection.names import count, guess_family, place_of
 from streamconv.inspection.opening import global_rows, joined_globals, open_all, unsafe_globals
 from streamconv.inspection.report import (
@@ -31,25 +35,19 @@ from streamconv.models.config.training_args import neutral_args
 
 __all__ = ["by_layer", "describe_torch_dist", "is_torch_dist"]
 
-_COMMON, _CONFIG = "common.pt", "metadata.json"
-_COPY = "copy the missing file from the training run's storage"
-_COMMON_OBJECT = "common_state/shard_0_1"
-# Homogeneous models: all layers in one tensor, the layer its first axis
-# [megatron/core/transformer/transformer_block.py:sharded_state_dict].
-_STACKED = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)")
 # __<rank>_<part>.distcp [torch/distributed/checkpoint/planner_helpers.py, filesystem.py].
 _WRITER = re.compile(r"__(\d+)_\d+\.distcp")
 
 
 def is_torch_dist(folder: Path) -> bool:
     """Whether a folder is one: it has ``.metadata``, or at least ``.distcp`` files."""
-    return folder.is_dir() and ((folder / ".metadata").is_file() or any(folder.glob("*.distcp")))
+    return folder.is_dir() and ((folder / METADATA).is_file() or any(folder.glob("*.distcp")))
 
 
 def describe_torch_dist(folder: Path, report: Report) -> dict[str, LazyTensor]:
     """Fill a report from a folder of ``.distcp`` files; returns its tensors by name."""
     names = sorted(path.name for path in folder.glob("*.distcp"))
-    is_megatron = (folder / _COMMON).is_file() or (folder / _CONFIG).is_file()
+    is_megatron = (folder / COMMON_FILE).is_file() or (folder / CONFIG_FILE).is_file()
     report.what = "Megatron-Core, torch_dist" if is_megatron else "torch.distributed.checkpoint"
     report.evidence.append(
         Evidence(report.what, f"{len(names)} .distcp files, .metadata" + ", metadata.json" * is_megatron)
@@ -106,27 +104,20 @@ def _row(folder: Path, name: str, tensor: LazyTensor) -> TensorRow:
 
 
 def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: Report) -> Mapping[str, Any]:
-    """The state beside the tensors: ``common.pt``, or since 2026-07 an object."""
+    """The state beside the tensors, empty with a finding if it cannot be read, or is not there where it must be."""
     try:
-        if (folder / _COMMON).is_file():
-            file = open_torch(folder / _COMMON)
-            added = global_rows([(_COMMON, dict(file.globals))])
-            report.globals = joined_globals([*report.globals, *added])
-            report.findings += unsafe_globals(added)
-            state = file.state
-        elif _COMMON_OBJECT in checkpoint.objects:
-            state = checkpoint.value(_COMMON_OBJECT)
-            # Objects are saved as lists of one [megatron/core/dist_checkpointing/serialization.py].
-            state = state[0] if isinstance(state, list) and len(state) == 1 else state
-        else:
-            if (folder / _CONFIG).is_file():
-                what = f"neither {_COMMON} nor the object {_COMMON_OBJECT}: Megatron-Core loads no checkpoint without"
-                report.findings.append(Finding("damage", what, str(folder), _COPY, BROKEN))
-            return {}
+        common = read_common_state(folder, checkpoint)
     except StreamconvError as error:
         report.findings.append(finding_of(error, "damage"))
         return {}
-    return state if isinstance(state, dict) else {}
+    if common.named:
+        added = global_rows([(COMMON_FILE, dict(common.named))])
+        report.globals = joined_globals([*report.globals, *added])
+        report.findings += unsafe_globals(added)
+    if not common.is_there and (folder / CONFIG_FILE).is_file():
+        what = f"neither {COMMON_FILE} nor the object {COMMON_STATE_OBJECT}: Megatron-Core loads no checkpoint without"
+        report.findings.append(Finding("damage", what, str(folder), COPY_AGAIN, BROKEN))
+    return common.state
 
 
 def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Report) -> None:
@@ -139,11 +130,11 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Report) 
     report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))
     tensors, args = checkpoint.tensors, report.args or {}
     parameters = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
-    stacked = {tensor.shape[0] for name, tensor in parameters.items() if _STACKED.fullmatch(name) and tensor.shape}
+    stacked = {tensor.shape[0] for name, tensor in parameters.items() if is_stack(name) and tensor.shape}
     numbered = {row.layer for row in report.tensors if row.layer is not None}
     words = next((t for name, t in parameters.items() if name.endswith("word_embeddings.weight")), None)
     number = next(iter(stacked)) if len(stacked) == 1 and not numbered else len(numbered) or None
-    in_layers = sum(t.numel for name, t in parameters.items() if _STACKED.fullmatch(name))
+    in_layers = sum(t.numel for name, t in parameters.items() if is_stack(name))
     iteration = state.get("iteration")
     report.model = ModelFacts(
         family=guess.family,
@@ -179,9 +170,8 @@ def _parallel(
 def by_layer(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
     """The tensors, those that stack all layers cut into one for each: ``decoder.layers.3.mlp.linear_fc1.weight``."""
     for name, tensor in tensors.items():
-        match = _STACKED.fullmatch(name)
-        if match is None or not tensor.shape:
+        if not is_stack(name) or not tensor.shape:
             yield name, tensor
             continue
         for layer in range(tensor.shape[0]):
-            yield f"{match[1]}.{layer}.{match[2]}", tensor.slice(0, layer, layer + 1)
+            yield name_in_stack(name, layer), tensor.slice(0, layer, layer + 1)

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -420,6 +421,20 @@ def test_many_ranks_are_in_the_order_of_their_numbers(tmp_path: Path, run: Run) 
     assert "dp_degree_count = 4" in lines
     assert lines[-1] == "checkpoint args = None"
     assert "no layer files" in said
+
+
+def test_a_copy_beside_the_files_is_no_rank(tmp_path: Path, run: Run) -> None:
+    whole = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0" / "global_step3"
+    folder = Path(shutil.copytree(whole, tmp_path / "copied"))
+    for name in ("mp_rank_00_model_states.pt", "layer_03-model_00-model_states.pt"):
+        shutil.copy(folder / name, folder / f"{name}.bak")
+    code, lines, said = run(inspect_deepspeed_checkpoint, "--folder", folder)
+    assert code == 0, said
+    assert "tp_degree_count = 2 ------> 2" in lines
+    # Each stands in the list of all files, and in no other.
+    copies = [number for number, line in enumerate(lines) if line.endswith(".bak")]
+    assert len(copies) == 2
+    assert max(copies) < lines.index("Listing files: zero")
 
 
 def test_a_folder_that_is_none_is_refused_in_words(tmp_path: Path, run: Run) -> None:

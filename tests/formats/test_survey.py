@@ -116,6 +116,11 @@ def test_a_whole_llama_of_gpt_neox_is_no_damage(layers: Layers, config: object, 
     assert (model.tp, model.num_layers, model.pp) == (2, 2, 1)
     assert report.model is not None
     assert (report.model.num_layers, report.model.hidden, report.model.heads) == (2, HIDDEN, 2)
+    sizes = {key: torch.Size(shape).numel() for number in (0, 2, 3) for key, shape in layers[number].items()}
+    block = sum(2 * size for key, size in sizes.items() if key in layers[2] and "norm" not in key) + 2 * HIDDEN
+    assert report.model.parameters_per_layer == block
+    joined = {row.name for row in report.tensors}
+    assert {"layers.0.mlp.linear2.weight", "layers.1.attention.dense.weight"} <= joined
 
 
 def test_blocks_of_gpt_neox_that_are_no_transformer_layers_are_no_damage(tmp_path: Path) -> None:
@@ -131,6 +136,24 @@ def test_a_layer_of_gpt_neox_that_is_missing_is_damage(lost: int, tmp_path: Path
     assert report.what == "GPT-NeoX"
     assert f"the first missing is layer_{lost:02d}" in words_of(report)
     assert report.exit_code() == 6
+
+
+def test_optimizer_files_beside_a_whole_gpt_neox_are_described(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(MADE / "neox_L3_tp2pp2_z1", tmp_path / "neox"))
+    flat = {"zero_stage": 1, "single_partition_of_fp32_groups": [torch.ones(3)]}
+    for data, rank in ((d, r) for d in range(2) for r in range(4)):
+        name = f"zero_pp_rank_{data}_mp_rank_{rank:02d}_optim_states.pt"
+        torch.save({"optimizer_state_dict": flat}, step_of(root) / name)
+    report = look(root)
+    assert report.optimizer is not None
+    assert (report.optimizer.files, report.optimizer.what) == (8, "ZeRO stage 1, fp32 master weights")
+    assert report.parallel is not None
+    assert report.parallel.dp == 2
+    assert {len(cell.files) for cell in report.parallel.grid} == {6}
+    assert report.exit_code() == 0
+    (step_of(root) / "zero_pp_rank_1_mp_rank_02_optim_states.pt").unlink()
+    words = "1 of 8 optimizer files are missing: zero_pp_rank_1_mp_rank_02_optim_states.pt"
+    assert words in words_of(look(root))
 
 
 # -- pipelines of users' own -------------------------------------------------------------------------------------------

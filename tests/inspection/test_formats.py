@@ -204,6 +204,16 @@ def test_the_index_and_the_shards_must_agree(tmp_path: Path) -> None:
     assert report.exit_code() == 6
 
 
+def test_a_file_beside_the_shards_is_no_damage(tmp_path: Path) -> None:
+    """transformers reads what the index names: an adapter, or a trainer's state, may be there too."""
+    hugging_face(tmp_path / "hf")
+    torch.save({"logits": torch.ones(2, 3)}, tmp_path / "hf" / "ref.pt")
+    report = look(tmp_path / "hf")
+    assert report.exit_code() == 0
+    (finding,) = report.findings
+    assert (finding.severity, "the index does not name ref.pt" in finding.what) == ("note", True)
+
+
 def test_an_index_of_nonsense_is_no_traceback(tmp_path: Path) -> None:
     hugging_face(tmp_path / "hf")
     for text in ("[]", "null", '{"weight_map": 3}', '{"weight_map": {"a": ["b"]}}', "\x00", '{"weight_map": {}}'):

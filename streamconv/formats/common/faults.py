@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from streamconv.core.errors import StreamconvError
 
-__all__ = ["COPY_AGAIN", "Collected", "Faults", "listed"]
+__all__ = ["COPY_AGAIN", "REMOVE_OTHERS", "Collected", "Faults", "listed"]
 
 COPY_AGAIN = "copy the missing files from the training run's storage"
+REMOVE_OTHERS = "remove the files that another run has left"
 
 _SHOWN = 4
 

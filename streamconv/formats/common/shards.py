@@ -1,4 +1,4 @@
-"""Join what the ranks hold."""
+"""What the ranks hold, joined: which shards belong together, and along which axis."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.models.parameter import ParameterId, Section
+from streamconv.models.registry import known_families
 
-__all__ = ["count_layers", "join_ranks"]
+__all__ = ["count_layers", "join_ranks", "likely_axis"]
 
 
 def join_ranks(
@@ -48,3 +49,20 @@ def count_layers(tensors: Mapping[ParameterId, Any], folder: Path) -> int:
             f"transformer layers are numbered {sorted(numbers)[:8]}, not from 0 without a gap", where=folder
         )
     return len(numbers)
+
+
+def likely_axis(parameter: ParameterId) -> int | None:
+    """The axis along which a parameter of an unknown family is cut, None if every rank holds a copy.
+
+    A family that has such a key says it; else a matrix is cut by rows, but for the two row-parallel ones of each block
+    [``megatron/core/tensor_parallel/layers.py``].
+    """
+    for family in known_families():
+        if row := family.rows.get((parameter.section, parameter.key)):
+            return row.axis
+    key = parameter.key
+    if parameter.section is Section.FINAL_NORM or "norm" in key or key.startswith("position_embeddings"):
+        return None
+    if key.endswith(("dense.weight", "dense_4h_to_h.weight", "linear2.weight")):
+        return 1
+    return None if key.endswith(("dense.bias", "dense_4h_to_h.bias", "linear2.bias")) else 0

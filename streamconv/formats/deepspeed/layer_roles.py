@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, UnsupportedError
-from streamconv.formats.common.faults import COPY_AGAIN, Faults, listed
+from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults, listed
 from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI
 from streamconv.models.parameter import Section
 
@@ -84,7 +84,7 @@ def check_roles(
         words = (
             f"{len(embeddings)} embeddings, {len(norms)} final norms and {len(heads)} heads: a model has one of each"
         )
-        faults.note(DamagedError(words, where=folder, remedy="remove the layer files that another run has left"))
+        faults.note(DamagedError(words, where=folder, remedy=REMOVE_OTHERS))
     elif embeddings and norms and by_role[Section.LAYER]:
         _check_numbers(folder, embeddings[0], by_role[Section.LAYER], norms[0], num_layers, faults)
 
@@ -116,7 +116,7 @@ def _check_numbers(
             f"{said}{which}: embedding is file {embedding}, transformer layers {blocks[0]} to {blocks[-1]}, final norm "
             f"{norm}",
             where=folder,
-            remedy=COPY_AGAIN if lost is None or lost >= 0 else "remove the files that another run has left",
+            remedy=COPY_AGAIN if lost is None or lost >= 0 else REMOVE_OTHERS,
         )
     )
 

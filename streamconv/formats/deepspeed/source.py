@@ -12,7 +12,7 @@ from pathlib import Path
 
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.common.faults import COPY_AGAIN, Faults
+from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import count_layers, join_ranks
 from streamconv.formats.deepspeed.evidence import DEEPSPEEDAI, agree, settle_rows
@@ -155,12 +155,9 @@ def _model(
         warnings.append(f"--iteration {iteration} against the recorded {recorded}")
     if args is None:
         warnings.append("no training arguments: sizes come from the tensors, the rest from options")
-    elif args.get("num_layers", num_layers) != num_layers:
-        raise DamagedError(
-            f"args say {args['num_layers']} layers, {num_layers} are there",
-            where=folder,
-            remedy=COPY_AGAIN,
-        )
+    elif (said := args.get("num_layers", num_layers)) != num_layers:
+        remedy = COPY_AGAIN if (whole(said) or 0) > num_layers else REMOVE_OTHERS
+        raise DamagedError(f"args say {said} layers, {num_layers} are there", where=folder, remedy=remedy)
     return StoredModel(
         path=folder,
         format=kind,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
-from streamconv.formats.common.faults import COPY_AGAIN, Faults
+from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.deepspeed.evidence import agree
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import Layers
@@ -94,7 +94,7 @@ def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
             raise DamagedError(
                 f"{run.evidence} say {what}: {said}, the layer files {found}",
                 where=folder,
-                remedy=COPY_AGAIN,
+                remedy=COPY_AGAIN if said > found else REMOVE_OTHERS,
             )
     place = ParameterId(Section.LAYER, 0, "self_attention.query_key_value.weight")
     fused = layers.tensors.get(place, (None,))[0]

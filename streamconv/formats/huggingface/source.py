@@ -1,19 +1,12 @@
-"""A Hugging Face model folder as a source: config.json, and safetensors or torch files, in shards or one.
-
-Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_files``, in its order. The shards' index:
-``{"metadata": {"total_size"}, "weight_map": {tensor: file}}``.
-"""
+"""A Hugging Face model folder as a source: config.json, and safetensors or torch files, in shards or one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamconv.containers.json_file import read_config, read_entries
-from streamconv.containers.open_any import open_any
-from streamconv.containers.stored_file import StoredFile
+from streamconv.containers.json_file import read_config
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.huggingface.names import (
@@ -25,27 +18,17 @@ from streamconv.formats.huggingface.names import (
     HfNames,
     HfTensors,
 )
-from streamconv.formats.recorded import is_child_name
+from streamconv.formats.huggingface.weights import open_weights
 from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.biases import said_by
 from streamconv.models.config.generation import StoredConfig
+from streamconv.models.config.settings import Size
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
 from streamconv.models.registry import family_of
 from streamconv.models.translate import args_of, overruled
 
 __all__ = ["SOURCE", "claims", "open_model"]
-
-_MAX_INDEX_NBYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    tensors: dict[str, LazyTensor]
-    files: tuple[StoredFile, ...]
-    where: Path
-    words: str
-    others: tuple[str, ...]
 
 
 def claims(path: Path) -> str | None:
@@ -83,15 +66,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
     config = overruled(family, own, options.config)
     meant = args_of(family, config)
     family, args = family.having(said_by(meant.known)), meant.args
-    weights = _open_weights(path)
+    weights = open_weights(path)
     names = HfNames(family)
     found = names.read(weights.tensors, args, weights.where)
     if args["num_layers"] != found.num_layers:
-        raise DamagedError(
-            f"{CONFIG} says {args['num_layers']} layers, {found.num_layers} are there",
-            where=path,
-            remedy="fetch the missing shards again",
-        )
+        raise _wrong_layers(path, family, args["num_layers"], found.num_layers)
     model = StoredModel(
         path=path,
         format="Hugging Face",
@@ -120,6 +99,16 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
     )
 
 
+def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> DamagedError:
+    """Transformers makes the layers that the configuration counts, and passes over further ones."""
+    entry = next(one.entry for one in family.huggingface.settings if isinstance(one, Size) and one.size == "num_layers")
+    words = f"{CONFIG} says {said} layers, {found} are there"
+    if found < said:
+        return DamagedError(words, where=path, remedy="fetch the missing shards again")
+    remedy = f"set {entry} to {found} in {CONFIG}, or remove the layers from {said} on, if they are not the model's"
+    return DamagedError(words, where=path, remedy=remedy)
+
+
 def _left_behind(found: HfTensors) -> Iterator[Dropped]:
     """A tied head that is stored too, which must be the embedding, and buffers."""
     if found.head_copy is not None:
@@ -136,51 +125,6 @@ def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int
             f"{CONFIG} says a vocabulary of {size!r}, the embedding has {words.shape[0]} rows", where=path
         )
     return words.shape[0]
-
-
-def _open_weights(folder: Path) -> _Weights:
-    present = [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if (folder / name).exists()]
-    if not present:
-        raise SourceError(
-            "no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards", where=folder
-        )
-    chosen, *others = present
-    if not chosen.endswith(INDEX_SUFFIX):
-        file = open_any(folder / chosen)
-        return _Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
-    weight_map = _weight_map(folder / chosen)
-    files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
-    tensors = {name: file.tensors() for name, file in files.items()}
-    for tensor, name in weight_map.items():
-        if tensor not in tensors[name]:
-            raise DamagedError(f"{chosen} says that {tensor} is in {name}, and it is not", where=folder / name)
-    for name, stored in tensors.items():
-        if stray := sorted(set(stored) - set(weight_map)):
-            raise DamagedError(f"{len(stray)} tensors that {chosen} does not name, as {stray[0]}", where=folder / name)
-        if twice := [tensor for tensor in stored if weight_map[tensor] != name]:
-            raise DamagedError(f"{twice[0]} is in {name}, and in {weight_map[twice[0]]} too", where=folder / name)
-    whole = {tensor: tensors[name][tensor] for tensor, name in weight_map.items()}
-    return _Weights(
-        whole,
-        tuple(files.values()),
-        folder / chosen,
-        f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}",
-        tuple(others),
-    )
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise DamagedError("the index of shards is not a file", where=path, remedy="fetch it again")
-    entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
-    if not isinstance(entries, dict):
-        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)
-    for name in entries.values():
-        if not isinstance(name, str) or not is_child_name(name):
-            raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)
-        if not (path.parent / name).is_file():
-            raise DamagedError(f"the shard {name} is missing", where=path.parent, remedy="fetch it again")
-    return entries
 
 
 def _refusal(family: ModelFamily) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -224,16 +225,31 @@ def test_a_shard_path_that_leaves_the_folder_is_refused(name: str, tmp_path: Pat
         plan(tmp_path / "hf", to="huggingface")
 
 
+@pytest.mark.parametrize(("said", "remedy"), [(1, "set num_hidden_layers to 2"), (3, "fetch the missing shards again")])
+def test_more_layers_than_said_are_no_missing_shards(said: int, remedy: str, tmp_path: Path) -> None:
+    models.make("llama", tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    layers = json.loads(config.read_text())["num_hidden_layers"]
+    said += layers - 2
+    rewrite(config, lambda entries: entries.update(num_hidden_layers=said))
+    with pytest.raises(DamagedError, match=f"{said} layers, {layers} are there") as caught:
+        plan(tmp_path / "hf", to="huggingface")
+    assert remedy.replace("2", str(layers)) in str(caught.value.remedy)
+
+
 def test_faults_of_an_index_are_named(tmp_path: Path) -> None:
     index = sharded(tmp_path / "hf")
     whole = index.read_text()
     first = min(path.name for path in (tmp_path / "hf").glob("model-*.safetensors"))
     rewrite(index, lambda content: content["weight_map"].update({"model.norm.weight": first}))
-    with pytest.raises(DamagedError, match=r"says that model\.norm\.weight is in"):
+    words = f"1 tensors are not where the index says, the first is model.norm.weight of {first}"
+    with pytest.raises(DamagedError, match=re.escape(words)):
         plan(tmp_path / "hf", to="huggingface")
     index.write_text(whole)
     rewrite(index, lambda content: content["weight_map"].pop("model.norm.weight"))
-    with pytest.raises(DamagedError, match="does not name"):
+    with pytest.raises(
+        DamagedError, match=r"1 tensors are not in the index, the first is model\.norm\.weight of model-"
+    ):
         plan(tmp_path / "hf", to="huggingface")
     index.write_text("[]")
     with pytest.raises(DamagedError, match="no index of shards"):

@@ -3,8 +3,7 @@
 Layers are stacked in one tensor, the layer its first axis, or each has a name of its own
 [``megatron/core/transformer/transformer_block.py:sharded_state_dict``]. A gated ``linear_fc1`` is one tensor, all
 of the gate before all of the up, or two (``weight_w``, ``weight_v``, and so its bias) where each shard has a name of
-its own [``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``]. The other state is ``common.pt``, or since
-40b1fd37c1 (2026-07) the object ``common_state``.
+its own [``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``].
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Any
 from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distributed
 from streamconv.containers.json_file import read_entries
-from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.shards import count_layers
-from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, CoreName, place_of
+from streamconv.formats.megatron.core.common_state import read_common_state
+from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, CoreName, place_of
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
@@ -49,7 +48,7 @@ def open_dist(path: Path, options: SourceOptions) -> StoredModel:
     folder, chosen = resolve_folder(path, options.tag)
     _refuse_backend(folder)
     stored = open_distributed(folder)
-    state = _common_state(folder, stored)
+    state = read_common_state(folder, stored).state
     args = recorded_args(state, folder)
     check_version(state, folder)
     refuse_args(args or {}, folder)
@@ -125,20 +124,6 @@ def _refuse_backend(folder: Path) -> None:
                 where=folder,
                 remedy="load and save it once with --ckpt-format torch_dist",
             )
-
-
-def _common_state(folder: Path, stored: DistributedCheckpoint) -> Mapping[str, Any]:
-    """The state beside the tensors."""
-    state: Any = {}
-    if (folder / COMMON_FILE).is_file():
-        state = open_torch(folder / COMMON_FILE).state
-    elif COMMON_STATE_OBJECT in stored.objects:
-        state = stored.value(COMMON_STATE_OBJECT)
-        # Objects are saved as lists of one [dist_checkpointing/serialization.py:load_common_state_dict].
-        state = state[0] if isinstance(state, list) and len(state) == 1 else state
-    if not isinstance(state, dict):
-        raise DamagedError("its common state is no dictionary", where=folder)
-    return state
 
 
 def _places(

@@ -22,6 +22,8 @@ __all__ = [
     "CoreName",
     "core_layer_key",
     "core_name",
+    "is_stack",
+    "name_in_stack",
     "place_of",
     "stored_name",
 ]
@@ -48,6 +50,9 @@ SPECS = tuple(_NORMS)
 LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """The linear layers of a transformer layer, whose extra state (of FP8) has an entry in ``torch_dist``."""
 
+# Under any prefix, as in an optimizer's names: all layers in one tensor, the layer its first axis
+# [megatron/core/transformer/transformer_block.py:sharded_state_dict].
+_ANY_STACK = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)")
 _LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)")
 _STACKED = "decoder.layers."
 _FINAL_NORM = "decoder.final_layernorm."
@@ -99,6 +104,16 @@ def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
 def stored_name(parameter: ParameterId, spec: str) -> str:
     """The name of one parameter of a model, its layer numbered over the whole model."""
     return core_name(Parameter(parameter.section, parameter.key, ()), parameter.layer, spec)
+
+
+def is_stack(name: str) -> bool:
+    """Whether a tensor's name says that it holds all layers, be it a parameter's or an optimizer's."""
+    return _ANY_STACK.fullmatch(name) is not None
+
+
+def name_in_stack(name: str, layer: int) -> str:
+    """The name of one layer of a stack: ``decoder.layers.3.mlp.linear_fc1.weight``."""
+    return _ANY_STACK.sub(rf"\g<1>.{layer}.\g<2>", name)
 
 
 def place_of(name: str) -> CoreName | None:

@@ -1,0 +1,113 @@
+"""The files of a Hugging Face model's tensors: one, or shards and their index.
+
+Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_files``, in its order. The shards' index:
+``{"metadata": {"total_size"}, "weight_map": {tensor: file}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamconv.containers.json_file import read_entries
+from streamconv.containers.open_any import open_any
+from streamconv.containers.stored_file import StoredFile
+from streamconv.core.errors import DamagedError, SourceError
+from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.faults import Faults
+from streamconv.formats.huggingface.names import INDEX_SUFFIX, WEIGHTS
+from streamconv.formats.recorded import is_child_name
+
+__all__ = ["Weights", "check_shards", "open_weights", "read_index", "weight_files"]
+
+_MAX_INDEX_NBYTES = 64 << 20
+_AGAIN = "fetch it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's tensors by name, the files that hold them, the file that says so (``where``, in ``words``), and others
+    beside it that are not read.
+    """
+
+    tensors: dict[str, LazyTensor]
+    files: tuple[StoredFile, ...]
+    where: Path
+    words: str
+    others: tuple[str, ...]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files and indexes of a folder that can be a model's; the first counts."""
+    return [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if (folder / name).exists()]
+
+
+def open_weights(folder: Path) -> Weights:
+    """Open a model's files, metadata only.
+
+    Raises:
+        SourceError: there is none.
+        DamagedError: one is missing or broken, or the index and its shards disagree.
+    """
+    present = weight_files(folder)
+    if not present:
+        raise SourceError(
+            "no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards", where=folder
+        )
+    chosen, *others = present
+    if not chosen.endswith(INDEX_SUFFIX):
+        file = open_any(folder / chosen)
+        return Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
+    index, strict = folder / chosen, Faults()
+    weight_map = read_index(index, strict)
+    files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
+    tensors = {name: file.tensors() for name, file in files.items()}
+    check_shards(index, weight_map, tensors, strict)
+    whole = {tensor: tensors[name][tensor] for tensor, name in weight_map.items()}
+    words = f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}"
+    return Weights(whole, tuple(files.values()), index, words, tuple(others))
+
+
+def read_index(path: Path, faults: Faults) -> dict[str, str]:
+    """Which file an index says that each tensor is in.
+
+    Raises:
+        DamagedError: it is no index; or ``faults`` is strict, and a file that it names is missing.
+    """
+    if not path.is_file():
+        raise DamagedError("the index of shards is not a file", where=path, remedy=_AGAIN)
+    entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
+    if not isinstance(entries, dict):
+        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)
+    for name in entries.values():
+        if not isinstance(name, str) or not is_child_name(name):
+            raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)
+    for name in sorted(set(entries.values())):
+        if not (path.parent / name).is_file():
+            faults.note(DamagedError(f"the shard {name} is missing", where=path, remedy=_AGAIN))
+    return entries
+
+
+def check_shards(
+    index: Path, weight_map: Mapping[str, str], stored: Mapping[str, Collection[str]], faults: Faults
+) -> None:
+    """Each tensor must be in the file that the index names, and in no other.
+
+    Args:
+        index: its path.
+        weight_map: what it says.
+        stored: the tensors in each file that could be opened.
+        faults: what becomes of a fault.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and they disagree.
+    """
+    there = {(file, name) for file, names in stored.items() for name in names}
+    wanted = {(file, name) for name, file in weight_map.items() if file in stored}
+    for what, pairs in (("not where the index says", wanted - there), ("not in the index", there - wanted)):
+        if pairs:
+            file, name = min(pairs)
+            elsewhere = f", which says {weight_map[name]}" if what.endswith("index") and name in weight_map else ""
+            words = f"{len(pairs)} tensors are {what}, the first is {name} of {file}{elsewhere}"
+            faults.note(DamagedError(words, where=index, remedy=_AGAIN))
