@@ -12,10 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ import torch
 from tests import oracle
 from tests.places import LABELLED, REAL, ROOT, Source
 from tests.processes import IMPORT_ALL
+from tests.small_disk import small_disk
 from tests.spread import Sweep
 
 pytestmark = pytest.mark.slow
@@ -122,14 +121,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     yield Runs(process, log)
     process.communicate(timeout=60)
-
-
-@pytest.fixture
-def fast(tmp_path: Path) -> Iterator[Path]:
-    """A folder where it costs little to make things durable: a kill, unlike a power cut, needs no disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
-    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -387,24 +378,8 @@ def test_a_source_that_changed_since_is_refused_until_it_restarts(
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def disk(folder: Path, nbytes: int) -> Iterator[Path]:
-    """A file system of its own."""
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
-    words = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
-    mounted = subprocess.run(words, check=False, capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(run: Runs, tmp_path: Path) -> None:
-    with disk(tmp_path / "disk", 128 << 10) as folder:
+    with small_disk(tmp_path / "disk", 128 << 10) as folder:
         for words in ((), ("--restart",)):
             refused = run(BLOOM, folder / "out", *TARGET, *words)
             assert refused.code == 4, refused.text
@@ -415,7 +390,7 @@ def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(run: Runs
 def test_a_disk_that_becomes_full_keeps_what_was_done_and_the_run_goes_on_when_there_is_room(
     run: Runs, bloom: Undisturbed, tmp_path: Path
 ) -> None:
-    with disk(tmp_path / "disk", 2 << 20) as folder:
+    with small_disk(tmp_path / "disk", 2 << 20) as folder:
         assert run(BLOOM, folder / "out", *TARGET, "--jobs", 1, stop=100).code == -signal.SIGKILL
         free = shutil.disk_usage(folder).free
         (folder / "filler").write_bytes(bytes(free))

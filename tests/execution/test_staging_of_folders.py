@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -137,14 +136,6 @@ def can_exchange(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(params=[False, True], ids=["anew", "journal"])
 def run(request: pytest.FixtureRequest, driver: subprocess.Popen[str], can_exchange: bool) -> Runs:
     return Runs(driver, can_exchange=can_exchange, has_journal=request.param)
-
-
-@pytest.fixture
-def fast(tmp_path: Path) -> Iterator[Path]:
-    """A folder where it costs little to make things durable: a kill, unlike a power cut, needs no disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
-    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
 
 
 def tree(root: Path) -> dict[str, str]:

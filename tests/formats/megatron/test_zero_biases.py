@@ -25,6 +25,7 @@ from tests.formats.megatron.biased import (
 )
 from tests.formats.megatron.models import MULTIPLE, case_of, check_hugging_face, to_torch
 from tests.formats.megatron.rank_files import even
+from tests.making.megatron_core import core_key
 
 # -- zeros that are none -----------------------------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ def test_one_layer_that_is_not_like_the_others_is_named(layer: int, missing: boo
 @pytest.mark.parametrize("missing", sorted(ALL - {QKV}))
 def test_a_set_that_megatron_cannot_have_is_named(missing: str, tmp_path: Path) -> None:
     model = Biased("llama", ()).case(ALL - {missing}).model()
-    name = files.core_key(missing, "te")
+    name = core_key(missing, "te")
     with pytest.raises(DamagedError, match=rf"decoder\.layers\.0\.{name} is missing: there are biases on"):
         plan(saved(model, tmp_path / "core", even(1, 1)), to="megatron-core")
 
