@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from streamconv.core.coverage import Box
@@ -31,7 +31,12 @@ class Assembly:
 
 
 def assemble(
-    model: ShardedModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
+    model: ShardedModel,
+    family: ModelFamily,
+    sizes: ModelSizes,
+    vocabulary: Vocabulary,
+    replicated: str,
+    left: Collection[str] = (),
 ) -> Assembly:
     """Join a model's shards to whole, unfused parameters.
 
@@ -41,6 +46,7 @@ def assemble(
         sizes: its sizes.
         vocabulary: what becomes of the vocabulary's rows.
         replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
+        left: keys of parameters that stay behind, which the caller gives the reason for.
     """
     result = Assembly({}, [], {}, {}, [])
     copies = 0
@@ -49,7 +55,11 @@ def assemble(
         parameter = family.parameter(section, key)
         name = parameter.name(layer)
         for rank, tensor in enumerate(shards):
-            result.sources |= _stored(f"{name} of rank {rank}", tensor)
+            found = _stored(f"{name} of rank {rank}", tensor)
+            result.sources |= found
+            result.left_out |= dict.fromkeys(found) if key in left else {}
+        if key in left:
+            continue
         if parameter.axis is None and not (parameter.summed and model.orders.shares):
             chosen, spare = _one_of(shards, replicated)
             if len(shards) > 1:

@@ -14,6 +14,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ModelSizes, Section
 from streamconv.models.registry import known_families
+from streamconv.planning.biases import stored_as, stored_biases
 
 __all__ = ["need_heads", "recognise"]
 
@@ -33,6 +34,7 @@ def recognise(model: ShardedModel, num_heads: int | None, named: str | None = No
     by_layer = model.keys_by_layer()
     family = _family(model, by_layer.get(0, set()), model.family or named)
     _refuse_mechanisms(family, model)
+    family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
@@ -46,7 +48,8 @@ def recognise(model: ShardedModel, num_heads: int | None, named: str | None = No
             expected[parameter.axis] //= model.tp
         if shards[0].shape != tuple(expected):
             raise DamagedError(
-                f"{parameter.name(layer)} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
+                f"{parameter.name(layer)} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}"
+                f"{stored_as(model, parameter, layer)}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
     return family, sizes
@@ -63,12 +66,12 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
     chosen = [family for family in found if family.name == named]
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
-    if chosen and (model.family or layer == chosen[0].keys(Section.LAYER)):
+    if chosen and (model.family or layer - chosen[0].choices == chosen[0].keys(Section.LAYER)):
         model.facts.append(Fact(f"family {chosen[0].title}", f"{words}; the configuration names it"))
         return chosen[0]
     by_keys = [family for family in found if not family.only_named]
     if by_keys:
-        family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
+        family = min(by_keys, key=lambda family: _distance(family, layer))
         model.facts.append(Fact(f"family {family.title}", words))
         return family
     raise UnsupportedError(
@@ -76,6 +79,12 @@ def _family(model: ShardedModel, layer: set[str], named: str | None) -> ModelFam
         where=model.path,
         remedy=f"families so far in such folders: {_titles(model)}",
     )
+
+
+def _distance(family: ModelFamily, layer: set[str]) -> tuple[int, int]:
+    """How far the keys of a layer are from those of any model of a family, then from what all of them have."""
+    keys = family.keys(Section.LAYER)
+    return len((layer - family.choices) ^ keys), len(layer ^ keys)
 
 
 def _titles(model: ShardedModel) -> str:

@@ -27,6 +27,7 @@ from streamconv.formats.huggingface.names import (
 )
 from streamconv.formats.recorded import is_child_name
 from streamconv.formats.source import Dropped, Fact, ShardedModel, SourceFormat, SourceOptions
+from streamconv.models.biases import said_by
 from streamconv.models.config.generation import StoredConfig
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
@@ -80,7 +81,8 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
     own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
     family = family_of({**own, **options.config})
     config = overruled(family, own, options.config)
-    args = args_of(family, config).args
+    meant = args_of(family, config)
+    family, args = family.having(said_by(meant.known)), meant.args
     weights = _open_weights(path)
     names = HfNames(family)
     found = names.read(weights.tensors, args, weights.where)
@@ -107,6 +109,7 @@ def open_model(path: Path, options: SourceOptions) -> ShardedModel:
         family=family.name,
         named={file.path: file.globals for file in weights.files},
         copies_must_equal=True,
+        called=names.stored_name,
     )
     model.facts.append(Fact(weights.words, f"{len(weights.tensors)} tensors"))
     if weights.others:

@@ -24,6 +24,7 @@ __all__ = [
     "core_layer_key",
     "core_name",
     "place_of",
+    "stored_name",
 ]
 
 COMMON_STATE_OBJECT = "common_state/shard_0_1"
@@ -94,6 +95,12 @@ def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
     if parameter.section is Section.FINAL_NORM:
         return _FINAL_NORM + parameter.key
     return _HEAD if parameter.section is Section.HEAD else _EMBEDDING + parameter.key
+
+
+def stored_name(place: Place, spec: str) -> str:
+    """The name of the parameter at a place, its layer numbered over the whole model."""
+    section, layer, key = place
+    return core_name(Parameter(section, key, ()), layer, spec)
 
 
 def place_of(name: str) -> CoreName | None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from streamconv.containers.stored_file import StoredFile
@@ -13,7 +14,7 @@ from streamconv.core.errors import DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
 from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
-from streamconv.formats.megatron.core.names import place_of
+from streamconv.formats.megatron.core.names import SPECS, place_of, stored_name
 from streamconv.formats.megatron.core.refusals import check_version, refusal, refuse_args, refuse_names
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
@@ -82,6 +83,7 @@ def _settle_rows(model: ShardedModel, options: SourceOptions) -> None:
     for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
         if said is not None:
             raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
+    model.called = partial(stored_name, spec=model.spec or SPECS[0])
     model.qkv, model.glu, model.cuts_groups = QkvLayout.INTERLEAVED, GluOrder.GATE_UP, True
     model.facts.append(Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order"))
 

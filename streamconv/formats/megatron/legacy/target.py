@@ -48,7 +48,7 @@ _LLAMA_ARGS = (
     "kv_channels",
     "untie_embeddings_and_output_weights",
 )
-_QKV_BIAS = "self_attention.query_key_value.bias"
+_QKV_BIAS, _DENSE_BIAS = "self_attention.query_key_value.bias", "self_attention.dense.bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ def loads_in(family: ModelFamily, dialect: Dialect) -> str:
         return "bigscience-workshop/Megatron-DeepSpeed; NVIDIA/Megatron-LM has neither ALiBi nor the embedding norm"
     if family.norm == "rmsnorm":
         # RMSNorm came with 4dc0715204 (2023-09), biases on queries, keys and values alone with f6995e5c9b (2024-02).
-        since = "core_v0.6 (2024-03)" if family.keys(Section.LAYER) & {_QKV_BIAS} else "core_v0.4 (2023-12)"
+        alone = {_QKV_BIAS, _DENSE_BIAS} & family.keys(Section.LAYER) == {_QKV_BIAS}
+        since = "core_v0.6 (2024-03)" if alone else "core_v0.4 (2023-12)"
         return f"NVIDIA/Megatron-LM {since} up to core_v0.17, from core_v0.8 with --use-legacy-models"
     return dialect.loads_in
 
