@@ -90,8 +90,8 @@ def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily
     source, stored = open_source(path, options.source)
     supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
     model, family, sizes = recognise(supplied, options.source.num_heads, named)
-    if refusal := source.refusal(family):
-        # Only a configuration can have named it: its parameters are those of a family that is there.
+    if family.only_named and (refusal := source.refusal(family)):
+        # Its parameters are those of another family, so nothing but the configuration speaks for it.
         raise UnsupportedError(
             f"no {source.name} checkpoint is a {family.title}: {refusal}",
             where=model.path,
