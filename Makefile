@@ -1,23 +1,30 @@
 # make demo   converts a bundled checkpoint and checks the result against torch
-# make test   lint, types and all tests, as CI runs them
-# make check  the quick tests alone
+# make test      lint, types and every test; of a sweep over many like cases (each step a run can be killed before, each
+#                broken byte, each cell of a table) a spread sample. What CI runs
+# make test-all  the same with every case of every sweep
+# make check     the quick tests alone, and of every table of cases the ends and the middle
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
 #                      with a checkout of Megatron-LM in PYTHONPATH, its own parser and load_checkpoint too
 # The tests of the HTML report want a Chromium in PATH, and are skipped without one.
-# Both make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
+# All make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
+# CASES=all takes every case in any of them.
 
 PYTHON ?= python3
 VENV ?= .venv
 # Installed first: a range that admits something newer would pull a build for GPUs.
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
+CASES ?= spread
+# A module is compiled once, not again by each of the processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cases $(CASES)
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
-.PHONY: demo test test-deepspeed test-megatron lint check bench clean
+.PHONY: demo test test-all test-deepspeed test-megatron lint check bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,10 +43,14 @@ demo: $(VENV)/ready
 	$(BIN)/python examples/check_with_torch.py $(DEMO_SRC) $(DEMO_DST) --vocab-size 100
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
 
+test-all: CASES = all
+test-all: test
+
+check: CASES = few
 check: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser"
 
 # DeepSpeed has no wheels, and its set-up imports the torch that is installed.
 $(VENV)/deepspeed: $(VENV)/ready
@@ -49,7 +60,7 @@ $(VENV)/deepspeed: $(VENV)/ready
 	touch $@
 
 test-deepspeed: $(VENV)/deepspeed
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) \
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) \
 		tests/formats/deepspeed/test_real_engine.py tests/bigscience/test_inspectors.py
 
 $(VENV)/megatron: $(VENV)/ready
@@ -57,7 +68,7 @@ $(VENV)/megatron: $(VENV)/ready
 	touch $@
 
 test-megatron: $(VENV)/megatron
-	$(BIN)/python -m pytest -n $(WORKERS) tests/formats/megatron/core/real
+	$(PYTEST) tests/formats/megatron/core/real
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ PLACES: dict[str, tuple[float, int]] = {
     "inspection": (2, 4),
     "execution": (1.2, 5),
     "planning": (0.9, 6),
-    "values": (2.7, 6),
+    "values": (2.7, 7),
     "formats": (0.5, 7),
     "moves": (1.6, 7),
     "containers": (0, 8),
@@ -61,7 +61,8 @@ def found_by_name() -> dict[str, set[str]]:
     """What the registries import without an import statement."""
     families = {name for name in modules() if name.startswith("models.families.")}
     halves = {f"formats.{name}.{half}" for name in FRAMEWORKS for half in ("source", "target")}
-    return {"formats.registry": halves, "models.registry": families}
+    engines = {name for name in modules() if name.startswith("execution.engines.")}
+    return {"execution.registry": engines, "formats.registry": halves, "models.registry": families}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -87,7 +87,7 @@ class ConvertChoices(Choices, RunChoices, total=False):
 
 
 def plan(src: str | Path, **choices: Unpack[Choices]) -> Plan:
-    """Plan a conversion: metadata is read, nothing is written.
+    """Plan a conversion: nothing is written, and metadata is read; for Hugging Face also biases that may be zero.
 
     Args:
         src: a checkpoint of Megatron-DeepSpeed, GPT-NeoX or Megatron-LM (legacy or Megatron-Core), its root or its

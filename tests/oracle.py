@@ -31,6 +31,18 @@ SPLIT_ON_ROWS = (
     "word_embeddings.weight",
     "lm_head.weight",
 )
+GPT2_NAMES = {
+    "word_embeddings.weight": "transformer.wte.weight",
+    "position_embeddings.weight": "transformer.wpe.weight",
+    "final_layernorm": "transformer.ln_f",
+    "layers": "transformer.h",
+    "input_layernorm": "ln_1",
+    "self_attention.query_key_value": "attn.c_attn",
+    "self_attention.dense": "attn.c_proj",
+    "post_attention_layernorm": "ln_2",
+    "mlp.dense_h_to_4h": "mlp.c_fc",
+    "mlp.dense_4h_to_h": "mlp.c_proj",
+}
 
 
 class _Stub:
@@ -184,6 +196,22 @@ def result_model(files: Mapping[tuple[int, int], Any], heads: int = HEADS) -> Mo
                 assert torch.equal(model["word_embeddings_for_head"]["weight"], flat["word_embeddings.weight"])
         ranks.append(flat)
     return whole_model(ranks, heads)
+
+
+def as_gpt2(model: Model) -> Model:
+    """The whole GPT by transformers' names, which keeps all queries, then all keys, then all values, and matrices
+    transposed [``models/gpt2/modeling_gpt2.py``, whose linear layers are ``Conv1D``].
+    """
+    found: Model = {}
+    for key, tensor in model.items():
+        if "query_key_value" in key:
+            tensor = tensor.transpose(0, 1).reshape(-1, *tensor.shape[3:])
+        if key.startswith("layers.") and tensor.dim() == 2:
+            tensor = tensor.t()
+        for ours, theirs in GPT2_NAMES.items():
+            key = key.replace(ours, theirs)
+        found[key] = tensor
+    return found
 
 
 def assert_same_model(result: Model, source: Model, true_vocab: int | None = None) -> None:

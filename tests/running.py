@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from streamconv.execution import threads
+from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger
+from streamconv.execution.tile_log import TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.output import OutputFileWriter
 from streamconv.moves.jobs import Job
 from streamconv.moves.tiles import Tile
@@ -21,9 +21,9 @@ def tiles_of(job: Job, block: int) -> Iterator[Tile]:
 
 def run_engine(
     jobs: Sequence[Job], writers: Sequence[OutputFileWriter], settings: EngineSettings, done: list[int] | None = None
-) -> Ledger:
+) -> TileLog:
     """Run all jobs; what was done of them. ``done`` receives the numbers of bytes as they are written."""
-    ledger = Ledger(jobs)
-    with closing(Crew(settings)) as crew:
-        threads.run(ledger, writers, crew, (lambda _: None) if done is None else done.append)
-    return ledger
+    log = TileLog(jobs)
+    with closing(Workers(settings)) as workers:
+        run_tiles(log, writers, workers, (lambda _: None) if done is None else done.append)
+    return log

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from streamconv.cli import convert
 from streamconv.cli.main import guarded
+from streamconv.execution.settings import DEFAULT_ENGINE
 
 __all__ = ["main"]
 
@@ -51,5 +52,5 @@ def _run(words: list[str]) -> int:
         for_release=arguments.for_release,
     )
     arguments.dst, arguments.json, arguments.restart = arguments.output_folder, False, False
-    arguments.io, arguments.jobs, arguments.block_size = "direct", None, None
+    arguments.io, arguments.jobs, arguments.block_size, arguments.engine = "direct", None, None, DEFAULT_ENGINE
     return convert.execute(work, arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from streamconv.execution.settings import DEFAULT_ENGINE
+
 if TYPE_CHECKING:
     from streamconv.api import Choices
     from streamconv.execution.fit import RunChoices
@@ -184,6 +186,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     _add_budget(how)
     how.add_argument("--block-size", metavar="SIZE", help="bytes that each thread moves at a time (default: up to 16M)")
+    how.add_argument(
+        "--engine",
+        default=DEFAULT_ENGINE,
+        metavar="NAME",
+        help="threads (default), or serial: the reference engine, one tile after another, to hold the other against",
+    )
     how.add_argument("--json", action="store_true", help="print the result as JSON")
     how.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: tracebacks too")
 
@@ -236,4 +244,5 @@ def run_choices_of(arguments: argparse.Namespace) -> RunChoices:
         "io": arguments.io,
         "jobs": arguments.jobs,
         "block_size": arguments.block_size,
+        "engine": arguments.engine,
     }

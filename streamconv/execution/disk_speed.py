@@ -15,10 +15,10 @@ from statistics import median
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DestinationError, DiskSpaceError
 from streamconv.core.lazy import LazyTensor, Storage, View
-from streamconv.execution import threads
+from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger
+from streamconv.execution.tile_log import TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.direct import page_end
 from streamconv.io.output import DiscardedOutput, Output, OutputFileWriter, refused_by_system
 from streamconv.memory.budget import MIB, format_bytes
@@ -75,14 +75,14 @@ def measure_disk(folder: Path, nbytes: int, settings: EngineSettings) -> DiskSpe
             remedy="say a smaller --size",
         )
     reads, writes, copies = [], [], []
-    with _own_folder(folder) as own, closing(Crew(settings)) as crew:
+    with _own_folder(folder) as own, closing(Workers(settings)) as workers:
         for number in range(_ROUNDS):
             source, target = own / f"source-{number}", own / f"target-{number}"
-            writes.append(nbytes / _timed_write(source, nbytes, crew, settings.io))
-            reads.append(nbytes / _timed_copy(source, nbytes, crew, [DiscardedOutput()]))
+            writes.append(nbytes / _timed_write(source, nbytes, workers))
+            reads.append(nbytes / _timed_copy(source, nbytes, workers, [DiscardedOutput()]))
             began = time.monotonic()
             writer = OutputFileWriter(target, nbytes, _WINDOW, settings.io)
-            seconds = _timed_copy(source, nbytes, crew, [writer])
+            seconds = _timed_copy(source, nbytes, workers, [writer])
             writer.finish()
             copies.append(nbytes / max(seconds, time.monotonic() - began))
             source.unlink()
@@ -117,22 +117,21 @@ def _own_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _timed_write(path: Path, nbytes: int, crew: Crew, io: str) -> float:
+def _timed_write(path: Path, nbytes: int, workers: Workers) -> float:
     """Write noise, which no file system can make smaller; seconds until it is durable."""
-    buffer = crew.workers[0].output
-    block = crew.block
+    buffer, block = workers.each[0].output, workers.settings.block
     buffer[:block] = os.urandom(block)
     began = time.monotonic()
-    with closing(OutputFileWriter(path, nbytes, _WINDOW, io)) as writer:
+    with closing(OutputFileWriter(path, nbytes, _WINDOW, workers.settings.io)) as writer:
         for offset in range(0, nbytes, block):
             writer.write(offset, buffer, 0, min(block, nbytes - offset))
         writer.finish()
     return time.monotonic() - began
 
 
-def _timed_copy(path: Path, nbytes: int, crew: Crew, outputs: list[Output]) -> float:
+def _timed_copy(path: Path, nbytes: int, workers: Workers, outputs: list[Output]) -> float:
     """Read a file as the engine does, into what is given."""
     tensor = LazyTensor.stored(View(Storage(path, 0, nbytes, path.name), DTYPES["uint8"], 0, (1,)), (nbytes,))
     began = time.monotonic()
-    threads.run(Ledger(lower([Target(0, 0, tensor)])), outputs, crew, lambda _: None)
+    run_tiles(TileLog(lower([Target(0, 0, tensor)])), outputs, workers, lambda _: None)
     return time.monotonic() - began

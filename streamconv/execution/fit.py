@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from streamconv.core.errors import UsageError
-from streamconv.execution.settings import EngineSettings
+from streamconv.execution.engine import Engine
+from streamconv.execution.registry import find_engine
+from streamconv.execution.settings import DEFAULT_ENGINE, EngineSettings
 from streamconv.io.direct import PAGE, page_end
 from streamconv.io.source import check_io_mode
 from streamconv.memory.budget import MIB, MemoryBudget, parse_budget, parse_size
@@ -35,18 +37,20 @@ class RunChoices(TypedDict, total=False):
         io: ``direct`` (past the page cache, where the file system can), ``pread`` or ``mmap``.
         jobs: threads; if not said 4, or 2 if the budget is too small for blocks of 16 MiB for each.
         block_size: bytes that are read and written at a time, such as ``8M``; at most 16 MiB if not said.
+        engine: ``threads``, or ``serial``: the reference engine, one tile after another, to hold the other against.
     """
 
     max_ram: str
     io: str
     jobs: int | None
     block_size: str | None
+    engine: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a plan fits a budget: the floor in bytes, the block, threads and write window that the budget allows, and the
-    bytes that it leaves over.
+    """How a plan fits a budget: the floor in bytes, the block, threads and write window that the budget allows, how and
+    with which engine it runs, and the bytes that the budget leaves over.
     """
 
     budget: MemoryBudget
@@ -55,12 +59,13 @@ class Fit:
     threads: int
     window: int
     io: str
+    engine: str
     spare: int
 
     @property
     def settings(self) -> EngineSettings:
         """What the engine is to work with."""
-        return EngineSettings(self.block, self.threads, self.io)
+        return EngineSettings(self.block, self.threads, self.io, self.engine)
 
 
 def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
@@ -78,14 +83,15 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     """
     io = choices.get("io", "direct")
     check_io_mode(io)
+    engine = find_engine(choices.get("engine", DEFAULT_ENGINE))
     budget = parse_budget(choices.get("max_ram", "auto"))
-    fitted = fit_budget(_need(work, choices, held), budget, choices.get("jobs"))
+    fitted = fit_budget(_need(work, choices, held, engine), budget, _asked_threads(choices, engine))
     together = min(len(work.files), 2 * work.target_layout.tp)
     window = min(16 * MIB, max(256 << 10, fitted.free // 4 // (2 * together)))
-    return Fit(budget, fitted.floor, fitted.block, fitted.threads, window, io, fitted.spare)
+    return Fit(budget, fitted.floor, fitted.block, fitted.threads, window, io, engine.name, fitted.spare)
 
 
-def _need(work: Plan, choices: RunChoices, held: int) -> Need:
+def _need(work: Plan, choices: RunChoices, held: int, engine: Engine) -> Need:
     smallest = max(work.smallest_block, _SMALLEST_BLOCK)
     asked = _asked_block(choices, smallest)
     least, largest = asked or smallest, asked or max(_LARGEST_BLOCK, smallest)
@@ -96,7 +102,7 @@ def _need(work: Plan, choices: RunChoices, held: int) -> Need:
         largest=largest,
         step=PAGE,
         margin=_MARGIN + (0 if "numpy" in sys.modules else _NUMPY) + held,
-        threads=((_THREADS, largest), (_FEW_THREADS, least)),
+        threads=((_threads(engine), largest), (min(_FEW_THREADS, _threads(engine)), least)),
         block_asked=asked is not None,
     )
 
@@ -104,6 +110,20 @@ def _need(work: Plan, choices: RunChoices, held: int) -> Need:
 def _needed_nbytes(block: int, threads: int) -> int:
     # Two fifths of what the budget leaves are for buffers, and up to a quarter is for data on its way to the disk.
     return -(-buffer_nbytes(block, threads) * 5 // 2)
+
+
+def _threads(engine: Engine) -> int:
+    return _THREADS if engine.most_threads is None else min(_THREADS, engine.most_threads)
+
+
+def _asked_threads(choices: RunChoices, engine: Engine) -> int | None:
+    asked = checked_jobs(choices.get("jobs"))
+    if asked is not None and engine.most_threads is not None and asked > engine.most_threads:
+        raise UsageError(
+            f"--jobs {asked}: the engine {engine.name} has a use for {engine.most_threads}",
+            remedy=f"say --jobs {engine.most_threads}, or choose another --engine",
+        )
+    return asked
 
 
 def _asked_block(choices: RunChoices, smallest: int) -> int | None:
@@ -129,5 +149,6 @@ def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
         return check_budget(work, choices).settings
     io, asked = choices.get("io", "direct"), choices.get("block_size")
     check_io_mode(io)
+    engine = find_engine(choices.get("engine", DEFAULT_ENGINE))
     block = _LARGEST_BLOCK if asked is None else max(PAGE, parse_size(asked, "--block-size") // PAGE * PAGE)
-    return EngineSettings(block, checked_jobs(choices.get("jobs")) or _THREADS, io)
+    return EngineSettings(block, _asked_threads(choices, engine) or _threads(engine), io, engine.name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import DamagedError, DestinationError
-from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
 from streamconv.planning.plan import Plan
 
@@ -61,8 +61,8 @@ class Journal:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         self._add(identity)
 
-    def resume(self, ledger: Ledger) -> None:
-        """Enter all noted tiles into the ledger, and go on behind them.
+    def resume(self, log: TileLog) -> None:
+        """Enter all noted tiles into the log, and go on behind them.
 
         Raises:
             DestinationError: a line that is whole does not fit the jobs.
@@ -73,7 +73,7 @@ class Journal:
         try:
             for line in lines:
                 for entry in line:
-                    ledger.enter(_tile(*entry))
+                    log.enter(_tile(*entry))
         except (TypeError, ValueError) as error:
             raise self._unfit(error) from error
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamconv.execution import threads
 from streamconv.execution.fit import Fit, RunChoices, check_budget
 from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
+from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.execution.tile_log import TileDone, TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.open_files import allow_open_files
 from streamconv.io.output import DiscardedOutput, OutputFileWriter, refused_by_system
 from streamconv.io.source import OPEN_FILES
@@ -75,7 +75,7 @@ def run_plan(
     """Carry out a plan; see :func:`streamconv.api.convert`."""
     began = time.monotonic()
     fit = check_budget(work, how)
-    ledger = Ledger(work.jobs)
+    log = TileLog(work.jobs)
     destination = None if dst is None else Path(dst)
     if destination is not None:
         allow_open_files(_open_files(work, fit))
@@ -84,21 +84,21 @@ def run_plan(
     drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
     resumed = 0
     if destination is None:
-        _discard(work, ledger, fit, progress)
+        _discard(work, log, fit, progress)
     else:
         with staging(destination) as stage:
-            resumed = _write(work, ledger, stage, fit, restart, progress)
+            resumed = _write(work, log, stage, fit, restart, progress)
             for name, text in work.small.items():
                 stage.text(name, text)
             for name, path in work.copied.items():
                 stage.copy(name, path)
             stage.publish(work.texts, retired)
-    verdict = ledger.sources.verdict()
+    verdict = log.sources.verdict()
     return Report(
         plan=work,
         destination=destination,
         seconds=time.monotonic() - began,
-        read_nbytes=ledger.read_nbytes,
+        read_nbytes=log.read_nbytes,
         write_nbytes=work.write_nbytes,
         resumed_nbytes=resumed,
         peak_nbytes=peak_rss_nbytes(),
@@ -124,11 +124,11 @@ def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[s
     )
 
 
-def _discard(work: Plan, ledger: Ledger, fit: Fit, progress: Progress | None) -> None:
+def _discard(work: Plan, log: TileLog, fit: Fit, progress: Progress | None) -> None:
     """The whole conversion but for the last step."""
     outputs = [DiscardedOutput()] * len(work.files)
-    with closing(Crew(fit.settings)) as crew:
-        threads.run(ledger, outputs, crew, _counter(work, 0, progress))
+    with closing(Workers(fit.settings)) as workers:
+        run_tiles(log, outputs, workers, _counter(work, 0, progress))
 
 
 def _open_files(work: Plan, fit: Fit) -> int:
@@ -143,7 +143,7 @@ def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
     return [path for place, path in places.values() if path.resolve() != place]
 
 
-def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
+def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
     """Fill the staged files, and what a run that ended early had left of them; the bytes that it had done."""
     identity = identity_of(work)
     journal = Journal(stage.journal)
@@ -159,21 +159,21 @@ def _write(work: Plan, ledger: Ledger, stage: Staging, fit: Fit, restart: bool, 
         ]
         with _noting(stage):
             if resumes:
-                journal.resume(ledger)
+                journal.resume(log)
             else:
                 stage.sync()
                 journal.begin(identity)
-        resumed = ledger.write_nbytes
+        resumed = log.write_nbytes
 
         def note(done: Sequence[TileDone]) -> None:
             with _noting(stage):
                 journal.add(done)
 
-        with closing(Crew(fit.settings)) as crew:
-            threads.run(ledger, writers, crew, _counter(work, resumed, progress), note)
+        with closing(Workers(fit.settings)) as workers:
+            run_tiles(log, writers, workers, _counter(work, resumed, progress), note)
         refuse_changed_source(identity)
         for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
-            for offset, data in file.layout.frame(_crcs(ledger, number, file)):
+            for offset, data in file.layout.frame(_crcs(log, number, file)):
                 writer.write(offset, data, 0, len(data))
             writer.finish()
     return resumed
@@ -211,10 +211,10 @@ def _counter(work: Plan, done: int, progress: Progress | None) -> Callable[[int]
     return count
 
 
-def _crcs(ledger: Ledger, number: int, file: OutputFile) -> dict[int, int]:
+def _crcs(log: TileLog, number: int, file: OutputFile) -> dict[int, int]:
     crcs = {}
     for key, (offset, nbytes) in enumerate(file.layout.storages):
-        crc = ledger.targets.whole((number, offset), nbytes)
+        crc = log.targets.whole((number, offset), nbytes)
         if crc is None:
             raise RuntimeError(f"{file.path}: storage {key} of {nbytes} bytes was not written completely")
         crcs[key] = crc

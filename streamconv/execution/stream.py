@@ -12,10 +12,10 @@ import numpy as np
 from streamconv.core.dtypes import DType
 from streamconv.core.errors import UsageError
 from streamconv.core.layout import RankCoordinates
-from streamconv.execution import threads
 from streamconv.execution.fit import Fit, RunChoices, check_budget
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger
+from streamconv.execution.run_tiles import run_tiles
+from streamconv.execution.tile_log import TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.direct import Buffer, new_buffer, page_end
 from streamconv.models.parameter import Section
@@ -71,10 +71,10 @@ def _stream(
     whole = max((sum(page_end(member.entry.tensor.nbytes) for member in group) for group in groups), default=0)
     pool = new_buffer(min(whole, largest + fit.spare))
     sources = SourceChecksums()
-    with closing(Crew(fit.settings)) as crew:
+    with closing(Workers(fit.settings)) as workers:
         for group in groups:
             for batch in _batches(group, len(pool)):
-                places = _fill(batch, pool, crew, sources)
+                places = _fill(batch, pool, workers, sources)
                 for (rank, entry), position in zip(batch, places, strict=True):
                     tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, framework)
                     layer = entry.parameter.layer if entry.parameter.section is Section.LAYER else None
@@ -126,14 +126,14 @@ class _Memory:
         pass
 
 
-def _fill(batch: Sequence[_Member], pool: Buffer, crew: Crew, sources: SourceChecksums) -> list[int]:
+def _fill(batch: Sequence[_Member], pool: Buffer, workers: Workers, sources: SourceChecksums) -> list[int]:
     """Bring the tensors into the pool; where each begins."""
     places, position = [], 0
     for member in batch:
         places.append(position)
         position += page_end(member.entry.tensor.nbytes)
     jobs = lower(Target(0, place, member.entry.tensor) for member, place in zip(batch, places, strict=True))
-    threads.run(Ledger(jobs, sources), [_Memory(pool)], crew, lambda _: None)
+    run_tiles(TileLog(jobs, sources), [_Memory(pool)], workers, lambda _: None)
     return places
 
 

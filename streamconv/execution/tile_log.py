@@ -1,4 +1,4 @@
-"""The ledger of a run: which tiles are done, and the checksums of all bytes that have passed.
+"""What is done of a run: which tiles, and the checksums of all bytes that have passed.
 
 A tile is named by its job and its range, so what is done does not depend on how the rest is cut: a run that goes on
 with another budget, and so with another block, only has to do what is left.
@@ -14,11 +14,13 @@ from streamconv.io.checksums import ChecksumBook, SourceChecksums
 from streamconv.moves.jobs import Job
 from streamconv.moves.tiles import Tile
 
-__all__ = ["Ledger", "TileDone"]
+__all__ = ["TileDone", "TileLog"]
 
 
 class TileDone(NamedTuple):
-    """Elements or rows ``first`` to ``last`` of a job are written; the CRC-32s of its reads and writes, in order."""
+    """A tile that is written: elements, rows or columns ``first`` to ``last`` of a job, and the CRC-32s of its reads
+    and writes, in order.
+    """
 
     job: int
     first: int
@@ -27,8 +29,11 @@ class TileDone(NamedTuple):
     writes: tuple[int, ...]
 
 
-class Ledger:
-    """What is done of some jobs. ``sources`` and ``targets`` are the checksums, the latter by (file, record)."""
+class TileLog:
+    """What is done of some jobs, in memory; the journal is what of it is on the disk.
+
+    ``sources`` and ``targets`` are the checksums, the latter by (file, record).
+    """
 
     def __init__(self, jobs: Sequence[Job], sources: SourceChecksums | None = None) -> None:
         """``sources`` goes on with what other jobs have read of the same source."""

@@ -125,8 +125,9 @@ class StoredModel:
     rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
     ``cuts_groups`` that they may cut a group's rows. ``spec`` is whose names Megatron-Core's norms have.
     ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
-    equal; ``copies_must_equal`` refuses one that does not. ``named`` is what the pickle of each file that was opened
-    names, and how often it called it.
+    equal; ``copies_must_equal`` refuses one that does not. ``called`` gives the name that a parameter is stored by,
+    None where that is its canonical one. ``named`` is what the pickle of each file that was opened names, and how often
+    it called it.
     """
 
     path: Path
@@ -154,6 +155,7 @@ class StoredModel:
     dropped: tuple[Dropped, ...] = ()
     copies: tuple[tuple[str, LazyTensor, LazyTensor], ...] = ()
     copies_must_equal: bool = False
+    called: Callable[[ParameterId], str] | None = None
     named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
 
     def noting(

@@ -58,6 +58,11 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
         lambda keys: _ends(keys, "self_attn.q_proj.weight") and _ends(keys, "self_attn.q_norm.weight"),
     ),
     (
+        "Llama",
+        "gate_proj, and a bias on self_attn.o_proj or mlp.down_proj",
+        lambda keys: _ends(keys, "self_attn.o_proj.bias", "mlp.down_proj.bias") and _ends(keys, "mlp.gate_proj.weight"),
+    ),
+    (
         "Qwen2",
         "self_attn.q_proj with a bias, gate_proj",
         lambda keys: _ends(keys, "self_attn.q_proj.bias") and _ends(keys, "mlp.gate_proj.weight"),
@@ -68,6 +73,14 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
         lambda keys: _ends(keys, "self_attn.q_proj.weight") and _ends(keys, "mlp.gate_proj.weight"),
     ),
     ("GPT-2", "attn.c_attn", lambda keys: _ends(keys, "attn.c_attn.weight")),
+    (
+        "Llama-like (RMSNorm)",
+        "Megatron's blocks with biases on linear layers, and none on norms",
+        lambda keys: (
+            _ends(keys, "dense_4h_to_h.bias", "linear_fc2.bias")
+            and not _ends(keys, "input_layernorm.bias", "input_norm.bias", "layer_norm_bias")
+        ),
+    ),
     (
         "Llama-like (RMSNorm, no biases)",
         "Megatron's blocks without biases on norms",

@@ -12,21 +12,26 @@ from streamconv.models.parameter import GLU, QKV, Parameter, Section
 __all__ = ["FINAL_NORM", "LAYER_NORM_BLOCK", "RMS_NORM", "block", "head", "words"]
 
 
-def block(*, norm_bias: bool, qkv_bias: bool, bias: bool, gated: bool = False) -> tuple[Parameter, ...]:
-    """One transformer layer: which of its parts have biases, and whether its MLP is a gated linear unit."""
+def block(
+    *, norm_bias: bool, qkv_bias: bool, bias: bool, gated: bool = False, optional: bool = False
+) -> tuple[Parameter, ...]:
+    """One transformer layer: which of its parts have biases, and whether its MLP is a gated linear unit.
+
+    ``optional`` says that a model may lack the biases of its linear layers.
+    """
     norm = ("weight", "bias") if norm_bias else ("weight",)
     parts = GLU if gated else ()
     return (
         *(Parameter(Section.LAYER, f"input_layernorm.{kind}", ("hidden",)) for kind in norm),
         Parameter(Section.LAYER, "self_attention.query_key_value.weight", ("qkv", "hidden"), axis=0, parts=QKV),
-        *_only(qkv_bias, Parameter(Section.LAYER, "self_attention.query_key_value.bias", ("qkv",), axis=0, parts=QKV)),
+        *_only(qkv_bias, Parameter(Section.LAYER, "self_attention.query_key_value.bias", ("qkv",), 0, QKV, optional)),
         Parameter(Section.LAYER, "self_attention.dense.weight", ("hidden", "attention"), axis=1),
-        *_only(bias, Parameter(Section.LAYER, "self_attention.dense.bias", ("hidden",))),
+        *_only(bias, Parameter(Section.LAYER, "self_attention.dense.bias", ("hidden",), optional=optional)),
         *(Parameter(Section.LAYER, f"post_attention_layernorm.{kind}", ("hidden",)) for kind in norm),
         Parameter(Section.LAYER, "mlp.dense_h_to_4h.weight", ("ffn_in", "hidden"), axis=0, parts=parts),
-        *_only(bias, Parameter(Section.LAYER, "mlp.dense_h_to_4h.bias", ("ffn_in",), axis=0, parts=parts)),
+        *_only(bias, Parameter(Section.LAYER, "mlp.dense_h_to_4h.bias", ("ffn_in",), 0, parts, optional)),
         Parameter(Section.LAYER, "mlp.dense_4h_to_h.weight", ("hidden", "ffn"), axis=1),
-        *_only(bias, Parameter(Section.LAYER, "mlp.dense_4h_to_h.bias", ("hidden",))),
+        *_only(bias, Parameter(Section.LAYER, "mlp.dense_4h_to_h.bias", ("hidden",), optional=optional)),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
+from streamconv.models.biases import BIAS_MECHANISMS, bias_mechanism
 from streamconv.models.hf_names import HuggingFace
-from streamconv.models.mechanisms import GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
+from streamconv.models.mechanisms import GEGLU, GROUPED_HEADS, SWIGLU, Mechanism, check_exclusive
 from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["ModelFamily"]
@@ -19,7 +20,8 @@ class ModelFamily:
     ``mechanisms`` are all that its blocks are made of; one that only some of its models have (heads that share keys and
     values, a head size of its own) is among them. ``huggingface`` says how transformers names and configures it.
     ``only_named`` says that another family has parameters of the same names, so that only a configuration tells the two
-    apart.
+    apart. ``widest`` are the parameters of a model that has all that some models of the family have, in order, those
+    marked as optional; empty if all models have the same.
 
     Raises:
         ValueError: the mechanisms state no norm, or two; or so of positions, MLPs, biases.
@@ -31,6 +33,7 @@ class ModelFamily:
     parameters: tuple[Parameter, ...]
     huggingface: HuggingFace
     only_named: bool = False
+    widest: tuple[Parameter, ...] = ()
     rows: Mapping[tuple[Section, str], Parameter] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +43,7 @@ class ModelFamily:
     @property
     def gated(self) -> bool:
         """Whether ``dense_h_to_4h`` has the rows of a gate and of what it gates."""
-        return SWIGLU in self.mechanisms
+        return not self.mechanisms.isdisjoint((SWIGLU, GEGLU))
 
     @property
     def grouped(self) -> bool:
@@ -50,6 +53,32 @@ class ModelFamily:
     def keys(self, section: Section) -> set[str]:
         """The keys that a section must have."""
         return {p.key for p in self.parameters if p.section is section and not p.optional}
+
+    @property
+    def choices(self) -> frozenset[str]:
+        """The keys in a layer that one model of the family has and another has not."""
+        return frozenset(p.key for p in self.widest if p.section is Section.LAYER and p.optional)
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """Those of :attr:`choices` that this one has; a family that was not made by :meth:`having` has none."""
+        return self.choices & self.keys(Section.LAYER)
+
+    def having(self, keys: Collection[str]) -> ModelFamily:
+        """The family as one model has it: with just those of :attr:`choices` that are among ``keys``."""
+        if not self.widest:
+            return self
+        left_out = self.choices - set(keys)
+        rows = (p for p in self.widest if p.section is not Section.LAYER or p.key not in left_out)
+        parameters = tuple(replace(p, optional=p.optional and p.section is not Section.LAYER) for p in rows)
+        stored = tuple(row for row in self.huggingface.widest if row.key not in left_out)
+        mechanisms = self.mechanisms - set(BIAS_MECHANISMS) | {bias_mechanism(self.choices & set(keys))}
+        return replace(
+            self,
+            mechanisms=mechanisms,
+            parameters=parameters,
+            huggingface=replace(self.huggingface, tensors=stored),
+        )
 
     def parameter(self, parameter: ParameterId) -> Parameter:
         """The row of a stored parameter."""

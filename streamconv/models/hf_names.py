@@ -31,9 +31,10 @@ class HfTensor:
 class HuggingFace:
     """A family in transformers.
 
-    ``prefix`` is the base model's name, which files of the bare base model leave out. ``buffers`` are patterns
-    (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that published models keep
-    the padded vocabulary. ``sources`` names where in transformers all of this can be read.
+    ``tensors`` are those of every model of the family, ``widest`` those of a model that has all that some have; empty
+    if all have the same. ``prefix`` is the base model's name, which files of the bare base model leave out. ``buffers``
+    are patterns (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that published
+    models keep the padded vocabulary. ``sources`` names where in transformers all of this can be read.
     """
 
     model_type: str
@@ -44,6 +45,7 @@ class HuggingFace:
     settings: tuple[Setting, ...]
     buffers: tuple[str, ...] = ()
     keeps_padding: bool = False
+    widest: tuple[HfTensor, ...] = ()
 
     def of(self, section: Section, key: str) -> Iterator[HfTensor]:
         """The tensors that a parameter is stored in."""

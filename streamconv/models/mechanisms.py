@@ -15,6 +15,7 @@ __all__ = [
     "BIASES",
     "EMBEDDING_NORM",
     "EXCLUSIVE",
+    "GEGLU",
     "GROUPED_HEADS",
     "HEAD_NORMS",
     "HEAD_SIZE",
@@ -29,6 +30,7 @@ __all__ = [
     "QKV_BIASES",
     "RMSNORM",
     "ROTARY",
+    "SCALED_EMBEDDING",
     "SWIGLU",
     "Mechanism",
     "check_exclusive",
@@ -59,30 +61,32 @@ PLAIN_MLP = Mechanism("plain", "MLP without a gate")
 """Which function it activates with is the configuration's to say."""
 
 SWIGLU = Mechanism("swiglu", "gated unit with SiLU (SwiGLU)")
+GEGLU = Mechanism("geglu", "gated unit with tanh GELU (GeGLU)")
 
 BIASES = Mechanism("biases", "biases on all linear layers")
 QKV_BIASES = Mechanism("qkv_biases", "biases on queries, keys and values alone")
 NO_BIASES = Mechanism("no_biases", "linear layers without biases")
 
 EMBEDDING_NORM = Mechanism("embedding_norm", "embedding norm")
+SCALED_EMBEDDING = Mechanism("scaled_embedding", "embedding scaled by sqrt(hidden)")
 PARALLEL_RESIDUAL = Mechanism("parallel_residual", "parallel residual")
 """Attention and MLP side by side, each with a norm of its own; the configuration may switch it off."""
 
 HEAD_NORMS = Mechanism("head_norms", "norms of queries and keys")
 GROUPED_HEADS = Mechanism("grouped_heads", "heads that share keys and values")
-HEAD_SIZE = Mechanism("head_size", "heads of another size than the hidden size over their number")
+HEAD_SIZE = Mechanism("head_size", "head size of its own")
 
 EXCLUSIVE: tuple[tuple[str, tuple[Mechanism, ...]], ...] = (
     ("positions", (ALIBI, LEARNED, ROTARY)),
     ("norm", (LAYERNORM, RMSNORM)),
-    ("MLP", (PLAIN_MLP, SWIGLU)),
+    ("MLP", (PLAIN_MLP, SWIGLU, GEGLU)),
     ("biases", (BIASES, QKV_BIASES, NO_BIASES)),
 )
 """What a block has one of, and the mechanisms that it may be."""
 
 KNOWN = (
     *(ALIBI, LEARNED, ROTARY, PARTIAL_ROTARY, EMBEDDING_NORM, PARALLEL_RESIDUAL, LAYERNORM, RMSNORM, PLAIN_MLP),
-    *(SWIGLU, NORMS_LESS_ONE, HEAD_NORMS, BIASES, QKV_BIASES, NO_BIASES, GROUPED_HEADS),
+    *(SWIGLU, GEGLU, NORMS_LESS_ONE, SCALED_EMBEDDING, HEAD_NORMS, BIASES, QKV_BIASES, NO_BIASES, GROUPED_HEADS),
     HEAD_SIZE,
 )
 """All of them, in the order in which messages name them."""
@@ -102,7 +106,12 @@ def check_exclusive(mechanisms: Collection[Mechanism]) -> None:
 
 
 def in_words(mechanisms: Iterable[Mechanism]) -> str:
-    """``no ALiBi and no embedding norm``, in the order of :data:`KNOWN`; those that are not in it come last."""
+    """``no ALiBi and no embedding norm``, in the order of :data:`KNOWN`; those that are not in it come last.
+
+    Args:
+        mechanisms: one or more.
+    """
     order = {mechanism: number for number, mechanism in enumerate(KNOWN)}
     ordered = sorted(mechanisms, key=lambda mechanism: (order.get(mechanism, len(order)), mechanism.name))
-    return " and ".join(f"no {mechanism.words}" for mechanism in ordered)
+    *first, last = [f"no {mechanism.words}" for mechanism in ordered]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -75,7 +75,7 @@ class Parameter:
     ``key`` is the name inside its section, as Megatron writes it. ``shape`` names sizes of :class:`ModelSizes`.
     ``axis`` is the tensor-parallel axis, None if every rank holds a copy. ``parts`` are fused on axis 0, :data:`QKV`
     or :data:`GLU`. A ``summed`` parameter is the sum over ranks in those checkpoints whose ranks hold shares of it, not
-    copies.
+    copies. A model may lack one that is ``optional``.
     """
 
     section: Section
@@ -104,7 +104,8 @@ class Parameter:
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
     """Sizes of a model. ``vocab`` counts the rows that are stored, padding included; heads may be unknown, and with
-    them ``groups`` (key and value heads) and ``head_dim``. ``gated`` says whether ``dense_h_to_4h`` has two halves.
+    them ``groups`` (key and value heads) and ``head_dim``. ``gated`` says whether ``dense_h_to_4h`` has two halves,
+    ``biases`` which entries of a configuration (``attention_bias``, ``mlp_bias``) the tensors show to be true.
     """
 
     num_layers: int
@@ -116,6 +117,7 @@ class ModelSizes:
     groups: int | None
     head_dim: int | None
     gated: bool = False
+    biases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         heads = f"{self.heads or 'unknown'} heads"

@@ -24,11 +24,14 @@ _TIE, _VOCABULARY, _WINDOW = "tie_word_embeddings", "vocab_size", "sliding_windo
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Training arguments, entries that no argument can say (name and value), and what else should be known."""
+    """Training arguments, entries that no argument can say (name and value), what else should be known, and all entries
+    that are known.
+    """
 
     args: dict[str, Any]
     refusals: tuple[str, ...]
     notes: tuple[tuple[str, str], ...]
+    known: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ def args_of(
         raise DamagedError(f"config.json: {error}") from error
     assumed = [f"{name} {known[name]}" for name in known if name not in said and known[name] is not None]
     note = (f"entries that config.json leaves out: {', '.join(assumed)}", "transformers' defaults")
-    return Translation(args, tuple(refusals), (note,) if assumed else ())
+    return Translation(args, tuple(refusals), (note,) if assumed else (), known)
 
 
 def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvError]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
@@ -31,7 +31,12 @@ class Assembly:
 
 
 def assemble(
-    model: StoredModel, family: ModelFamily, sizes: ModelSizes, vocabulary: Vocabulary, replicated: str
+    model: StoredModel,
+    family: ModelFamily,
+    sizes: ModelSizes,
+    vocabulary: Vocabulary,
+    replicated: str,
+    left: Collection[str] = (),
 ) -> Assembly:
     """Join a model's shards to whole, unfused parameters.
 
@@ -41,13 +46,18 @@ def assemble(
         sizes: its sizes.
         vocabulary: what becomes of the vocabulary's rows.
         replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
+        left: keys of parameters that stay behind, which the caller gives the reason for.
     """
     result = Assembly({}, [], {}, {}, [])
     copies = 0
     for stored, shards in model.tensors.items():
         parameter, name = family.parameter(stored), stored.name
         for rank, tensor in enumerate(shards):
-            result.sources |= _stored(f"{name} of rank {rank}", tensor)
+            found = _stored(f"{name} of rank {rank}", tensor)
+            result.sources |= found
+            result.left_out |= dict.fromkeys(found) if stored.key in left else {}
+        if stored.key in left:
+            continue
         if parameter.axis is None and not (parameter.summed and model.orders.shares):
             chosen, spare = _one_of(shards, replicated)
             if len(shards) > 1:

@@ -20,6 +20,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ModelSizes, Section
 from streamconv.models.registry import family_of
 from streamconv.models.translate import args_of, neutral_args, overruled
+from streamconv.planning.biases import Biases, settle_biases
 from streamconv.planning.capabilities import find_target, reason_for
 from streamconv.planning.gather import REPLICATED_POLICIES, assemble
 from streamconv.planning.plan import Plan
@@ -38,7 +39,8 @@ _NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transfo
 
 
 def make_plan(path: Path, options: ConvertOptions) -> Plan:
-    """Open ``path``, recognise the model, and plan its conversion. Only metadata is read; nothing is written.
+    """Open ``path``, recognise the model, and plan its conversion. Nothing is written. Only metadata is read, and the
+    values of biases that transformers' model may go without (:mod:`streamconv.planning.biases`).
 
     Raises:
         StreamconvError: whatever can be refused is refused here, with the class that says why.
@@ -49,9 +51,11 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     if model.iteration is None and not model.is_release and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
     vocabulary = _vocabulary(model, family, sizes, target, layout, options)
-    assembly = assemble(model, family, sizes, vocabulary, options.replicated)
-    filler = Filler(assembly, family, layout.tp, options.dtype)
-    laid_out = target.lay_out(_wanted(model, family, sizes, vocabulary, target, layout, filler, options))
+    biases = settle_biases(model, family, target, options.source.config)
+    assembly = assemble(model, family, sizes, vocabulary, options.replicated, biases.left)
+    biases.fill(assembly, model, sizes)
+    filler = Filler(assembly, biases.family, layout.tp, options.dtype)
+    laid_out = target.lay_out(_wanted(model, biases, sizes, vocabulary, target, layout, filler, options))
     need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv, cuts_groups=target.is_core)
     files, roles = filler.fill(laid_out)
     return Plan(
@@ -70,9 +74,9 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         coverage=prove(assembly.sources, assembly.left_out, roles),
         facts=model.facts,
         choices=_choices(model, target, reason_for(target, options.to, family), layout, vocabulary),
-        notes=laid_out.facts,
+        notes=(*laid_out.facts, *biases.facts(model, target)),
         warnings=(*model.warnings, *laid_out.warnings, *_spec_caution(model, target, options)),
-        dropped=(*assembly.dropped, *model.dropped),
+        dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped),
         small=laid_out.small,
         copied=_copied(options, laid_out),
         owned=laid_out.owned,
@@ -83,9 +87,16 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
 def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
     """The model, with arguments if the target has them, and the target, which has not refused it so far."""
     said = options.source.config
-    _, stored = open_source(path, options.source)
+    source, stored = open_source(path, options.source)
     supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
     model, family, sizes = recognise(supplied, options.source.num_heads, named)
+    if refusal := source.refusal(family):
+        # Only a configuration can have named it: its parameters are those of a family that is there.
+        raise UnsupportedError(
+            f"no {source.name} checkpoint is a {family.title}: {refusal}",
+            where=model.path,
+            remedy="give the configuration of the model that was trained",
+        )
     target = find_target(options.to, family)
     refuse_idle(model, target, options)
     if target.is_sharded and model.config is not None:
@@ -102,7 +113,7 @@ def _layout(model: StoredModel, target: TargetFormat, options: ConvertOptions) -
 
 def _wanted(
     model: StoredModel,
-    family: ModelFamily,
+    biases: Biases,
     sizes: ModelSizes,
     vocabulary: Vocabulary,
     target: TargetFormat,
@@ -111,8 +122,8 @@ def _wanted(
     options: ConvertOptions,
 ) -> TargetModel:
     return TargetModel(
-        family=family,
-        sizes=replace(sizes, vocab=vocabulary.padded),
+        family=biases.family,
+        sizes=replace(sizes, vocab=vocabulary.padded, biases=biases.entries),
         layout=layout,
         has_head=bool(model.keys(Section.HEAD)),
         args=model.args,

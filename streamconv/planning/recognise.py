@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.core.lazy import LazyTensor, Storage
 from streamconv.formats.registry import find_source, titles_from
 from streamconv.formats.source import Fact, StoredModel, positive_int
-from streamconv.models import mechanisms as made_of
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.models.registry import known_families
+from streamconv.planning.biases import stored_biases, stored_name
+from streamconv.planning.contradictions import contradictions
 
 __all__ = ["Recognised", "need_heads", "recognise"]
 
@@ -42,6 +42,7 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
     by_layer = model.keys_by_layer()
     family, evidence = _family(model, by_layer.get(0, set()), model.family or named)
     _refuse_mechanisms(family, model)
+    family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
@@ -56,7 +57,8 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
             expected[parameter.axis] //= model.tp
         if shards[0].shape != tuple(expected):
             raise DamagedError(
-                f"{stored.name} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}",
+                f"{stored_name(model, stored)} is {shards[0].shape}, expected {tuple(expected)} "
+                f"at TP {model.tp}: {sizes}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
     facts = [evidence]
@@ -76,11 +78,11 @@ def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[Mod
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
     chosen = {family.name: family for family in found}.get(named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
-    if chosen is not None and (model.family or layer == chosen.keys(Section.LAYER)):
+    if chosen is not None and (model.family or layer - chosen.choices == chosen.keys(Section.LAYER)):
         return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
     by_keys = [family for family in found if not family.only_named]
     if by_keys:
-        family = min(by_keys, key=lambda family: len(layer ^ family.keys(Section.LAYER)))
+        family = min(by_keys, key=lambda family: _distance(family, layer))
         return family, Fact(f"family {family.title}", words)
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
@@ -89,20 +91,18 @@ def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[Mod
     )
 
 
+def _distance(family: ModelFamily, layer: set[str]) -> tuple[int, int]:
+    """How far the keys of a layer are from those of any model of a family, then from what all of them have."""
+    keys = family.keys(Section.LAYER)
+    return len((layer - family.choices) ^ keys), len(layer ^ keys)
+
+
 def _titles(model: StoredModel) -> str:
     return titles_from(find_source(model.path).name)
 
 
-# megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
-_POSITION_ENUM = {1: made_of.ROTARY, 2: made_of.LEARNED, 3: made_of.ALIBI}
-_NORMS = {
-    **dict.fromkeys(("layernorm", "LayerNorm"), made_of.LAYERNORM),
-    **dict.fromkeys(("rmsnorm", "RMSNorm"), made_of.RMSNORM),
-}
-
-
 def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
-    reason = next(_mechanisms(family, model.args or {}), None)
+    reason = next(contradictions(family, model.args or {}), None)
     up = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
     down = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
     if reason is None and up and down and not family.gated and up[0].shape[0] == 2 * down[0].shape[1]:
@@ -113,52 +113,6 @@ def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
             where=model.path,
             remedy=f"families so far in such folders: {_titles(model)}",
         )
-
-
-def _mechanisms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
-    """What the training arguments say that a family has not, and what it has that they deny."""
-    has = family.mechanisms.__contains__
-    experts = args.get("num_experts")
-    most = max(experts, default=1) if isinstance(experts, list) else experts
-    if isinstance(most, int) and most > 1:
-        yield "a mixture of experts (MoE)"
-    gated = "swiglu" if args.get("swiglu") else args.get("glu_activation")
-    if gated and not (has(made_of.SWIGLU) and gated == "swiglu"):
-        yield f"a gated linear unit (GLU: {gated})"
-    if has(made_of.SWIGLU) and args.get("swiglu") is False and not gated:
-        yield "an MLP that args say is no gated linear unit (GLU)"
-    yield from _norms(family, args)
-    yield from _positions(family, args)
-    heads, groups = args.get("num_attention_heads"), args.get("num_key_value_heads")
-    if groups not in (None, heads) and not has(made_of.GROUPED_HEADS):
-        yield f"grouped-query attention ({heads} heads, {groups} groups)"
-
-
-def _norms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
-    has, norm, less_one = family.mechanisms.__contains__, args.get("normalization"), args.get("apply_layernorm_1p")
-    known = _NORMS.get(norm) if isinstance(norm, str) else None
-    if norm is not None and (known is None or not has(known)):
-        yield "RMSNorm (Llama)" if known is made_of.RMSNORM else f"the normalization {shown(norm)}"
-    # LayerNorm's may be stored so in every family: each target says whether it can be told.
-    if less_one and has(made_of.RMSNORM) and not has(made_of.NORMS_LESS_ONE):
-        yield f"norms stored less 1 (args.apply_layernorm_1p is {shown(less_one)})"
-    if less_one is False and has(made_of.NORMS_LESS_ONE):
-        yield "norms that args say are not stored less 1"
-
-
-def _positions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
-    has, rotary = family.mechanisms.__contains__, args.get("use_rotary_position_embeddings")
-    if rotary and not has(made_of.ROTARY):
-        yield "rotary positions"
-    if rotary is False and has(made_of.ROTARY) and "add_position_embedding" in args:
-        yield "positions that args say are not rotary"
-    percent = args.get("rotary_percent")
-    if rotary and percent not in (None, 1) and not has(made_of.PARTIAL_ROTARY):
-        yield f"rotary positions in a part of each head (args.rotary_percent is {shown(percent)})"
-    kind = getattr(args.get("position_embedding_type"), "args", None)
-    named = _POSITION_ENUM.get(kind[0]) if isinstance(kind, tuple) and kind else None
-    if named is not None and not has(named):
-        yield f"{named.name} positions"
 
 
 def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskSpeed, Prediction
     from streamconv.execution.fit import Fit
     from streamconv.execution.run import Report
+    from streamconv.execution.settings import EngineSettings
     from streamconv.planning.plan import Plan
 
 __all__ = ["plan_dict", "plan_text", "report_dict", "report_text", "speed_dict", "speed_text"]
@@ -103,7 +104,7 @@ def report_text(report: Report) -> str:
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
         *(f"note    {note.what}: {note.evidence}" for note in plan.notes),
         f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
-        f"        {report.fit.threads} threads, blocks of {format_bytes(report.fit.block)}, --io {report.fit.io}",
+        f"        {_how(report.fit.settings)}",
         f"memory  peak {format_bytes(report.peak_nbytes)} of {report.budget}",
         f"checked {report.records_checked} source records by CRC-32"
         + (f"; {report.records_in_part} read in part, unchecked" if report.records_in_part else ""),
@@ -123,6 +124,11 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _how(settings: EngineSettings) -> str:
+    count = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+    return f"{count}, blocks of {format_bytes(settings.block)}, --io {settings.io}, --engine {settings.engine}"
+
+
 def report_dict(report: Report) -> dict[str, Any]:
     """A finished conversion as plain data; sizes in bytes, times in seconds."""
     return {
@@ -137,6 +143,7 @@ def report_dict(report: Report) -> dict[str, Any]:
         "threads": report.fit.threads,
         "block_nbytes": report.fit.block,
         "io": report.fit.io,
+        "engine": report.fit.engine,
         "records": {
             "checked": report.records_checked,
             "in_part": report.records_in_part,
@@ -152,10 +159,9 @@ def report_dict(report: Report) -> dict[str, Any]:
 
 def speed_text(speed: DiskSpeed, prediction: Prediction | None, planning: float) -> str:
     """A measured disk, and what a conversion would take on it, for a person."""
-    settings = speed.settings
     lines = [
         f"disk    {speed.folder}: {format_bytes(speed.nbytes)} three times, sync included, medians",
-        f"        {settings.threads} threads, blocks of {format_bytes(settings.block)}, --io {settings.io}",
+        f"        {_how(speed.settings)}",
         f"read    {format_bytes(speed.read)}/s",
         f"write   {format_bytes(speed.write)}/s",
         f"copy    {format_bytes(speed.copy)}/s, each byte read and written",
@@ -177,6 +183,7 @@ def speed_dict(speed: DiskSpeed, prediction: Prediction | None, planning: float)
         "threads": speed.settings.threads,
         "block_nbytes": speed.settings.block,
         "io": speed.settings.io,
+        "engine": speed.settings.engine,
         "read": speed.read,
         "write": speed.write,
         "copy": speed.copy,

@@ -21,6 +21,7 @@ from streamconv.io.checksums import SourceChecksums
 from streamconv.values.distance import bits_differ, distance, numbers
 from streamconv.values.sweep import Part, SweepSettings, sweep
 from streamconv.verification.sides import Copy, Side
+from streamconv.verification.zeros import without_zeros
 
 __all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference", "compare"]
 
@@ -111,8 +112,10 @@ def compare(
         StorageError: the system refused to read.
     """
     result = Comparison(a, b)
-    result.only_a = [name for name in a.tensors if name not in b.tensors]
-    result.only_b = [name for name in b.tensors if name not in a.tensors]
+    only_a, only_b = ([name for name in x.tensors if name not in y.tensors] for x, y in ((a, b), (b, a)))
+    result.only_a, zeros_a = without_zeros(only_a, a, b, ("a", "b"))
+    result.only_b, zeros_b = without_zeros(only_b, b, a, ("b", "a"))
+    result.notes += [*zeros_a, *zeros_b]
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
     for name, left in a.tensors.items():
         right = b.tensors.get(name)

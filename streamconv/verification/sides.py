@@ -13,6 +13,8 @@ from streamconv.formats.registry import open_source
 from streamconv.formats.source import SourceOptions, StoredModel
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
+from streamconv.models.family import ModelFamily
+from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import Assembly, assemble
 from streamconv.planning.recognise import recognise
 from streamconv.planning.vocabulary import Vocabulary
@@ -34,7 +36,8 @@ class Side:
     """One checkpoint: its tensors by name, and what the names are.
 
     ``replicas`` are copies that should be equal within this side, over ranks or a tied head's; ``copies`` has those
-    that are not in ``tensors`` by names of their own. ``vocabulary`` names the tensors whose rows are tokens.
+    that are not in ``tensors`` by names of their own. ``vocabulary`` names the tensors whose rows are tokens, ``lacks``
+    the parameters that other models of its family have.
     """
 
     path: str
@@ -42,6 +45,7 @@ class Side:
     names: str
     tensors: dict[str, LazyTensor]
     vocabulary: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
     vocab_size: int | None = None
     heads: int | None = None
     replicas: tuple[Replica, ...] = ()
@@ -115,11 +119,17 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
         names="canonical",
         tensors=tensors,
         vocabulary=frozenset(vocabulary),
+        lacks=frozenset(_lacking(family, model.num_layers)),
         vocab_size=model.vocab_size,
         heads=sizes.heads,
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
         copies=dict(_copies(assembly, model)),
     )
+
+
+def _lacking(family: ModelFamily, num_layers: int) -> Iterator[str]:
+    for key in family.choices - family.chosen:
+        yield from (ParameterId(Section.LAYER, layer, key).name for layer in range(num_layers))
 
 
 def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]]:

@@ -70,6 +70,15 @@ def test_json_is_for_machines(tmp_path: Path) -> None:
     assert 0 < report["peak_nbytes"] < report["budget_nbytes"] == 1 << 30
 
 
+def test_the_engine_that_is_asked_for_is_the_one_that_runs(tmp_path: Path) -> None:
+    for engine, threads in (("serial", {1}), ("threads", {2, 4})):
+        done = run("convert", BLOOM.folder, "--to", "null", "--engine", engine, "--max-ram", "1G", "--json")
+        report = json.loads(done.stdout)
+        assert report["engine"] == engine
+        assert report["threads"] in threads
+    assert "1 thread, blocks of" in run(BLOOM.folder, tmp_path / "out", "--engine", "serial").stdout
+
+
 def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) -> None:
     words = ("--input_folder", BLOOM.folder, "--output_folder", tmp_path / "out", "--for_release")
     done = run(*words, module=SCRIPT)
@@ -97,6 +106,8 @@ def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) 
         (["plan", "{bloom}", "--pp-layers", "1,2"], 2, "adds up to 3"),
         (["plan", "{bloom}", "--pp-layers", "1;3"], 2, "list of numbers"),
         (["convert", "{bloom}", "{out}", "--io", "telepathy"], 2, "--io telepathy"),
+        (["convert", "{bloom}", "{out}", "--engine", "gpu"], 2, "choose one of serial, threads"),
+        (["convert", "{bloom}", "{out}", "--engine", "serial", "--jobs", "2"], 2, "--jobs 2: the engine serial"),
         (["plan", "{out}"], 3, "no such folder"),
         (["plan", "{core}"], 3, "number of attention heads is unknown"),
         (["plan", "{bloom}", "--tp", "3"], 3, "do not divide"),
@@ -114,6 +125,7 @@ def test_exit_codes_and_messages(words: list[str], code: int, message: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.disk
 def test_the_floor_that_is_said_is_a_floor_that_works(tmp_path: Path) -> None:
     refused = start(STREAMCONV, BLOOM.folder, tmp_path / "out", "--max-ram", "8M")
@@ -173,10 +185,10 @@ def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, code: int, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time\n"
-        "import streamconv.execution.threads as engine\n"
+        "from streamconv.execution.tile_worker import TileWorker\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell starts us with it ignored
-        "work = engine._Worker.run\n"
-        "engine._Worker.run = lambda self, *rest: (time.sleep(0.2), work(self, *rest))[1]\n"
+        "work = TileWorker.run\n"
+        "TileWorker.run = lambda self, *rest: (time.sleep(0.2), work(self, *rest))[1]\n"
         "from streamconv.cli.main import main\n"
         "sys.exit(main())\n"
     )

@@ -182,6 +182,7 @@ def test_refusals_have_their_codes(tmp_path: Path) -> None:
         assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_floor_that_is_named_is_enough() -> None:
     done = run(BLOOM, "--stats", "--check", "--max-ram", "20M", anew=True)
     number = re.search(r"--max-ram (\d+)M or more", done.stderr)
@@ -190,6 +191,7 @@ def test_the_floor_that_is_named_is_enough() -> None:
     assert run(BLOOM, "--stats", "--check", "--max-ram", f"{int(number[1]) + 4}M", anew=True).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.disk
 def test_values_larger_than_the_budget_are_streamed_inside_it(tmp_path: Path) -> None:
     tensor = torch.zeros(3000, 20_000)
@@ -254,6 +256,7 @@ def on_terminal(width: int, *words: object) -> str:
     return received.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 100])
 def test_a_terminal_gets_colours_and_lines_that_fit(width: int, tmp_path: Path) -> None:
     root = copied(BLOOM, tmp_path)

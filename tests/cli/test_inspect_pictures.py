@@ -14,6 +14,7 @@ from tests.places import REAL
 FOLDER = str(REAL[1].folder)
 
 
+@pytest.mark.slow
 def test_a_page_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     page, picture = tmp_path / "report.html", tmp_path / "norms.png"

@@ -76,6 +76,7 @@ def step(data: st.DataObject, pair: Pair) -> Pair:
     return chosen()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_chain_of_operations_is_the_same_chain_in_torch(data: st.DataObject, tmp_path: Path) -> None:

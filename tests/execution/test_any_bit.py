@@ -13,6 +13,8 @@ import streamconv
 from tests import damage
 from tests.places import REAL, Source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("source", REAL[:6], ids=lambda source: source.name)
 def test_a_bit_of_any_file_is_found_and_located(source: Source, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_parts_of_any_size_give_the_same_verdict(block: int, threads: int, tmp_p
 # -- flipped bits --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_any_record_is_found_in_its_file_and_record(gpt: Path) -> None:
     chosen = random.Random(3)
     paths = sorted(gpt.rglob("*.pt"))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from streamconv import convert, plan
 from streamconv.core.errors import DamagedError, DestinationError
 from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
-from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
 from streamconv.moves.jobs import RunJob
 from streamconv.planning.plan import Plan
@@ -56,20 +56,20 @@ def write_journal(path: Path, *noted: list[TileDone]) -> bytes:
 
 def resumed(path: Path, work: Plan, *more: list[TileDone]) -> list[tuple[int, int, int]]:
     """What remains after going on with a journal, which then gets more lines."""
-    ledger, journal = Ledger(work.jobs), Journal(path)
+    log, journal = TileLog(work.jobs), Journal(path)
     with closing(journal):
-        journal.resume(ledger)
+        journal.resume(log)
         for done in more:
             journal.add(done)
-    return list(ledger.remaining())
+    return list(log.remaining())
 
 
 def remaining_after(work: Plan, *noted: list[TileDone]) -> list[tuple[int, int, int]]:
-    ledger = Ledger(work.jobs)
+    log = TileLog(work.jobs)
     for done in noted:
         for entry in done:
-            ledger.enter(entry)
-    return list(ledger.remaining())
+            log.enter(entry)
+    return list(log.remaining())
 
 
 def values(path: Path) -> list[Any]:
@@ -284,16 +284,16 @@ def test_tiles_that_the_jobs_do_not_have_are_refused(entries: Any, says: str, wo
 def assert_refused_or_good(value: Any, work: Plan, path: Path) -> None:
     """A line is refused as such, or the run that goes on with it gets to its end; it may find its checksums wrong."""
     path.write_bytes(line(IDENTITY) + line(value))
-    ledger, journal = Ledger(work.jobs), Journal(path)
+    log, journal = TileLog(work.jobs), Journal(path)
     try:
         with closing(journal):
-            journal.resume(ledger)
+            journal.resume(log)
     except DestinationError:
         return
-    for job, first, last in list(ledger.remaining()):
+    for job, first, last in list(log.remaining()):
         with suppress(DamagedError):
             for start, stop in work.jobs[job].cut(first, last, 4096):
-                ledger.enter(tile(work, job, start, stop))
+                log.enter(tile(work, job, start, stop))
 
 
 ODD: list[Any] = [

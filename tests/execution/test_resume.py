@@ -12,10 +12,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -23,7 +21,10 @@ import torch
 from tests import oracle
 from tests.places import LABELLED, REAL, ROOT, Source
 from tests.processes import IMPORT_ALL
+from tests.small_disk import small_disk
 from tests.spread import Sweep
+
+pytestmark = pytest.mark.slow
 
 BLOOM = REAL[1].folder
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -35,11 +36,11 @@ DRIVER = """
 import contextlib, json, os, signal, sys
 from streamconv.execution import run as conversion, staging as publishing, stream as streaming
 from streamconv.cli.main import main
-from streamconv.execution import threads
+from streamconv.execution import assignment
 from streamconv.io import durable as folders
 
-threads._FIRST_COMMIT_SECONDS = threads._COMMIT_SECONDS = 3600.0
-note, write = threads._Shared.note, os.write
+assignment._FIRST_COMMIT_SECONDS = assignment._COMMIT_SECONDS = 3600.0
+note, write = assignment.Assignment.note, os.write
 steps, stop, how, log = 0, None, "", 0
 
 def step(name, call, *arguments, **options):
@@ -63,7 +64,7 @@ def note_and_commit(self, done, tile):
 def child(words):
     os.dup2(log, 1), os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threads._Shared.note = note_and_commit
+    assignment.Assignment.note = note_and_commit
     for name in ("write", "pwrite", "fsync", "fdatasync", "ftruncate", "rename", "replace", "unlink", "rmdir", "mkdir"):
         setattr(os, name, watched(name, getattr(os, name)))
     publishing.exchange = watched("exchange", folders.exchange)
@@ -122,14 +123,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     process.communicate(timeout=60)
 
 
-@pytest.fixture
-def fast(tmp_path: Path) -> Iterator[Path]:
-    """A folder where it costs little to make things durable: a kill, unlike a power cut, needs no disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
-    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
-
-
 def hashes(root: Path) -> dict[str, str]:
     """Every file below a folder; what is being worked on is not looked at."""
     files = (path for path in root.rglob("*") if path.is_file())
@@ -179,6 +172,19 @@ def test_the_noted_tiles_are_not_done_again(run: Runs, bloom: Undisturbed, fast:
         assert_whole(fast / f"{stop}", bloom.hashes)
 
 
+@pytest.mark.parametrize(("first", "second"), [("serial", "threads"), ("threads", "serial")])
+def test_a_killed_run_of_one_engine_is_ended_by_another(
+    first: str, second: str, run: Runs, bloom: Undisturbed, fast: Path
+) -> None:
+    for stop in (60, 160, 300):
+        killed = run(BLOOM, fast / f"{stop}", *TARGET, "--engine", first, "--jobs", 1, stop=stop)
+        assert killed.code == -signal.SIGKILL
+        again = run(BLOOM, fast / f"{stop}", *TARGET, "--engine", second)
+        assert again.resumed > 0
+        assert f'"engine": "{second}"' in again.text
+        assert_whole(fast / f"{stop}", bloom.hashes)
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere_and_started_again_gives_the_same_bytes(
@@ -199,7 +205,6 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(
         assert_whole(out, whole.hashes)
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_it_gets_to_its_end(run: Runs, bloom: Undisturbed, fast: Path) -> None:
     for seed in range(4):
         out, rng, done, resumed = fast / f"{seed}", random.Random(seed), None, []
@@ -212,7 +217,6 @@ def test_killed_again_and_again_it_gets_to_its_end(run: Runs, bloom: Undisturbed
         assert_whole(out, bloom.hashes)
 
 
-@pytest.mark.slow
 def test_killed_at_each_of_the_first_steps_it_gets_to_its_end(
     run: Runs, bloom: Undisturbed, fast: Path, sweep: Sweep
 ) -> None:
@@ -233,7 +237,6 @@ def old_checkpoint(run: Runs, out: Path) -> dict[str, str]:
     return hashes(out)
 
 
-@pytest.mark.slow
 def test_killed_at_each_of_the_last_steps_the_new_replaces_the_old_whole_or_not_at_all(
     run: Runs, bloom: Undisturbed, fast: Path, sweep: Sweep
 ) -> None:
@@ -375,24 +378,8 @@ def test_a_source_that_changed_since_is_refused_until_it_restarts(
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def disk(folder: Path, nbytes: int) -> Iterator[Path]:
-    """A file system of its own."""
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
-    words = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
-    mounted = subprocess.run(words, check=False, capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(run: Runs, tmp_path: Path) -> None:
-    with disk(tmp_path / "disk", 128 << 10) as folder:
+    with small_disk(tmp_path / "disk", 128 << 10) as folder:
         for words in ((), ("--restart",)):
             refused = run(BLOOM, folder / "out", *TARGET, *words)
             assert refused.code == 4, refused.text
@@ -403,7 +390,7 @@ def test_a_disk_that_is_too_full_is_refused_before_anything_is_written(run: Runs
 def test_a_disk_that_becomes_full_keeps_what_was_done_and_the_run_goes_on_when_there_is_room(
     run: Runs, bloom: Undisturbed, tmp_path: Path
 ) -> None:
-    with disk(tmp_path / "disk", 2 << 20) as folder:
+    with small_disk(tmp_path / "disk", 2 << 20) as folder:
         assert run(BLOOM, folder / "out", *TARGET, "--jobs", 1, stop=100).code == -signal.SIGKILL
         free = shutil.disk_usage(folder).free
         (folder / "filler").write_bytes(bytes(free))
@@ -421,8 +408,9 @@ def test_a_disk_that_becomes_full_keeps_what_was_done_and_the_run_goes_on_when_t
 COMMITS_ALL_THE_TIME = """
 import sys
 from streamconv.cli.main import main
-from streamconv.execution import threads
-threads._FIRST_COMMIT_SECONDS = threads._COMMIT_SECONDS = 0.0005
+from streamconv.core import pool
+from streamconv.execution import assignment
+pool._TICK_SECONDS = assignment._FIRST_COMMIT_SECONDS = assignment._COMMIT_SECONDS = 0.0005
 sys.exit(main())
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from streamconv.core.errors import DestinationError, DiskSpaceError, StorageErro
 from streamconv.execution.staging import check_destination, clear_leftovers, staging
 from streamconv.io.output import OutputFileWriter
 from tests.places import ROOT
+from tests.small_disk import small_disk
 
 MIB = 1 << 20
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -406,21 +406,10 @@ def test_a_refusal_while_publishing_is_a_storage_error(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_soon(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small file system")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "disk", 1 << 20) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_job_larger_than_what_is_free_is_refused(tmp_path: Path) -> None:
@@ -431,38 +420,38 @@ def test_a_job_larger_than_what_is_free_is_refused(tmp_path: Path) -> None:
             stage.need(1 << 52)
 
 
-def test_room_is_that_of_the_destinations_disk(small_disk: Path) -> None:
-    with staging(small_disk / "out") as stage:
+def test_room_is_that_of_the_destinations_disk(full_soon: Path) -> None:
+    with staging(full_soon / "out") as stage:
         stage.need(MIB // 2)
         with pytest.raises(DiskSpaceError, match=r"the result has 2\.00 MiB") as caught:
             stage.need(2 * MIB)
     assert "free 1.0" in str(caught.value)
-    assert list(small_disk.iterdir()) == []
+    assert list(full_soon.iterdir()) == []
 
 
-def test_room_that_is_not_there_is_refused_before_the_first_write(small_disk: Path) -> None:
-    with staging(small_disk / "out") as stage:
+def test_room_that_is_not_there_is_refused_before_the_first_write(full_soon: Path) -> None:
+    with staging(full_soon / "out") as stage:
         path = stage.path("model.pt")
         with pytest.raises(DiskSpaceError, match="cannot create the file: No space left on device") as caught:
             OutputFileWriter(path, 2 * MIB, 64 << 10)
         assert "model.pt" in str(caught.value)
         assert "free disk space" in str(caught.value)
-    assert list(small_disk.iterdir()) == []
+    assert list(full_soon.iterdir()) == []
 
 
-def test_one_write_that_fits_in_part_is_no_success(small_disk: Path) -> None:
-    writer = OutputFileWriter(small_disk / "model.pt", 64 << 10, 16 * MIB)
+def test_one_write_that_fits_in_part_is_no_success(full_soon: Path) -> None:
+    writer = OutputFileWriter(full_soon / "model.pt", 64 << 10, 16 * MIB)
     with contextlib.closing(writer), pytest.raises(DiskSpaceError):
         writer.write(64 << 10, bytes([1]) * (2 * MIB), 0, 2 * MIB)
 
 
-def test_a_disk_that_is_full_before_the_tracker_leaves_what_was_there(small_disk: Path) -> None:
-    out = checkpoint(small_disk / "out")
+def test_a_disk_that_is_full_before_the_tracker_leaves_what_was_there(full_soon: Path) -> None:
+    out = checkpoint(full_soon / "out")
     before = tree(out)
     refusals: list[Exception] = []
     with staging(out) as stage:
         stage.path(f"{ITER}/mp_rank_00/model_optim_rng.pt").write_text(NEW)
-        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        with contextlib.suppress(OSError), (full_soon / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
         try:

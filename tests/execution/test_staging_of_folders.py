@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -139,14 +138,6 @@ def run(request: pytest.FixtureRequest, driver: subprocess.Popen[str], can_excha
     return Runs(driver, can_exchange=can_exchange, has_journal=request.param)
 
 
-@pytest.fixture
-def fast(tmp_path: Path) -> Iterator[Path]:
-    """A folder where it costs little to make things durable: a kill, unlike a power cut, needs no disk."""
-    memory = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
-    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
-
-
 def tree(root: Path) -> dict[str, str]:
     """Every file below a folder with its text and every link with where it points; the work folder is not looked at."""
     found = {
@@ -226,6 +217,7 @@ def steps_of(run: Runs, old: Path) -> int:
     return run.steps
 
 
+@pytest.mark.slow
 def test_killed_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, sweep: Sweep) -> None:
     states: dict[int, str] = {}
     last = steps_of(run, old)
@@ -244,6 +236,7 @@ def test_killed_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, s
     assert run.publish(copy_of(old, "out"), last + 1, "kill") == 0
 
 
+@pytest.mark.slow
 def test_into_an_empty_folder_killed_at_each_step_it_stays_empty_or_is_whole(
     run: Runs, fast: Path, sweep: Sweep
 ) -> None:
@@ -277,6 +270,7 @@ def test_killed_again_while_it_is_undone_the_old_or_the_new_is_whole(run: Runs, 
         assert len(states) == 1
 
 
+@pytest.mark.slow
 def test_refused_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, sweep: Sweep) -> None:
     """A refusal that does no harm (a folder is there already, what was replaced is not deleted at once) is no error."""
     states: dict[int, tuple[int, str]] = {}
@@ -297,6 +291,7 @@ def test_refused_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, 
     assert (5, "new") in states.values()
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_all_from_a_step_on_is_no_worse_than_a_kill(run: Runs, old: Path, sweep: Sweep) -> None:
     states = []
     last = steps_of(run, old)
@@ -479,6 +474,7 @@ def test_a_refusal_while_a_small_file_is_written_is_a_storage_error(tmp_path: Pa
             stage.text("name/below/it", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_file_that_changes_while_it_is_copied_is_damaged(
     change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

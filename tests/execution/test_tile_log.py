@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.execution import threads
+from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.threads import Crew
-from streamconv.execution.tile_log import Ledger, TileDone
+from streamconv.execution.tile_log import TileDone, TileLog
+from streamconv.execution.tile_worker import Workers
 from streamconv.io.output import OutputFileWriter
 from streamconv.moves.jobs import BlocksJob, Job, RowsJob, RunJob, Target
 from streamconv.moves.lower import lower
@@ -71,25 +71,25 @@ class Work:
         """Write these ranges, and what of it a journal would note."""
         done = []
         settings = EngineSettings(max(block, self.smallest), 1, "pread")
-        with closing(self.writer()) as writer, closing(Crew(settings)) as crew:
+        with closing(self.writer()) as writer, closing(Workers(settings)) as workers:
             for job, first, last in ranges:
                 tile = self.jobs[job].tile(first, last)
-                done.append(TileDone(job, first, last, *crew.workers[0].run(tile, [writer])))
+                done.append(TileDone(job, first, last, *workers.each[0].run(tile, [writer])))
         return [TileDone(*entry) for entry in json.loads(json.dumps(done))]
 
-    def go_on(self, ledger: Ledger, block: int, count: int) -> None:
+    def go_on(self, log: TileLog, block: int, count: int) -> None:
         settings = EngineSettings(max(block, self.smallest), count, "direct")
-        with closing(self.writer(resume=True)) as writer, closing(Crew(settings)) as crew:
-            threads.run(ledger, [writer], crew, lambda _: None)
+        with closing(self.writer(resume=True)) as writer, closing(Workers(settings)) as workers:
+            run_tiles(log, [writer], workers, lambda _: None)
 
-    def assert_whole(self, ledger: Ledger) -> None:
-        assert list(ledger.remaining()) == []
+    def assert_whole(self, log: TileLog) -> None:
+        assert list(log.remaining()) == []
         written = self.path.read_bytes()
         for offset, tensor in zip(self.offsets, self.tensors, strict=True):
             expected = tensor.numpy().tobytes()
             assert written[offset : offset + tensor.nbytes] == expected
-            assert ledger.targets.whole((0, offset), tensor.nbytes) == zlib.crc32(expected)
-        assert ledger.write_nbytes == sum(tensor.nbytes for tensor in self.tensors)
+            assert log.targets.whole((0, offset), tensor.nbytes) == zlib.crc32(expected)
+        assert log.write_nbytes == sum(tensor.nbytes for tensor in self.tensors)
 
 
 def complement(jobs: Sequence[Job], done: Sequence[tuple[int, int, int]]) -> set[tuple[int, int]]:
@@ -105,6 +105,7 @@ def test_the_works_have_jobs_of_every_kind(tmp_path: Path) -> None:
     assert casts
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(KINDS), seed=st.integers(0, 1 << 32))
 def test_a_run_goes_on_with_just_what_is_left_whatever_the_cut(
@@ -116,21 +117,21 @@ def test_a_run_goes_on_with_just_what_is_left_whatever_the_cut(
     rng.shuffle(ranges)
     done = work.do(ranges[: data.draw(st.integers(0, len(ranges)))], before)
     rng.shuffle(done)
-    ledger = Ledger(work.jobs)
+    log = TileLog(work.jobs)
     for tile in done:
-        ledger.enter(tile)
-    left = list(ledger.remaining())
+        log.enter(tile)
+    left = list(log.remaining())
     assert all(first < last for _, first, last in left)
     places = [(job, place) for job, first, last in left for place in range(first, last)]
     assert len(places) == len(set(places))
     assert set(places) == complement(work.jobs, [tile[:3] for tile in done])
-    assert ledger.write_nbytes == sum(
+    assert log.write_nbytes == sum(
         write.nbytes for tile in done for write in work.jobs[tile.job].tile(tile.first, tile.last).writes
     )
-    work.go_on(ledger, after, data.draw(st.integers(1, 2)))
-    work.assert_whole(ledger)
+    work.go_on(log, after, data.draw(st.integers(1, 2)))
+    work.assert_whole(log)
     whole = run_engine(work.jobs, [work.writer()], EngineSettings(max(4096, work.smallest), 1, "pread"))
-    assert whole.sources.verdict() == ledger.sources.verdict()
+    assert whole.sources.verdict() == log.sources.verdict()
     assert whole.sources.verdict().in_part == whole.sources.verdict().without_crc == 0
 
 
@@ -140,38 +141,39 @@ def test_a_run_that_ends_after_every_tile_and_goes_on_with_another_block_each_ti
     noted: list[TileDone] = []
     work.writer().close()
     while True:
-        ledger = Ledger(work.jobs)
+        log = TileLog(work.jobs)
         for tile in rng.sample(noted, len(noted)):
-            ledger.enter(tile)
+            log.enter(tile)
         block = max(work.smallest, rng.choice([4096, 8192, 20_000]))
-        left = [(n, *cut) for n, first, last in ledger.remaining() for cut in work.jobs[n].cut(first, last, block)]
+        left = [(n, *cut) for n, first, last in log.remaining() for cut in work.jobs[n].cut(first, last, block)]
         if not left:
             break
-        with closing(work.writer(resume=True)) as writer, closing(Crew(EngineSettings(block, 1, "pread"))) as crew:
+        settings = EngineSettings(block, 1, "pread")
+        with closing(work.writer(resume=True)) as writer, closing(Workers(settings)) as workers:
             for job, first, last in rng.sample(left, min(3, len(left))):
-                tile_done = crew.workers[0].run(work.jobs[job].tile(first, last), [writer])
+                tile_done = workers.each[0].run(work.jobs[job].tile(first, last), [writer])
                 noted.append(TileDone(job, first, last, *tile_done))
-    work.assert_whole(ledger)
+    work.assert_whole(log)
 
 
 def test_nothing_entered_leaves_everything_and_everything_leaves_nothing(tmp_path: Path) -> None:
     work = Work("rows", tmp_path)
-    ledger = Ledger(work.jobs)
-    assert list(ledger.remaining()) == [(number, 0, job.length) for number, job in enumerate(work.jobs)]
+    log = TileLog(work.jobs)
+    assert list(log.remaining()) == [(number, 0, job.length) for number, job in enumerate(work.jobs)]
     for tile in work.do(work.ranges(4096), 4096):
-        ledger.enter(tile)
-    work.assert_whole(ledger)
+        log.enter(tile)
+    work.assert_whole(log)
 
 
 def test_remaining_is_what_was_left_when_it_was_asked(tmp_path: Path) -> None:
     work = Work("runs", tmp_path)
-    ledger = Ledger(work.jobs)
-    left = ledger.remaining()
+    log = TileLog(work.jobs)
+    left = log.remaining()
     first = next(left)
     for tile in work.do(work.ranges(4096), 4096):
-        ledger.enter(tile)
+        log.enter(tile)
     assert [first, *left] == [(number, 0, job.length) for number, job in enumerate(work.jobs)]
-    assert list(ledger.remaining()) == []
+    assert list(log.remaining()) == []
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------
@@ -186,16 +188,16 @@ def test_a_range_that_is_done_in_part_or_not_there_is_refused_and_changes_nothin
     tiles = work.do(work.ranges(4096), 4096)
     known = data.draw(st.sampled_from(tiles))
     length = work.jobs[known.job].length
-    ledger = Ledger(work.jobs)
-    ledger.enter(known)
-    left = list(ledger.remaining())
+    log = TileLog(work.jobs)
+    log.enter(known)
+    left = list(log.remaining())
     first, last = data.draw(st.integers(-3, length + 3)), data.draw(st.integers(-3, length + 3))
     valid = 0 <= first < last <= length and not (first < known.last and known.first < last)
     if valid:
         return
     with pytest.raises(ValueError, match=f"job {known.job} has no range {first} to {last}"):
-        ledger.enter(known._replace(first=first, last=last))
-    assert list(ledger.remaining()) == left
+        log.enter(known._replace(first=first, last=last))
+    assert list(log.remaining()) == left
 
 
 @pytest.mark.parametrize("number", [-1, -2, 4, 1 << 70])
@@ -203,7 +205,7 @@ def test_a_job_that_is_not_there_is_refused(number: int, tmp_path: Path) -> None
     work = Work("runs", tmp_path)
     assert len(work.jobs) == 4
     with pytest.raises(ValueError, match=f"there is no job {number}"):
-        Ledger(work.jobs).enter(TileDone(number, 0, 1, (0,), (0,)))
+        TileLog(work.jobs).enter(TileDone(number, 0, 1, (0,), (0,)))
 
 
 @pytest.mark.parametrize("kind", ["runs", "rows"])
@@ -216,10 +218,10 @@ def test_another_number_of_checksums_is_refused(kind: str, tmp_path: Path) -> No
         tile._replace(reads=(*tile.reads, 0)),
         tile._replace(writes=(*tile.writes, 0)),
     ):
-        ledger = Ledger(work.jobs)
+        log = TileLog(work.jobs)
         with pytest.raises(ValueError, match="zip"):
-            ledger.enter(wrong)
-        assert list(ledger.remaining()) == list(Ledger(work.jobs).remaining())
+            log.enter(wrong)
+        assert list(log.remaining()) == list(TileLog(work.jobs).remaining())
 
 
 def test_a_band_of_a_transposed_matrix_ends_where_it_ends(tmp_path: Path) -> None:
@@ -230,15 +232,15 @@ def test_a_band_of_a_transposed_matrix_ends_where_it_ends(tmp_path: Path) -> Non
     assert job.length == 2 * 40
     for first, last in ((0, 80), (39, 41), (30, 80)):
         with pytest.raises(ValueError, match=f"{first} to {last}"):
-            Ledger([job]).enter(TileDone(0, first, last, (0,) * 40, (0,) * 1024))
+            TileLog([job]).enter(TileDone(0, first, last, (0,) * 40, (0,) * 1024))
 
 
 def test_a_source_that_is_not_what_was_noted_is_found_when_its_last_byte_is_entered(tmp_path: Path) -> None:
     (lazy,) = stored(tmp_path / "t.pt", torch.arange(3000, dtype=torch.float32))
     jobs = lower([Target(0, 0, lazy)])
     tiles = [TileDone(0, first, first + 1000, (first,), (first,)) for first in (0, 1000, 2000)]
-    ledger = Ledger(jobs)
+    log = TileLog(jobs)
     for tile in tiles[:2]:
-        ledger.enter(tile)
+        log.enter(tile)
     with pytest.raises(DamagedError, match="its CRC-32"):
-        ledger.enter(tiles[2])
+        log.enter(tiles[2])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.formats.megatron.models import Case, Stored
+from tests.making.families import Case, Stored
 
 
 @pytest.fixture(scope="session")

@@ -23,30 +23,15 @@ from streamconv.models.parameter import Section
 from streamconv.models.registry import known_families
 from streamconv.planning.capabilities import capability_table
 from streamconv.planning.recognise import recognise
+from tests.making import deepspeed as making
+from tests.making.deepspeed import Tensors
+from tests.making.families import case_of
+from tests.making.labelled import GLU, QKV, Labelled, part_of
 from tests.places import FRAMEWORKS, LABELLED, REAL
 
 REAL_LLAMA = FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0"
 # Two groups on each rank: with one, rows are the same in each order.
 LAYERS, HIDDEN, HEADS, GROUPS, HEAD_DIM, FFN, VOCAB, TP = 2, 12, 8, 4, 3, 10, 8, 2
-SHAPES = {
-    "input_layernorm.weight": (HIDDEN,),
-    "query.weight": (HEADS * HEAD_DIM, HIDDEN),
-    "key.weight": (GROUPS * HEAD_DIM, HIDDEN),
-    "value.weight": (GROUPS * HEAD_DIM, HIDDEN),
-    "query.bias": (HEADS * HEAD_DIM,),
-    "key.bias": (GROUPS * HEAD_DIM,),
-    "value.bias": (GROUPS * HEAD_DIM,),
-    "self_attention.dense.weight": (HIDDEN, HEADS * HEAD_DIM),
-    "post_attention_layernorm.weight": (HIDDEN,),
-    "gate.weight": (FFN, HIDDEN),
-    "up.weight": (FFN, HIDDEN),
-    "mlp.dense_4h_to_h.weight": (HIDDEN, FFN),
-}
-ENDS = {
-    "word_embeddings.weight": (VOCAB, HIDDEN),
-    "final_layernorm.weight": (HIDDEN,),
-    "lm_head.weight": (VOCAB, HIDDEN),
-}
 ARGS = {
     "num_layers": LAYERS,
     "hidden_size": HIDDEN,
@@ -65,100 +50,35 @@ ARGS = {
     "add_bias_linear": False,
     "untie_embeddings_and_output_weights": True,
 }
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How one rank's fused rows are stored."""
+class Rows(making.Rows):
+    """How fused rows are stored, and whether the model is the Qwen 2 that has biases where this Llama has none."""
 
-    qkv: str = "interleaved"
-    glu: str = "gate-up"
     biases: bool = False
 
-
-def labelled(name: str, shape: tuple[int, ...], layer: int = -1) -> torch.Tensor:
-    """Numbers that no other parameter has; all are exact in float32."""
-    number = 1 + [*ENDS, *SHAPES].index(name) + 20 * (layer + 1)
-    count = int(torch.Size(shape).numel())
-    return (number * 1000 + torch.arange(count, dtype=torch.float32)).reshape(shape)
-
-
-def fused(parts: list[torch.Tensor], order: str) -> torch.Tensor:
-    """Query, key and value of one rank as one tensor."""
-    if order == "blocks":
-        return torch.cat(parts)
-    groups = GROUPS // TP
-    return torch.cat([part.reshape(groups, -1, *part.shape[1:]) for part in parts], 1).flatten(0, 1)
-
-
-def attention(whole: Tensors, rank: int, kind: str, order: str) -> Tensors:
-    """The tensors of one kind (weight, bias) that one rank has of query, key and value."""
-    parts = [whole[f"{part}.{kind}"].chunk(TP)[rank] for part in ("query", "key", "value")]
-    if order != "apart":
-        return {f"self_attention.query_key_value.{kind}": fused(parts, order)}
-    return {
-        f"self_attention.query.{kind}": parts[0],
-        f"self_attention.key_value.{kind}": fused(parts[1:], "interleaved"),
-    }
+    @property
+    def model(self) -> Labelled:
+        sizes = {"num_layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "groups": GROUPS, "head_dim": HEAD_DIM}
+        return case_of("qwen2" if self.biases else "llama", head=True, **sizes, ffn=FFN, vocab=VOCAB).model()
 
 
 def block(layer: int, rank: int, rows: Rows) -> Tensors:
     """One rank's tensors of a layer."""
-    whole = {name: labelled(name, shape, layer) for name, shape in SHAPES.items()}
-    halves = [whole[f"{part}.weight"].chunk(TP)[rank] for part in rows.glu.split("-")]
-    tensors = {name: whole[name] for name in SHAPES if "layernorm" in name}
-    tensors |= attention(whole, rank, "weight", rows.qkv)
-    if rows.biases:
-        tensors |= attention(whole, rank, "bias", rows.qkv)
-    tensors["mlp.dense_h_to_4h.weight"] = torch.cat(halves)
-    for name in ("self_attention.dense.weight", "mlp.dense_4h_to_h.weight"):
-        tensors[name] = whole[name].chunk(TP, 1)[rank].clone()
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    return making.block(rows.model, layer, (rank, TP), rows)
 
 
-def end(name: str, rank: int) -> torch.Tensor:
-    whole = labelled(name, ENDS[name])
-    return whole if "norm" in name else whole.chunk(TP)[rank].clone()
+def end(name: str, rank: int, rows: Rows) -> torch.Tensor:
+    return making.end(rows.model, name, (rank, TP))
 
 
-def deepspeed_folder(
-    root: Path, rows: Rows, args: Mapping[str, Any] | None = None, *, first: int = 2, final: int = 1
-) -> Path:
-    """A folder of the pipeline engine; ``first`` and ``final`` make the numbers of a fork."""
-    folder = root / "global_step7"
-    folder.mkdir(parents=True)
-    (root / "latest").write_text(folder.name)
-    last = first + LAYERS - 1 + final
-    for rank in range(TP):
-        files = {1: {"word_embeddings.weight": end("word_embeddings.weight", rank)}}
-        files |= {first + layer: block(layer, rank, rows) for layer in range(LAYERS)}
-        files |= {last: {"weight": end("final_layernorm.weight", rank)}}
-        files |= {last + 1: {"lm_head.weight": end("lm_head.weight", rank)}}
-        for index, tensors in files.items():
-            torch.save(tensors, folder / f"layer_{index:02d}-model_{rank:02d}-model_states.pt")
-        if args is not None:
-            state = {"args": argparse.Namespace(**args), "iteration": 7, "checkpoint_version": 3.0, "module": None}
-            torch.save(state, folder / f"mp_rank_{rank:02d}_model_states.pt")
-    return root
+def deepspeed_folder(root: Path, rows: Rows, args: Mapping[str, Any] | None = None, **numbers: int) -> Path:
+    return making.save_pipeline(root, rows.model, TP, rows, args, **numbers)
 
 
 def without_pipeline(root: Path, rows: Rows, args: Mapping[str, Any]) -> Path:
-    """A folder of one module a rank."""
-    folder = root / "global_step7"
-    folder.mkdir(parents=True)
-    (root / "latest").write_text(folder.name)
-    for rank in range(TP):
-        encoder = {f"layers.{n}.{key}": t for n in range(LAYERS) for key, t in block(n, rank, rows).items()}
-        encoder["final_layernorm.weight"] = end("final_layernorm.weight", rank)
-        model = {
-            "embedding": {"word_embeddings": {"weight": end("word_embeddings.weight", rank)}},
-            "encoder": encoder,
-            "output_layer": {"weight": end("lm_head.weight", rank)},
-        }
-        state = {"args": argparse.Namespace(**args), "iteration": 7, "module": {"language_model": model}}
-        torch.save(state, folder / f"mp_rank_{rank:02d}_model_states.pt")
-    return root
+    return making.save_modules(root, rows.model, TP, rows, args)
 
 
 def as_bigscience(root: Path, rows: Rows, args: Mapping[str, Any] | None = None) -> Path:
@@ -191,14 +111,11 @@ def canonical(model: StoredModel, num_heads: int | None = None) -> Tensors:
 
 def expected(rows: Rows) -> Tensors:
     """What :func:`canonical` must give."""
-    found = {name: labelled(name, shape) for name, shape in ENDS.items()}
-    homes = {"query": "self_attention.query_key_value.", "key": "self_attention.query_key_value."}
-    homes |= {"value": "self_attention.query_key_value.", "gate": "mlp.dense_h_to_4h.", "up": "mlp.dense_h_to_4h."}
-    for layer in range(LAYERS):
-        for name, shape in SHAPES.items():
-            if rows.biases or not name.endswith("bias"):
-                home = homes.get(name.split(".")[0], "")
-                found[f"layers.{layer}.{home}{name}"] = labelled(name, shape, layer)
+    model, found = rows.model, Tensors()
+    for name, tensor in model.tensors.items():
+        module, _, kind = name.rpartition(".")
+        parts = making.PARTS if QKV in name else ("gate", "up") if GLU in name else ()
+        found |= {f"{module}.{part}.{kind}": part_of(model, name, part) for part in parts} or {name: tensor}
     return found
 
 
@@ -501,10 +418,10 @@ def legacy_folder(root: Path, rows: Rows, args: Mapping[str, Any] | None) -> Pat
                 encoder[f"layers.0.{_NEW_NORMS.get(module, module)}.{leaf}"] = tensor
             model: dict[str, Any] = {"encoder": encoder}
             if stage == 0:
-                model["embedding"] = {"word_embeddings": {"weight": end("word_embeddings.weight", rank)}}
+                model["embedding"] = {"word_embeddings": {"weight": end("word_embeddings.weight", rank, rows)}}
             else:
-                encoder["final_norm.weight"] = end("final_layernorm.weight", rank)
-                model["output_layer"] = {"weight": end("lm_head.weight", rank)}
+                encoder["final_norm.weight"] = end("final_layernorm.weight", rank, rows)
+                model["output_layer"] = {"weight": end("lm_head.weight", rank, rows)}
             state = {"model": {"language_model": model}, "checkpoint_version": 3.0, "iteration": 7}
             folder = root / "iter_0000007" / f"mp_rank_{rank:02d}_{stage:03d}"
             folder.mkdir()

@@ -70,7 +70,7 @@ def take_conversions(work: Path, cells: Sequence[dict[str, str | None]]) -> Iter
             shutil.rmtree(dst, ignore_errors=True)
             options = [*(wanted if target != "huggingface" else ("--max-shard-size", "20KB"))]
             options += core if target == "megatron-core" else ()
-            options += ["--config", str(hf / "config.json")] if family == "mistral" else []
+            options += ["--config", str(hf / "config.json")] if family in ("mistral", "phi3") else []
             code, _, error = _said("convert", str(src), str(dst), "--to", target, *options)
             refusal = error.replace(str(work), "").strip()
             yield name, folder_digest(dst) if code == 0 else _digest(f"{code} {refusal}".encode())

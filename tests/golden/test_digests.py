@@ -22,9 +22,12 @@ STORED = json.loads(PATH.read_text()) if PATH.exists() else {}
 # transformers writes the config.json of the sources.
 PINNED = {name: version(name) for name in ("transformers",)}
 
-pytestmark = pytest.mark.skipif(
-    STORED.get("versions") != PINNED, reason=f"the digests are those of {STORED.get('versions')}, not of {PINNED}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        STORED.get("versions") != PINNED, reason=f"the digests are those of {STORED.get('versions')}, not of {PINNED}"
+    ),
+]
 
 
 @pytest.mark.parametrize("family", sorted(hf_models.CONFIGS))

@@ -116,6 +116,7 @@ def test_threads_may_add_at_once() -> None:
     assert [book.whole(key, size) for key in range(3)] == [zlib.crc32(record) for record in records]
 
 
+@pytest.mark.slow
 def test_a_record_longer_than_four_gigabytes_joins_right() -> None:
     block = bytes(1 << 26)
     book: ChecksumBook[str] = ChecksumBook()

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from streamconv.models import mechanisms as made_of
+from streamconv.models.biases import BIAS_MECHANISMS, BY_ENTRY, QKV_BIAS
+from streamconv.models.config.biases import AnyBias
 from streamconv.models.config.settings import Fixed
 from streamconv.models.family import ModelFamily
 from streamconv.models.mechanisms import EXCLUSIVE, KNOWN, Mechanism, in_words
@@ -39,6 +41,8 @@ def test_parameters_show_what_is_stated(family: ModelFamily) -> None:
 @EVERY
 def test_arguments_that_never_change_say_what_is_stated(family: ModelFamily) -> None:
     fixed = {s.arg: s.value for s in family.huggingface.settings if isinstance(s, Fixed)}
+    # A family that may have biases has none unless its configuration says so.
+    fixed |= {n: v for s in family.huggingface.settings if isinstance(s, AnyBias) for n, v in s.to_args({}).items()}
     has = family.mechanisms.__contains__
     said = {
         "normalization": "rmsnorm" if has(made_of.RMSNORM) else "layernorm",
@@ -75,8 +79,22 @@ def test_every_mechanism_has_words_of_its_own() -> None:
     assert len({mechanism.words for mechanism in KNOWN}) == len({mechanism.name for mechanism in KNOWN}) == len(KNOWN)
 
 
+def test_words_of_one_and_of_two() -> None:
+    assert in_words([made_of.ALIBI]) == "no ALiBi"
+    assert in_words([made_of.EMBEDDING_NORM, made_of.ALIBI]) == "no ALiBi and no embedding norm"
+
+
 def test_words_come_in_one_order_and_those_that_nobody_knows_last() -> None:
-    invented = Mechanism("aaa", "an invention")
+    invented = Mechanism("aaa", "invention")
     assert in_words({invented, made_of.EMBEDDING_NORM, made_of.ALIBI}) == (
-        "no ALiBi and no embedding norm and no an invention"
+        "no ALiBi, no embedding norm and no invention"
     )
+
+
+def test_a_model_with_biases_needs_what_runs_them() -> None:
+    llama = next(family for family in known_families() if family.name == "llama")
+    whole = frozenset(key for pair in BY_ENTRY.values() for key in pair)
+    for chosen, stated in ((frozenset(), made_of.NO_BIASES), ({QKV_BIAS}, made_of.QKV_BIASES), (whole, made_of.BIASES)):
+        assert llama.having(chosen).mechanisms & set(BIAS_MECHANISMS) == {stated}
+    for pair in BY_ENTRY.values():
+        assert made_of.BIASES in llama.having(pair).mechanisms

@@ -304,8 +304,6 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ("llama", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}}, "rope_type 'llama3', factor 8"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
         ("llama", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
-        ("llama", {"attention_bias": True}, "attention_bias True"),
-        ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("mistral", {"sliding_window": 8}, r"sliding_window 8 \(of 64"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding_window 8"),

@@ -17,7 +17,7 @@ from streamconv.containers.torch_save.zip_reader import open_torch_zip
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.lazy import LazyTensor, concat, mean, share, total
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.tile_log import Ledger
+from streamconv.execution.tile_log import TileLog
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.source import IO_MODES
 from streamconv.moves.jobs import BlocksJob, Job, RowsJob, RunJob, Target
@@ -212,8 +212,8 @@ def lay_out(tensors: Sequence[LazyTensor]) -> tuple[list[Target], int]:
     return targets, max(ends)
 
 
-def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> tuple[list[bytes], Ledger]:
-    """The bytes that the engine writes for each tensor, and the ledger of it."""
+def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> tuple[list[bytes], TileLog]:
+    """The bytes that the engine writes for each tensor, and the log of it."""
     targets, nbytes = lay_out(tensors)
     jobs = lower(targets)
     settings = EngineSettings(
@@ -223,23 +223,24 @@ def run_jobs(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettin
         (folder / f"{number}").unlink(missing_ok=True)
     writers = [OutputFileWriter(folder / f"{number}", nbytes, 1 << 20, settings.io) for number in range(2)]
     try:
-        ledger = run_engine(jobs, writers, settings)
+        log = run_engine(jobs, writers, settings)
     finally:
         for writer in writers:
             writer.close()
     files = [(folder / f"{number}").read_bytes() for number in range(2)]
-    return [files[t.file][t.offset : t.offset + t.tensor.nbytes] for t in targets], ledger
+    return [files[t.file][t.offset : t.offset + t.tensor.nbytes] for t in targets], log
 
 
-def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> Ledger:
+def assert_written(tensors: Sequence[LazyTensor], folder: Path, settings: EngineSettings) -> TileLog:
     """The engine writes what the tensors say, and knows its checksums."""
-    written, ledger = run_jobs(tensors, folder, settings)
+    written, log = run_jobs(tensors, folder, settings)
     for target, data in zip(lay_out(tensors)[0], written, strict=True):
         assert data == target.tensor.numpy().tobytes(), target.tensor
-        assert ledger.targets.whole((target.file, target.offset), len(data)) == zlib.crc32(data)
-    return ledger
+        assert log.targets.whole((target.file, target.offset), len(data)) == zlib.crc32(data)
+    return log
 
 
+@pytest.mark.slow
 @given(build=expressions(), block=st.sampled_from((4096, 5000, 1 << 16)), threads=st.sampled_from((1, 2)),
        io=st.sampled_from(IO_MODES))  # fmt: skip
 @settings(max_examples=50, deadline=None)
@@ -334,8 +335,8 @@ def test_zeros_are_written_block_by_block_and_read_nothing(shape: tuple[int, ...
     assert isinstance(job, RowsJob)
     assert (job.read_nbytes, job.smallest_block) == (0, 4096)
     assert len(list(tiles_of(job, 1 << 16))) > 1
-    ledger = assert_written([tensor], tmp_path, EngineSettings(1 << 16, 2, "pread"))
-    assert (ledger.read_nbytes, ledger.write_nbytes) == (0, tensor.nbytes)
+    log = assert_written([tensor], tmp_path, EngineSettings(1 << 16, 2, "pread"))
+    assert (log.read_nbytes, log.write_nbytes) == (0, tensor.nbytes)
 
 
 def test_leading_axes_of_size_1_do_not_keep_a_tensor_in_one_block(shards: dict[str, Many]) -> None:

@@ -40,7 +40,7 @@ def made(cell: Cell, folder: Path) -> Path:
 def test_what_works(cell: Cell, tmp_path: Path) -> None:
     source = made(cell, tmp_path)
     parallel: dict[str, Any] = {"tp": 1, "pp": 4} if cell.target.is_sharded else {"vocab_padding": "strip"}
-    # Only its configuration tells Mistral from Llama.
+    # Only its configuration tells Mistral, or Phi-3, from Llama.
     config = tmp_path / "hf" / "config.json" if cell.family.only_named else None
     report = convert(source, tmp_path / "out", to=cell.target.name, config=config, **parallel, **RAM)
     assert report.plan.family == cell.family.title
@@ -51,8 +51,9 @@ def test_what_works(cell: Cell, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cell", REFUSED, ids=name_of)
 def test_what_the_target_cannot_hold(cell: Cell, tmp_path: Path) -> None:
     source = made(cell, tmp_path)
+    config = tmp_path / "hf" / "config.json" if cell.family.only_named else None
     with pytest.raises(UnsupportedError) as caught:
-        plan(source, to=cell.target.name)
+        plan(source, to=cell.target.name, config=config)
     assert str(cell.refusal) in caught.value.what
 
 

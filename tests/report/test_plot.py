@@ -14,6 +14,8 @@ from streamconv.core.errors import UsageError
 from streamconv.report.plot import plot_norms
 from tests.report.sample import HOSTILE, NOTHING, bloom, hostile, row
 
+pytestmark = pytest.mark.slow
+
 RED = (0xB3, 0x26, 0x1E)
 
 

@@ -83,6 +83,7 @@ def check(found: Comparison, a: torch.Tensor, b: torch.Tensor, differs: torch.Te
 SHAPES = st.lists(st.integers(1, 7), min_size=0, max_size=3).map(tuple)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.sampled_from(TYPES), SHAPES, st.integers(0, 6), st.integers(0, 2**32), st.integers(8, 300), st.booleans())
 def test_flipped_bits_are_found_to_the_byte(
@@ -231,6 +232,7 @@ def owner(path: Path, record: str) -> str:
     return str(list(torch.load(path))[int(record.removeprefix("data/"))])
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_shard_is_found_in_the_whole_parameter(tmp_path: Path) -> None:
     """Also in what only other ranks than the first have, in other ranks' copies, and in the vocabulary's padding."""
     chosen = random.Random(5)

@@ -120,6 +120,7 @@ def drifted(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "bf16"])
 def test_means_of_copies_verify_as_such(dtype: str | None, tmp_path: Path) -> None:
     source = drifted(tmp_path / "source")

@@ -35,9 +35,10 @@ class Fork:
     ``first_block`` is the number of the first transformer layer's file, ``norm_after`` the distance from the last
     one's to the final norm's; the embedding is ``embedding``, a head of its own stands behind the norm. ``first_only``
     are embedding parameters that the tied copy on the last stage does not have. ``runs`` are the mechanisms that it
-    has, ``unties_head`` says whether a head may be apart from the word embedding. ``arguments`` are training arguments
-    that only this fork has, ``without`` those that it must not have. ``entries`` are what the fork adds to its rank
-    files, ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from the result.
+    has, ``lacks_for`` says what one model needs beside them that it has not, None if it runs. ``arguments`` are
+    training arguments that only this fork has, ``without`` those that it must not have. ``entries`` are what the fork
+    adds to its rank files, ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from
+    the result.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Fork:
     norm_after: int
     orders: RowOrders
     runs: Runs
+    lacks_for: Callable[[TargetModel], str | None]
     arguments: Callable[[TargetModel], Mapping[str, Any]]
     entries: Callable[[TargetModel], Mapping[str, Any]]
     scheduler: Callable[[TargetModel], Mapping[str, Any] | None]
     start: str
-    unties_head: bool = True
     first_only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
@@ -59,6 +60,26 @@ class Fork:
 def counted(model: TargetModel, name: str) -> int:
     """How far the training of the source came, by an argument that counts it; 0 for a fresh start."""
     return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
+
+
+def _lacks_nothing(model: TargetModel) -> str | None:
+    return None
+
+
+def _bigscience_lacks_for(model: TargetModel) -> str | None:
+    """[``megatron/model/gpt_model.py:GPTModelPipe``: the embedding is a ``TiedLayerSpec``; ``megatron/arguments.py``;
+    ``megatron/model/positional_embeddings.py:RotaryEmbedding``, whose base is its default]
+    """
+    args = model.args or {}
+    if model.has_head:
+        return "no head apart from the word embedding"
+    if args.get("apply_layernorm_1p"):
+        return "no norms stored less 1"
+    if args.get("squared_relu"):
+        return "no squared ReLU"
+    if made_of.ROTARY in model.family.mechanisms and args.get("rope_theta") not in (None, 10000):
+        return f"no rotary base but 10000, and the model's is {args['rope_theta']}"
+    return None
 
 
 def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
@@ -163,6 +184,7 @@ _DEEPSPEEDAI_NOW = Fork(
     norm_after=1,
     orders=RowOrders(QkvLayout.BLOCKS, GluOrder.GATE_UP),
     runs=DEEPSPEEDAI_RUNS,
+    lacks_for=_lacks_nothing,
     arguments=_deepspeedai_arguments_now,
     entries=_deepspeedai_entries,
     scheduler=_no_scheduler,
@@ -177,6 +199,7 @@ _DEEPSPEEDAI_BEFORE = Fork(
     norm_after=1,
     orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.GATE_UP),
     runs=DEEPSPEEDAI_BEFORE_RUNS,
+    lacks_for=_lacks_nothing,
     arguments=_deepspeedai_arguments,
     entries=_deepspeedai_entries,
     scheduler=_no_scheduler,
@@ -192,13 +215,12 @@ _BIGSCIENCE = Fork(
     norm_after=2,
     orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.UP_GATE),
     runs=BIGSCIENCE_RUNS,
+    lacks_for=_bigscience_lacks_for,
     arguments=_bigscience_arguments,
     entries=_bigscience_entries,
     scheduler=_bigscience_scheduler,
     start="start with --no-load-optim --no-load-rng --override-lr-scheduler, in 16 bits under ZeRO stage 1 or above: "
     "without it DeepSpeed keeps fp32 copies of the random weights that it began with",
-    # megatron/model/gpt_model.py:GPTModelPipe: the embedding is a TiedLayerSpec.
-    unties_head=False,
     # megatron/mpu/layers.py:VocabParallelEmbedding, since dd06ea32
     first_only=("word_embeddings.norm.weight", "word_embeddings.norm.bias"),
     without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),

@@ -89,9 +89,8 @@ def _choose(model: TargetModel) -> tuple[Fork, str]:
 
 def _lacking(fork: Fork, model: TargetModel) -> str | None:
     """What a model needs and a fork has not, None if it runs."""
-    if missing := mechanisms_of(model) - fork.runs.keys():
-        return in_words(missing)
-    return "no head apart from the word embedding" if model.has_head and not fork.unties_head else None
+    missing = mechanisms_of(model) - fork.runs.keys()
+    return in_words(missing) if missing else fork.lacks_for(model)
 
 
 def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str, Slot]]]:

@@ -11,6 +11,7 @@ from typing import Any
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.target import Slot
+from streamconv.models.biases import entry_of
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor
 from streamconv.models.parameter import WORDS, ParameterId, Section
@@ -37,13 +38,15 @@ class HfTensors:
 
 
 class HfNames:
-    """One family's names."""
+    """The names of a family as one model has it."""
 
     words: ParameterId = WORDS
 
     def __init__(self, family: ModelFamily) -> None:
         self.family, self.table = family, family.huggingface
         self._by_name = {row.name: row for row in self.table.tensors}
+        # What other models of the family have.
+        self._others = {row.name: row for row in self.table.widest if row.name not in self._by_name}
         # Every name with a layer's number has it between dots, once.
         self._number = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
         self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
@@ -86,7 +89,7 @@ class HfNames:
         buffers: dict[str, LazyTensor] = {}
         head: LazyTensor | None = None
         for name, tensor in stored.items():
-            found = self._row(name)
+            found = self._row(name, self._by_name)
             if name == self._head and is_tied:
                 head = tensor
             elif found is not None:
@@ -102,6 +105,8 @@ class HfNames:
                 rows[row.name, layer] = tensor
             elif any(pattern.fullmatch(name) for pattern in self._buffers):
                 buffers[name] = tensor
+            elif (other := self._row(name, self._others)) is not None:
+                raise self._not_said(name, other[0], where)
             else:
                 raise UnsupportedError(
                     f"{name[:200]}: no tensor of {self.family.title} as transformers stores it "
@@ -124,15 +129,15 @@ class HfNames:
             )
         return head
 
-    def _row(self, name: str) -> tuple[HfTensor, int] | None:
+    def _row(self, name: str, rows: Mapping[str, HfTensor]) -> tuple[HfTensor, int] | None:
         """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""
         for full in (name, self.table.prefix + name):
-            whole = self._by_name.get(full)
+            whole = rows.get(full)
             if whole is not None and whole.section is not Section.LAYER:
                 return whole, -1
             match = self._number.search(full)
             if match:
-                row = self._by_name.get(f"{full[: match.start()]}{{layer}}{full[match.end() :]}")
+                row = rows.get(f"{full[: match.start()]}{{layer}}{full[match.end() :]}")
                 if row is not None and str(int(match[0])) == match[0]:
                     return row, int(match[0])
         return None
@@ -167,9 +172,7 @@ class HfNames:
                 for row in self.table.of(parameter.section, parameter.key):
                     tensor = left.pop((row.name, layer), None)
                     if tensor is None:
-                        raise DamagedError(
-                            f"{row.name.format(layer=layer)} is missing", where=where, remedy="fetch the model again"
-                        )
+                        raise self._missing(row, layer, where)
                     parts.append((row, tensor))
                 if len(parts) > 1:
                     parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
@@ -177,6 +180,30 @@ class HfNames:
                 yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0)
         for name, layer in left:
             raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
+
+    def _missing(self, row: HfTensor, layer: int, where: Path) -> DamagedError:
+        what = f"{row.name.format(layer=layer)} is missing"
+        if row.key not in self.family.choices:
+            return DamagedError(what, where=where, remedy="fetch the model again")
+        entry = entry_of(row.key)
+        return DamagedError(
+            f"{what}, and config.json says {entry} true",
+            where=where,
+            remedy=f'fetch the model again; or, if no layer has it, say {{"{entry}": false}} in --config FILE',
+        )
+
+    def _not_said(self, name: str, row: HfTensor, where: Path) -> DamagedError:
+        entry = entry_of(row.key)
+        return DamagedError(
+            f"{name} is stored, and config.json does not say {entry} true",
+            where=where,
+            remedy=f'transformers passes over it; if the model has it, say {{"{entry}": true}} in --config FILE',
+        )
+
+    def stored_name(self, parameter: ParameterId) -> str:
+        """The name, or those of the parts, that a parameter is stored by."""
+        rows = self.table.of(parameter.section, parameter.key)
+        return ", ".join(row.name.format(layer=parameter.layer) for row in rows)
 
     def slots(self, num_layers: int, *, has_head: bool) -> Iterator[tuple[str, Slot]]:
         """(name, slot) of every tensor that is stored, in the order of the model."""

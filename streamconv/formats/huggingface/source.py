@@ -20,6 +20,7 @@ from streamconv.formats.huggingface.names import (
 )
 from streamconv.formats.huggingface.weights import open_weights
 from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.models.biases import said_by
 from streamconv.models.config.generation import StoredConfig
 from streamconv.models.config.settings import Size
 from streamconv.models.family import ModelFamily
@@ -63,7 +64,8 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
     own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
     family = family_of({**own, **options.config})
     config = overruled(family, own, options.config)
-    args = args_of(family, config).args
+    meant = args_of(family, config)
+    family, args = family.having(said_by(meant.known)), meant.args
     weights = open_weights(path)
     names = HfNames(family)
     found = names.read(weights.tensors, args, weights.where)
@@ -87,6 +89,7 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         named={file.path: file.globals for file in weights.files},
         copies=() if found.head_copy is None else ((TIED_HEAD, found.head_copy, found.tensors[names.words]),),
         copies_must_equal=True,
+        called=names.stored_name,
     )
     there = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
     return model.noting(

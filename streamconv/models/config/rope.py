@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamconv.models.config.checks import number, positive
+from streamconv.models.config.checks import number, positive, shown
 from streamconv.models.config.settings import Args, Config, Setting
 from streamconv.models.config.training_args import LLAMA3_SCALING
 from streamconv.models.parameter import ModelSizes
@@ -90,7 +90,7 @@ class Rope(Setting):
 
     def refusals(self, known: Config) -> Iterator[str]:
         if known.get("rope_scaling"):
-            words = ", ".join(f"{name} {value!r}" for name, value in known["rope_scaling"].items())
+            words = ", ".join(f"{name} {shown(value)}" for name, value in known["rope_scaling"].items())
             yield f"scaling of rotary positions (rope_parameters: {words})"
 
     def core_refusals(self, known: Config) -> Iterator[str]:

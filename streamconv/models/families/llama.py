@@ -1,6 +1,8 @@
-"""Llama 2 and 3: RMSNorm, no biases, a gated MLP (SwiGLU), rotary positions, heads that may share keys and values.
+"""Llama 2 and 3: RMSNorm, a gated MLP (SwiGLU), rotary positions, heads that may share keys and values.
 
-transformers: ``models/llama/modeling_llama.py``. Mistral and Qwen name their tensors in the same way.
+Linear layers have no biases, but for models whose configuration says so (Granite, Bielik): on those of the attention,
+of the MLP, or of both. transformers: ``models/llama/modeling_llama.py``. Mistral and Qwen name their tensors in the
+same way.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamconv.models.blocks import RMS_NORM, block, head, words
+from streamconv.models.config.biases import AnyBias, Bias
 from streamconv.models.config.checks import quotient, same_as
 from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Setting, Size, Tied
@@ -17,25 +20,36 @@ from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, NO_BIASES, RM
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
-__all__ = ["BUFFERS", "FAMILY", "MECHANISMS", "PARAMETERS", "settings", "tensors"]
+__all__ = ["BIASED", "BUFFERS", "FAMILY", "MECHANISMS", "PARAMETERS", "settings", "tensors"]
 
 _LAYER = "model.layers.{layer}"
 _QKV = {part: f"{_LAYER}.self_attn.{part[0]}_proj" for part in ("query", "key", "value")}
 _GLU = {part: f"{_LAYER}.mlp.{part}_proj" for part in ("gate", "up")}
 
 PARAMETERS = (words(), *block(norm_bias=False, qkv_bias=False, bias=False, gated=True), *RMS_NORM, head())
+BIASED = (
+    words(),
+    *block(norm_bias=False, qkv_bias=True, bias=True, gated=True, optional=True),
+    *RMS_NORM,
+    head(),
+)
+"""The same with a bias on every linear layer of the blocks."""
 
 MECHANISMS = frozenset({ROTARY, RMSNORM, SWIGLU, NO_BIASES, GROUPED_HEADS, HEAD_SIZE})
 
 BUFFERS = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
 
-def tensors(*, qkv_bias: bool = False, head_norms: bool = False) -> Iterator[HfTensor]:
+def tensors(
+    *, qkv_bias: bool = False, head_norms: bool = False, dense_bias: bool = False, mlp_bias: bool = False
+) -> Iterator[HfTensor]:
     """The tensors of a Llama-like model.
 
     Args:
-        qkv_bias: queries, keys and values have biases (Qwen 2).
+        qkv_bias: queries, keys and values have biases (Qwen 2), or may have them.
         head_norms: queries and keys are normalised by head (Qwen 3).
+        dense_bias: the projection behind the attention may have a bias.
+        mlp_bias: the linear layers of the MLP may have biases.
     """
     yield HfTensor("model.embed_tokens.weight", Section.EMBEDDING, "word_embeddings.weight")
     yield from linear(f"{_LAYER}.input_layernorm", "input_layernorm", bias=False)
@@ -43,16 +57,21 @@ def tensors(*, qkv_bias: bool = False, head_norms: bool = False) -> Iterator[HfT
     if head_norms:
         yield from linear(f"{_LAYER}.self_attn.q_norm", "self_attention.q_layernorm", bias=False)
         yield from linear(f"{_LAYER}.self_attn.k_norm", "self_attention.k_layernorm", bias=False)
-    yield from linear(f"{_LAYER}.self_attn.o_proj", "self_attention.dense", bias=False)
+    yield from linear(f"{_LAYER}.self_attn.o_proj", "self_attention.dense", bias=dense_bias)
     yield from linear(f"{_LAYER}.post_attention_layernorm", "post_attention_layernorm", bias=False)
-    yield from split(_GLU, "mlp.dense_h_to_4h")
-    yield from linear(f"{_LAYER}.mlp.down_proj", "mlp.dense_4h_to_h", bias=False)
+    yield from split(_GLU, "mlp.dense_h_to_4h", bias=mlp_bias)
+    yield from linear(f"{_LAYER}.mlp.down_proj", "mlp.dense_4h_to_h", bias=mlp_bias)
     yield HfTensor("model.norm.weight", Section.FINAL_NORM, "weight")
     yield HfTensor("lm_head.weight", Section.HEAD, "lm_head.weight")
 
 
 def settings(
-    *, positions: int, ffn: int = 11008, groups: int | None = None, head_dim: int | None = None
+    *,
+    positions: int,
+    ffn: int = 11008,
+    groups: int | None = None,
+    head_dim: int | None = None,
+    biases: tuple[str, ...] = (),
 ) -> tuple[Setting, ...]:
     """The settings of a Llama-like model.
 
@@ -61,6 +80,7 @@ def settings(
         ffn: its default of ``intermediate_size``.
         groups: its default of ``num_key_value_heads``, None if that is the number of heads.
         head_dim: its default of ``head_dim``, None if that is the hidden size over the number of heads.
+        biases: the entries that it has for biases of linear layers.
     """
     heads, by_heads = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
     return (
@@ -86,7 +106,7 @@ def settings(
         Entry(entry="initializer_range", arg="init_method_std", default=0.02, matters=False),
         Tied(default=False),
         Fixed("normalization", "rmsnorm"),
-        Fixed("add_bias_linear", False),
+        AnyBias(biases) if biases else Fixed("add_bias_linear", False),
         Fixed("apply_residual_connection_post_layernorm", False),
         # bigscience's fork has glu_activation instead, whose values the source settles.
         Gives("swiglu", True),
@@ -106,8 +126,14 @@ FAMILY = ModelFamily(
         architecture="LlamaForCausalLM",
         prefix="model.",
         tensors=tuple(tensors()),
+        widest=tuple(tensors(qkv_bias=True, dense_bias=True, mlp_bias=True)),
         qkv=QkvLayout.BLOCKS,
-        settings=(*settings(positions=2048), Constant("attention_bias", False), Constant("mlp_bias", False)),
+        settings=(
+            *settings(positions=2048, biases=("attention_bias", "mlp_bias")),
+            Bias("attention_bias"),
+            Bias("mlp_bias"),
+        ),
         buffers=BUFFERS,
     ),
+    widest=BIASED,
 )

@@ -364,6 +364,7 @@ def test_a_spiral_with_two_boxes_that_overlap_is_damaged(tmp_path: Path) -> None
         open_distributed(sharded(tmp_path / "d", {"w": (torch.zeros(11, 11), boxes)}))
 
 
+@pytest.mark.slow
 def test_many_chunks_are_looked_at_only_if_they_are_in_some_order(tmp_path: Path) -> None:
     """A grid of 24 x 24 x 24, and a spiral of 401 boxes that could only be compared each with each."""
     one = {axis: [(number,) for number in range(24)] for axis in range(3)}

@@ -74,6 +74,7 @@ STATES = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0/global_step3/mp_rank_00_model_sta
 # -- plain data --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(value=plain, protocol=st.sampled_from(PROTOCOLS))
 @settings(max_examples=200, deadline=None)
 def test_plain_data_reads_as_pickle_reads_it(value: Any, protocol: int) -> None:

@@ -42,6 +42,7 @@ def pickled(tree: Any) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @given(tree=plain)
 @settings(max_examples=100, deadline=None)
 def test_plain_data_is_pickled_as_cpython_pickles_it(tree: Any) -> None:

@@ -179,6 +179,7 @@ tensors = st.tuples(st.sampled_from(STORABLE), st.lists(st.integers(0, 4), max_s
 names = st.text(max_size=8).filter(lambda name: name != METADATA)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds=st.dictionaries(names, tensors, max_size=8))
 def test_any_tree_is_read_back(kinds: dict[str, tuple[str, list[int]]], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError, SourceError, StreamconvError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from tests.containers.torch_save.by_hand import Call, Ref, pickled
 from tests.containers.torch_save.test_zip_reader import random_tensor, read_nbytes, same
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -37,37 +38,12 @@ def saved(tmp_path: Path, tree: Any, protocol: int = 2) -> Path:
     return path
 
 
-class _Ref:
-    def __init__(self, *identifier: Any) -> None:
-        self.identifier = identifier
+def ref(key: Any = "7", numel: Any = 12, view: Any = None, cls: Any = torch.FloatStorage) -> Ref:
+    return Ref(("storage", cls, key, "cpu", numel, view))
 
 
-class _Call:
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.function, self.args = function, args
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self.function, self.args
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, value: Any) -> Any:
-        return value.identifier if isinstance(value, _Ref) else None
-
-
-def dumped(*values: Any) -> bytes:
-    buffer = io.BytesIO()
-    for value in values:
-        _Pickler(buffer, 2).dump(value)
-    return buffer.getvalue()
-
-
-def ref(key: Any = "7", numel: Any = 12, view: Any = None, cls: Any = torch.FloatStorage) -> _Ref:
-    return _Ref("storage", cls, key, "cpu", numel, view)
-
-
-def tensor(storage: Any, offset: Any = 0, size: Any = (3, 4), stride: Any = (4, 1)) -> _Call:
-    return _Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+def tensor(storage: Any, offset: Any = 0, size: Any = (3, 4), stride: Any = (4, 1)) -> Call:
+    return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
 
 
 def by_hand(
@@ -78,7 +54,7 @@ def by_hand(
     data: bytes = (12).to_bytes(8, "little") + np.arange(12, dtype=np.float32).tobytes(),
     head: tuple[Any, ...] = (MAGIC, 1001, MACHINE),
 ) -> Path:
-    path.write_bytes(dumped(*head, tree, list(keys) if isinstance(keys, tuple) else keys) + data)
+    path.write_bytes(pickled(*head, tree, list(keys) if isinstance(keys, tuple) else keys) + data)
     return path
 
 
@@ -207,9 +183,9 @@ def test_a_frame_that_makes_no_sense_is_refused(options: Any, error: type[Stream
         (tensor(ref(view=(8, 0, 6))), DamagedError),
         (tensor(ref(view=5)), DamagedError),
         (tensor(ref(cls=torch.nn.Linear)), UnsupportedError),
-        (tensor(_Ref("storage", "FloatStorage", "7", "cpu", 12, None)), UnsafeError),
-        ([tensor(ref()), _Ref("module", "name")], UnsafeError),
-        ([tensor(ref()), _Ref("other", 1, 2, 3, 4)], UnsafeError),
+        (tensor(Ref(("storage", "FloatStorage", "7", "cpu", 12, None))), UnsafeError),
+        ([tensor(ref()), Ref(("module", "name"))], UnsafeError),
+        ([tensor(ref()), Ref(("other", 1, 2, 3, 4))], UnsafeError),
     ],
 )
 def test_a_storage_that_makes_no_sense_is_refused(tree: Any, error: type[StreamconvError], tmp_path: Path) -> None:
@@ -219,7 +195,7 @@ def test_a_storage_that_makes_no_sense_is_refused(tree: Any, error: type[Streamc
 
 def test_a_pickle_that_would_run_a_command_is_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    tree = {"w": tensor(ref()), "x": _Call(os.system, f"touch {mark}")}
+    tree = {"w": tensor(ref()), "x": Call(os.system, f"touch {mark}")}
     file = open_torch(by_hand(tmp_path / "a.pt", tree))
     assert not mark.exists()
     assert file.globals[Global(os.system.__module__, "system")] == 1

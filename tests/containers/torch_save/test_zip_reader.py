@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
-import pickle
 import random
 import struct
 import subprocess
@@ -30,6 +28,7 @@ from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError, SourceError, StreamconvError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from tests import oracle
+from tests.containers.torch_save.by_hand import Call, Ref, pickled
 from tests.places import FIXTURES, ROOT
 
 FILES = sorted(FIXTURES.rglob("*.pt"))
@@ -89,6 +88,7 @@ def test_every_tensor_of_every_fixture_is_torchs_bit_for_bit(folder: str) -> Non
         assert all(same(found[name], tensor) for name, tensor in expected.items()), path
 
 
+@pytest.mark.slow
 def test_every_tensor_is_what_torch_maps() -> None:
     paths = [path for path in FILES if path.name.startswith("layer_")]
     assert len(paths) > 100
@@ -293,36 +293,12 @@ def crc_zero() -> bytes:
 FLOATS = torch.arange(12.0).reshape(3, 4)
 
 
-class _Ref:
-    def __init__(self, identifier: Any) -> None:
-        self.identifier = identifier
+def storage(key: Any = "0", numel: Any = 12, cls: Any = torch.FloatStorage, tag: Any = "storage") -> Ref:
+    return Ref((tag, cls, key, "cpu", numel))
 
 
-class _Call:
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.function, self.args = function, args
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self.function, self.args
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, value: Any) -> Any:
-        return value.identifier if isinstance(value, _Ref) else None
-
-
-def pickled(tree: Any) -> bytes:
-    buffer = io.BytesIO()
-    _Pickler(buffer, 2).dump(tree)
-    return buffer.getvalue()
-
-
-def storage(key: Any = "0", numel: Any = 12, cls: Any = torch.FloatStorage, tag: Any = "storage") -> _Ref:
-    return _Ref((tag, cls, key, "cpu", numel))
-
-
-def view(ref: Any, offset: Any, size: Any, stride: Any) -> _Call:
-    return _Call(torch._utils._rebuild_tensor_v2, ref, offset, size, stride, False, OrderedDict())
+def view(ref: Any, offset: Any, size: Any, stride: Any) -> Call:
+    return Call(torch._utils._rebuild_tensor_v2, ref, offset, size, stride, False, OrderedDict())
 
 
 def archive(path: Path, data_pkl: bytes, records: Mapping[str, bytes] | None = None) -> Path:
@@ -466,8 +442,8 @@ def test_a_view_up_to_the_end_of_its_storage_opens(offset: int, size: Any, strid
         (storage(cls=torch.QInt8Storage), UnsupportedError),
         (storage(key="../byteorder"), DamagedError),
         (storage(key=[]), DamagedError),
-        (_Ref(("storage",)), DamagedError),
-        (_Ref("storage"), DamagedError),
+        (Ref(("storage",)), DamagedError),
+        (Ref("storage"), DamagedError),
         (7, UnsafeError),
     ],
 )

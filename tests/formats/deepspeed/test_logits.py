@@ -13,6 +13,8 @@ from streamconv import convert
 from tests import oracle
 from tests.places import REAL, Source
 
+pytestmark = pytest.mark.slow
+
 FP32 = [source for source in REAL if "fp32" in source.name]
 
 
@@ -55,30 +57,8 @@ def run_gpt(model: oracle.Model, tokens: torch.Tensor) -> torch.Tensor:
         activation_function="gelu",
         tie_word_embeddings="lm_head.weight" not in model,
     )
-    state = {
-        "transformer.wte.weight": model["word_embeddings.weight"],
-        "transformer.wpe.weight": model["position_embeddings.weight"],
-        "transformer.ln_f.weight": model["final_layernorm.weight"],
-        "transformer.ln_f.bias": model["final_layernorm.bias"],
-        "lm_head.weight": model.get("lm_head.weight", model["word_embeddings.weight"]),
-    }
-    names = {
-        "input_layernorm": "ln_1",
-        "self_attention.query_key_value": "attn.c_attn",
-        "self_attention.dense": "attn.c_proj",
-        "post_attention_layernorm": "ln_2",
-        "mlp.dense_h_to_4h": "mlp.c_fc",
-        "mlp.dense_4h_to_h": "mlp.c_proj",
-    }
-    for layer in range(layers):
-        for ours, theirs in names.items():
-            for kind in ("weight", "bias"):
-                tensor = block_of(model, layer, f"{ours}.{kind}")
-                if "query_key_value" in ours:  # GPT-2 keeps all queries, then all keys, then all values
-                    tensor = tensor.transpose(0, 1).reshape(-1, *tensor.shape[3:])
-                if tensor.dim() == 2:
-                    tensor = tensor.t()
-                state[f"transformer.h.{layer}.{theirs}.{kind}"] = tensor
+    state = oracle.as_gpt2(model)
+    state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     network = GPT2LMHeadModel(config)
     network.load_state_dict(state, strict=True)
     return logits_of(network, tokens)

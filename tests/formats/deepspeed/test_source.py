@@ -138,6 +138,7 @@ def test_a_missing_mp_rank_file_is_named(copy: Callable[[Source], Path]) -> None
         plan(root, to="megatron-legacy")
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize(("layers", "ranks"), [(101, 1), (101, 11), (9, 11)])
 def test_layer_numbers_and_ranks_beyond_9_and_99_are_numbers(layers: int, ranks: int, tmp_path: Path) -> None:
@@ -659,6 +660,7 @@ def test_a_writer_without_crcs_is_warned_of(copy: Callable[[Source], Path], tmp_
     assert report.records_without_crc > 0
 
 
+@pytest.mark.slow
 def test_any_broken_byte_of_metadata_is_our_error_or_harmless(copy: Callable[[Source], Path], sweep: Sweep) -> None:
     root = copy(BLOOM)
     path = tag_folder(root) / "layer_03-model_00-model_states.pt"

@@ -28,7 +28,7 @@ from streamconv.formats.deepspeed.target import TARGET, lay_out
 from streamconv.formats.source import SourceOptions
 from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.models.family import ModelFamily
-from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, Mechanism
+from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, LEARNED, ROTARY, Mechanism
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import Section
 from streamconv.models.registry import known_families
@@ -202,6 +202,31 @@ def test_no_fork_takes_a_mechanism_that_it_does_not_list(root: Path, fork: str) 
     stranger = replace(model.family, mechanisms=model.family.mechanisms | {invented})
     with pytest.raises(UnsupportedError, match="no wheels within wheels"):
         lay_out(replace(model, family=stranger))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("apply_layernorm_1p", True, "no norms stored less 1"),
+        ("squared_relu", True, "no squared ReLU"),
+    ],
+)
+def test_arguments_that_only_deepspeedais_forks_have(name: str, value: object, reason: str) -> None:
+    """They are carried along there, and bigscience's model would be built without them."""
+    model = target_model(DS_GPT.folder)
+    model = replace(model, args={**(model.args or {}), name: value})
+    with pytest.raises(UnsupportedError, match=reason):
+        lay_out(replace(model, dialect="bigscience"))
+    assert "deepspeedai" in chosen(lay_out(replace(model, dialect="deepspeedai")))
+
+
+def test_bigscience_rotates_with_its_own_base() -> None:
+    model = target_model(DS_GPT.folder, dialect="bigscience")
+    rotary = replace(model.family, mechanisms=model.family.mechanisms - {LEARNED} | {ROTARY})
+    args = {**(model.args or {}), "rope_theta": 500000}
+    assert lay_out(replace(model, args=args)).files
+    with pytest.raises(UnsupportedError, match="no rotary base but 10000, and the model's is 500000"):
+        lay_out(replace(model, family=rotary, args=args))
 
 
 def test_sizes_decide_which_mechanisms_a_model_needs() -> None:

@@ -13,6 +13,8 @@ from tests import hf_models as models
 from tests import oracle
 from tests.places import LLAMA, REAL, Source
 
+pytestmark = pytest.mark.slow
+
 MEGATRON = (*REAL, LLAMA)
 FP32 = [source for source in MEGATRON if "fp32" in source.name]
 HALF = [source for source in REAL if "fp32" not in source.name]
@@ -40,28 +42,9 @@ def test_in_16_bits_every_weight_is_that_of_a_longhand_merge(source: Source, tmp
     convert(source.folder, tmp_path / "hf", to="huggingface", **RAM)
     network = models.load(tmp_path / "hf", torch.float16 if "fp16" in source.name else torch.bfloat16)
     found = network.state_dict()
-    merged = oracle.source_model(source.folder, source.heads, blocks=source.blocks)
-    names = {
-        "word_embeddings.weight": "transformer.wte.weight",
-        "position_embeddings.weight": "transformer.wpe.weight",
-        "final_layernorm": "transformer.ln_f",
-        "layers": "transformer.h",
-        "input_layernorm": "ln_1",
-        "self_attention.query_key_value": "attn.c_attn",
-        "self_attention.dense": "attn.c_proj",
-        "post_attention_layernorm": "ln_2",
-        "mlp.dense_h_to_4h": "mlp.c_fc",
-        "mlp.dense_4h_to_h": "mlp.c_proj",
-    }
-    for key, tensor in merged.items():
-        if "query_key_value" in key:  # GPT-2 keeps all queries, then all keys, then all values
-            tensor = tensor.transpose(0, 1).reshape(-1, *tensor.shape[3:])
-        if key.startswith("layers.") and tensor.dim() == 2:
-            tensor = tensor.t()
-        if key == "word_embeddings.weight":
+    for key, tensor in oracle.as_gpt2(oracle.model_of(source)).items():
+        if key == "transformer.wte.weight":
             tensor = tensor[: source.true_vocab]
-        for ours, theirs in names.items():
-            key = key.replace(ours, theirs)
         assert torch.equal(found[key].view(torch.int16), tensor.contiguous().view(torch.int16)), key
 
 

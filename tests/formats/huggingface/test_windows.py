@@ -25,6 +25,7 @@ ALL: dict[str, dict[str, Any]] = {
 WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("some", SOME.values(), ids=list(SOME))
 @pytest.mark.parametrize(
     ("family", "to"), [("qwen2", "megatron-core"), ("qwen2", "megatron-legacy"), ("qwen3", "megatron-core")]

@@ -71,6 +71,7 @@ def test_every_version_is_the_same_model(version: Any, cut: Cut, tmp_path: Path)
     assert f"checkpoint_version {said}" in {fact.evidence for fact in work.facts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_rows_are_put_in_the_order_of_version_3(version: int, tmp_path: Path) -> None:
     """Where TP stays, too."""

@@ -2,8 +2,8 @@
 
 Layers are stacked in one tensor, the layer its first axis, or each has a name of its own
 [``megatron/core/transformer/transformer_block.py:sharded_state_dict``]. A gated ``linear_fc1`` is one tensor, all
-of the gate before all of the up, or two (``weight_w``, ``weight_v``) where each shard has a name of its own
-[``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``].
+of the gate before all of the up, or two (``weight_w``, ``weight_v``, and so its bias) where each shard has a name of
+its own [``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``].
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["open_dist", "says_untied"]
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
 # More than any model has, and few enough to be looked at one by one.
 _MOST_LAYERS = 10_000
-_HALVES = {"mlp.linear_fc1.weight_w": 0, "mlp.linear_fc1.weight_v": 1}
+_HALVES = {f"mlp.linear_fc1.{leaf}_{half}": number for leaf in ("weight", "bias") for number, half in enumerate("wv")}
 
 
 def open_dist(path: Path, options: SourceOptions) -> StoredModel:
@@ -190,8 +190,9 @@ def _whole_halves(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         else:
             halves.setdefault(name[:-2], {})[half] = tensor
     for name, pair in halves.items():
-        if len(pair) == len(_HALVES) and pair[0].shape == pair[1].shape and name not in found:
-            found[name] = concat([pair[0], pair[1]], len(pair[0].shape) - 2)
+        if len(pair) == 2 and pair[0].shape == pair[1].shape and name not in found:
+            rows = len(pair[0].shape) - (1 if name.endswith("bias") else 2)
+            found[name] = concat([pair[0], pair[1]], rows)
         else:
             found |= {f"{name}_{'wv'[number]}": tensor for number, tensor in pair.items()}
     return found

@@ -25,6 +25,7 @@ __all__ = [
     "is_stack",
     "name_in_stack",
     "place_of",
+    "stored_name",
 ]
 
 COMMON_STATE_OBJECT = "common_state/shard_0_1"
@@ -98,6 +99,11 @@ def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
     if parameter.section is Section.FINAL_NORM:
         return _FINAL_NORM + parameter.key
     return _HEAD if parameter.section is Section.HEAD else _EMBEDDING + parameter.key
+
+
+def stored_name(parameter: ParameterId, spec: str) -> str:
+    """The name of one parameter of a model, its layer numbered over the whole model."""
+    return core_name(Parameter(parameter.section, parameter.key, ()), parameter.layer, spec)
 
 
 def is_stack(name: str) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from streamconv.containers.stored_file import StoredFile
@@ -15,7 +16,7 @@ from streamconv.core.layout import FIRST_RANK
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
 from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
-from streamconv.formats.megatron.core.names import place_of
+from streamconv.formats.megatron.core.names import SPECS, place_of, stored_name
 from streamconv.formats.megatron.core.refusals import check_version, refusal, refuse_args, refuse_names
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
@@ -78,7 +79,8 @@ def _settle_rows(model: StoredModel, options: SourceOptions) -> StoredModel:
         if said is not None:
             raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
     fact = Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order")
-    settled = replace(model, qkv=QkvLayout.INTERLEAVED, glu=GluOrder.GATE_UP, cuts_groups=True)
+    called = partial(stored_name, spec=model.spec or SPECS[0])
+    settled = replace(model, qkv=QkvLayout.INTERLEAVED, glu=GluOrder.GATE_UP, cuts_groups=True, called=called)
     return settled.noting(facts=[fact])
 
 

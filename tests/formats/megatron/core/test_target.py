@@ -23,6 +23,11 @@ STAGES = ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2))
 SPECS = ("te", "local")
 
 
+def name_of(case: Case, stored: Stored) -> Path | None:
+    """What tells a family from another one with parameters of the same names."""
+    return stored(case) / "config.json" if case.family.only_named else None
+
+
 # -- the container torch -----------------------------------------------------------------------------------------------
 
 
@@ -30,6 +35,7 @@ SPECS = ("te", "local")
 MATRIX = [(case, tp) for case in CASES for tp in ([4] if case.head else [1, 2, 4])]
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize(("case", "tp"), MATRIX, ids=str)
 def test_each_rank_has_its_labels_and_all_of_it_comes_back(case: Case, tp: int, stored: Stored, tmp_path: Path) -> None:
@@ -42,7 +48,7 @@ def test_each_rank_has_its_labels_and_all_of_it_comes_back(case: Case, tp: int, 
         root = to_torch(source, tmp_path / str(number), cut, spec=spec, **first)
         files.check_ranks(root, model, cut, spec)
         source, first = root, {}
-    convert(source, tmp_path / "back", **{**CORE, "to": "huggingface"})
+    convert(source, tmp_path / "back", config=name_of(case, stored), **{**CORE, "to": "huggingface"})
     files.assert_same(files.load_hugging_face(tmp_path / "back"), case.tensors(), model, "transformers")
 
 
@@ -116,6 +122,7 @@ def dist_extra_states(modules: Iterable[str], layers: int = 12) -> set[str]:
     return {f"decoder.layers.{module}._extra_state/shard_{i}_{layers}" for module in modules for i in range(layers)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_torch_reads_the_labels_and_all_of_it_comes_back(case: Case, stored: Stored, tmp_path: Path) -> None:
     """And from it to a file for each rank. Four ranks have each a slice of two groups."""
@@ -125,7 +132,7 @@ def test_torch_reads_the_labels_and_all_of_it_comes_back(case: Case, stored: Sto
     assert len(list(place.glob("*.distcp"))) == cut.tp * cut.pp
     cut = even(2, 3, 2)
     files.check_ranks(to_torch(source, tmp_path / "ranks", cut), model, cut, "te")
-    convert(source, tmp_path / "back", **{**CORE, "to": "huggingface"})
+    convert(source, tmp_path / "back", config=name_of(case, stored), **{**CORE, "to": "huggingface"})
     files.assert_same(files.load_hugging_face(tmp_path / "back"), case.tensors(), model, "transformers")
 
 
@@ -137,6 +144,7 @@ def test_a_cast_in_torch_dist(stored: Stored, tmp_path: Path) -> None:
     check_dist(place, rounded, cut)
 
 
+@pytest.mark.slow
 def test_both_containers_hold_the_same(stored: Stored, tmp_path: Path) -> None:
     case = CASES[-1]
     to_dist(stored(case), tmp_path / "dist", even(4, 3), config=MULTIPLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,32 @@ def edit_all(root: Path, change: Callable[[Any], None], pattern: str = "mp_rank_
         edit(path, change)
 
 
+Converted = Callable[[Source], Path]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """A source converted to its own layout, once for all tests: nobody changes it."""
+
+    @cache
+    def converted(source: Source) -> Path:
+        out = tmp_path_factory.mktemp("once") / source.name
+        convert(source.folder, out, max_ram="2G", to="megatron-legacy")
+        return out
+
+    return converted
+
+
 @pytest.fixture
-def gpt(tmp_path: Path) -> Path:
+def gpt(once: Converted, tmp_path: Path) -> Path:
     """A tied GPT of four layers at TP 2 x PP 2, as converted."""
-    convert(GPT.folder, tmp_path / "gpt", max_ram="2G", to="megatron-legacy")
-    return tmp_path / "gpt"
+    return Path(shutil.copytree(once(GPT), tmp_path / "gpt"))
 
 
 @pytest.fixture
-def untied(tmp_path: Path) -> Path:
+def untied(once: Converted) -> Path:
     """A GPT with a head of its own at TP 2 x PP 1."""
-    convert(UNTIED.folder, tmp_path / "untied", max_ram="2G", to="megatron-legacy")
-    return tmp_path / "untied"
+    return once(UNTIED)
 
 
 # -- there and back ------------------------------------------------------------------------------------------------
@@ -106,34 +121,32 @@ def test_a_detour_ends_in_the_files_of_the_direct_way(source: Source, dialect: s
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_a_conversion_to_its_own_layout_gives_the_same_files(source: Source, tmp_path: Path) -> None:
-    convert(source.folder, tmp_path / "once", max_ram="2G", to="megatron-legacy")
-    convert(tmp_path / "once", tmp_path / "twice", max_ram="2G", to="megatron-legacy")
-    assert files_of(tmp_path / "once") == files_of(tmp_path / "twice")
+def test_a_conversion_to_its_own_layout_gives_the_same_files(source: Source, once: Converted, tmp_path: Path) -> None:
+    convert(once(source), tmp_path / "twice", max_ram="2G", to="megatron-legacy")
+    assert files_of(once(source)) == files_of(tmp_path / "twice")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_sizes_and_stages_are_read_back(source: Source, tmp_path: Path) -> None:
-    convert(source.folder, tmp_path / "out", max_ram="2G", to="megatron-legacy")
-    model = opened(tmp_path / "out")
+def test_sizes_and_stages_are_read_back(source: Source, once: Converted) -> None:
+    out = once(source)
+    model = opened(out)
     assert (model.tp, model.pp, model.stages, model.qkv) == (
         source.tp,
         source.pp,
         source.stages,
         QkvLayout.INTERLEAVED,
     )
-    assert model.path == tmp_path / "out" / f"iter_{model.iteration:07d}"
+    assert model.path == out / f"iter_{model.iteration:07d}"
     assert set(model.named) == set(model.path.rglob("*.pt"))
     assert all(model.named.values())
 
 
 @pytest.mark.parametrize("stages", [(1, 3), (1, 1, 2), (4,)])
-def test_stages_as_asked_are_read_back(stages: tuple[int, ...], tmp_path: Path) -> None:
+def test_stages_as_asked_are_read_back(stages: tuple[int, ...], once: Converted, tmp_path: Path) -> None:
     convert(GPT.folder, tmp_path / "out", pp_layers=stages, max_ram="2G", to="megatron-legacy")
     assert opened(tmp_path / "out").stages == stages
     convert(tmp_path / "out", tmp_path / "back", pp_layers=GPT.stages, max_ram="2G", to="megatron-legacy")
-    convert(GPT.folder, tmp_path / "direct", max_ram="2G", to="megatron-legacy")
-    assert files_of(tmp_path / "back") == files_of(tmp_path / "direct")
+    assert files_of(tmp_path / "back") == files_of(once(GPT))
 
 
 def test_a_cast_on_the_way_is_a_cast(gpt: Path, tmp_path: Path) -> None:
@@ -380,7 +393,7 @@ def test_the_embeddings_own_bytes_are_no_copy(tmp_path: Path) -> None:
     assert not model.dropped
 
 
-def test_a_copy_that_differs_is_reported_or_refused(gpt: Path, tmp_path: Path) -> None:
+def test_a_copy_that_differs_is_reported_or_refused(once: Converted, gpt: Path, tmp_path: Path) -> None:
     def drift(state: Any) -> None:
         state["model"]["word_embeddings_for_head"]["weight"][:2] += 1
 
@@ -389,8 +402,7 @@ def test_a_copy_that_differs_is_reported_or_refused(gpt: Path, tmp_path: Path) -
         convert(gpt, tmp_path / "out", replicated="fail", max_ram="2G", to="megatron-legacy")
     (found,) = convert(gpt, tmp_path / "out", max_ram="2G", to="megatron-legacy").drifts
     assert (found.ranks, found.original, found.elements) == ((), "the word embedding", 64)
-    convert(GPT.folder, tmp_path / "direct", max_ram="2G", to="megatron-legacy")
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "direct")
+    assert files_of(tmp_path / "out") == files_of(once(GPT))
 
 
 def test_a_head_of_its_own_is_kept(untied: Path) -> None:

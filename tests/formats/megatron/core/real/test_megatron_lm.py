@@ -24,7 +24,7 @@ HERE = find_spec("megatron") is not None and find_spec("megatron.training") is n
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HERE, reason="no checkout of Megatron-LM is in PYTHONPATH")]
 
 RUNS = [source for source in (*REAL, LLAMA) if "fp32" in source.name and "bloom" not in source.name]
-FAMILIES = ("gpt", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("gpt", "llama", "mistral", "phi3", "qwen2", "qwen3")
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -54,6 +54,7 @@ def resharded(source: Path, place: Path, tokens: torch.Tensor, sizes: Sizes) -> 
     return logits_of_run(place, tokens, [*printed_flags(source, **choices), *other], sizes)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("sizes", [Sizes(), Sizes(2, 1), Sizes(1, 2), Sizes(2, 2)], ids=str)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_a_run_goes_on_as_it_was(source: Source, sizes: Sizes, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ pytestmark = MEGATRON_CORE
 CORE: dict[str, Any] = {"to": "megatron-core", "max_ram": "1G"}
 RUNS = [source for source in (*REAL, LLAMA) if "fp32" in source.name and "bloom" not in source.name]
 SAVED = sorted(path.parent for path in (FIXTURES / "megatron_core").glob("*/oracle_logits.pt"))
-FAMILIES = ("gpt", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("gpt", "llama", "mistral", "phi3", "qwen2", "qwen3")
 CUTS: list[dict[str, Any]] = [{}, {"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2}, {"pp": 2, "vpp": 2}]
 
 
@@ -49,6 +49,7 @@ def run_of(source: Source) -> tuple[torch.Tensor, torch.Tensor]:
     return answer["tokens"], answer["logits"]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_torch_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], tmp_path: Path) -> None:
@@ -57,6 +58,7 @@ def test_torch_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], 
     check(logits_from_torch(tmp_path / "out", tokens, **cut), expected, source.true_vocab)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("source", RUNS, ids=lambda source: source.name)
 def test_torch_dist_answers_as_the_live_run_did(source: Source, cut: dict[str, Any], tmp_path: Path) -> None:
@@ -66,20 +68,22 @@ def test_torch_dist_answers_as_the_live_run_did(source: Source, cut: dict[str, A
     check(logits_from_torch_dist(tmp_path / "out", tokens, **cut), expected, source.true_vocab)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_answers_as_transformers(family: str, cut: dict[str, Any], tmp_path: Path) -> None:
     model = models.make(family, tmp_path / "hf")
     torch_folder(tmp_path / "hf", tmp_path / "out", **whole(cut))
-    check(logits_from_torch(tmp_path / "out", models.TOKENS, **cut), models.logits(model), 101)
+    check(logits_from_torch(tmp_path / "out", models.TOKENS, **cut), models.exact_logits(model), 101)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("cut", CUTS, ids=cut_id)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_dist_answers_as_transformers(family: str, cut: dict[str, Any], tmp_path: Path) -> None:
     model = models.make(family, tmp_path / "hf")
     torch_dist_folder(tmp_path / "hf", tmp_path / "out", tp=2, pp=2)
-    check(logits_from_torch_dist(tmp_path / "out", models.TOKENS, **cut), models.logits(model), 101)
+    check(logits_from_torch_dist(tmp_path / "out", models.TOKENS, **cut), models.exact_logits(model), 101)
 
 
 @pytest.mark.parametrize("folder", SAVED, ids=lambda folder: folder.name)
@@ -96,24 +100,24 @@ def test_transformer_engines_names(family: str, tmp_path: Path) -> None:
     model = models.make(family, tmp_path / "hf")
     torch_folder(tmp_path / "hf", tmp_path / "out", spec="te", tp=2, pp=2)
     logits = logits_from_torch(tmp_path / "out", models.TOKENS, tp=2, pp=2, spec="te")
-    check(logits, models.logits(model), 101)
+    check(logits, models.exact_logits(model), 101)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2", "qwen3"])
 def test_more_ranks_than_groups_of_heads(family: str, tmp_path: Path) -> None:
     model = models.make(family, tmp_path / "hf")
     torch_folder(tmp_path / "hf", tmp_path / "torch", tp=4, pp=1)
-    check(logits_from_torch(tmp_path / "torch", models.TOKENS, tp=4), models.logits(model), 101)
+    check(logits_from_torch(tmp_path / "torch", models.TOKENS, tp=4), models.exact_logits(model), 101)
     torch_dist_folder(tmp_path / "hf", tmp_path / "dist", tp=4, pp=1)
-    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, tp=4), models.logits(model), 101)
-    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, tp=2), models.logits(model), 101)
+    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, tp=4), models.exact_logits(model), 101)
+    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, tp=2), models.exact_logits(model), 101)
 
 
 @pytest.mark.parametrize("stages", [(1, 3), (3, 1)])
 def test_uneven_stages(stages: tuple[int, ...], tmp_path: Path) -> None:
     model = models.make("llama", tmp_path / "hf")
     torch_folder(tmp_path / "hf", tmp_path / "out", tp=1, pp_layers=stages)
-    check(logits_from_torch(tmp_path / "out", models.TOKENS, pp=2), models.logits(model), 101)
+    check(logits_from_torch(tmp_path / "out", models.TOKENS, pp=2), models.exact_logits(model), 101)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +132,23 @@ def test_uneven_stages(stages: tuple[int, ...], tmp_path: Path) -> None:
         ("llama", {"rope_theta": 100.0}),
         ("llama", {"rms_norm_eps": 1e-2}),
         ("mistral", {"sliding_window": 4}),
+        ("phi3", {"sliding_window": 4}),
+        ("phi3", {"tie_word_embeddings": True}),
+        ("phi3", {"partial_rotary_factor": 0.5}),
+        ("phi3", {"partial_rotary_factor": 0.75, "rope_theta": 100.0}),
     ],
     ids=lambda value: ",".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, dict) else value,
 )
 def test_variants(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    if "rope_theta" in changes:
-        changes = {"rope_parameters": {"rope_type": "default", **changes}}
+    rope = {name: value for name, value in changes.items() if name in ("rope_theta", "partial_rotary_factor")}
+    if rope:
+        others = {name: value for name, value in changes.items() if name not in rope}
+        changes = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope}, **others}
     model = models.make(family, tmp_path / "hf", **changes)
     torch_folder(tmp_path / "hf", tmp_path / "torch", tp=1, pp=2)
-    check(logits_from_torch(tmp_path / "torch", models.TOKENS, pp=2), models.logits(model), 101)
+    check(logits_from_torch(tmp_path / "torch", models.TOKENS, pp=2), models.exact_logits(model), 101)
     torch_dist_folder(tmp_path / "hf", tmp_path / "dist", tp=1, pp=2)
-    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, pp=2), models.logits(model), 101)
+    check(logits_from_torch_dist(tmp_path / "dist", models.TOKENS, pp=2), models.exact_logits(model), 101)
 
 
 def test_in_bfloat16(tmp_path: Path) -> None:
@@ -148,4 +158,4 @@ def test_in_bfloat16(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    check(logits_from_torch(tmp_path / "out", models.TOKENS, tp=2), models.logits(model), 101)
+    check(logits_from_torch(tmp_path / "out", models.TOKENS, tp=2), models.exact_logits(model), 101)

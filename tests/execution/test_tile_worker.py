@@ -16,7 +16,7 @@ from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError, DifferenceError
 from streamconv.core.lazy import LazyTensor, concat, mean
 from streamconv.execution.settings import EngineSettings
-from streamconv.execution.tile_log import Ledger
+from streamconv.execution.tile_log import TileLog
 from streamconv.io.checksums import Verdict
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.source import IO_MODES
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.disk
 MODES = [(io, count) for io in IO_MODES for count in (1, 2)]
 
 
-def write(tensors: Sequence[LazyTensor], path: Path, block: int = 4096, io: str = "direct", count: int = 2) -> Ledger:
+def write(tensors: Sequence[LazyTensor], path: Path, block: int = 4096, io: str = "direct", count: int = 2) -> TileLog:
     """Run the engine over ``tensors``, one after the other in one file."""
     offsets = np.cumsum([0, *(tensor.nbytes for tensor in tensors)])
     jobs = lower(Target(0, int(offset), tensor) for offset, tensor in zip(offsets, tensors, strict=False))
@@ -39,21 +39,21 @@ def write(tensors: Sequence[LazyTensor], path: Path, block: int = 4096, io: str 
     writer = OutputFileWriter(path, int(offsets[-1]), window=8192, io=io)
     block = max(block, *(job.smallest_block for job in jobs))
     done: list[int] = []
-    ledger = run_engine(jobs, [writer], EngineSettings(block, count, io), done)
+    log = run_engine(jobs, [writer], EngineSettings(block, count, io), done)
     writer.finish()
-    assert sum(done) == ledger.write_nbytes == offsets[-1]
-    return ledger
+    assert sum(done) == log.write_nbytes == offsets[-1]
+    return log
 
 
 def check(tensors: Sequence[LazyTensor], folder: Path, **options: int | str) -> None:
-    ledger = write(tensors, folder / "out", **options)  # type: ignore[arg-type]
+    log = write(tensors, folder / "out", **options)  # type: ignore[arg-type]
     written = (folder / "out").read_bytes()
     position = 0
     for tensor in tensors:
         expected = tensor.numpy().tobytes()
         assert written[position : position + tensor.nbytes] == expected
         if tensor.nbytes:
-            assert ledger.targets.whole((0, position), tensor.nbytes) == zlib.crc32(expected)
+            assert log.targets.whole((0, position), tensor.nbytes) == zlib.crc32(expected)
         position += tensor.nbytes
 
 
@@ -103,6 +103,7 @@ def test_fills_means_views_and_transposes(tmp_path: Path) -> None:
     check([*lazy, padded, mean([first, second]), mean([first, second]).slice(0, 10, 20)], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_large_transposed_tensor_is_read_run_by_run(tmp_path: Path) -> None:
     (lazy,) = stored(tmp_path / "t.pt", counted(500, 300).t())
     check([lazy], tmp_path)
@@ -189,8 +190,8 @@ def test_a_file_cut_off_after_planning_is_no_crash(io: str, count: int, tmp_path
 
 def test_a_record_read_in_part_is_counted_as_unchecked(tmp_path: Path) -> None:
     whole, small = stored(tmp_path / "t.pt", counted(100, 10), counted(50))
-    ledger = write([whole.slice(0, 10, 90), small], tmp_path / "out")
-    assert ledger.sources.verdict() == Verdict(checked=1, in_part=1, without_crc=0)
+    log = write([whole.slice(0, 10, 90), small], tmp_path / "out")
+    assert log.sources.verdict() == Verdict(checked=1, in_part=1, without_crc=0)
 
 
 def test_an_overflow_is_refused_and_says_where(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What an engine is given to do: the tiles that are left, who does them, and what becomes of a tile that is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
+from typing import NamedTuple
+
+from streamconv.execution.tile_log import TileDone, TileLog
+from streamconv.execution.tile_worker import TileWorker, Workers
+from streamconv.io.output import Output
+from streamconv.moves.tiles import Tile
+
+__all__ = ["Assignment", "Note", "Range"]
+
+Note = Callable[[Sequence[TileDone]], None]
+"""What notes tiles that have become durable."""
+
+# Soon at first, so that a run which is killed early has something to go on with.
+_FIRST_COMMIT_SECONDS, _COMMIT_SECONDS = 0.25, 2.0
+
+
+class Range(NamedTuple):
+    """Elements, rows or columns ``first`` to ``last`` of a job: what one tile does."""
+
+    job: int
+    first: int
+    last: int
+
+
+class Assignment:
+    """One run of an engine: the tiles that a log has left, the workers who do them, where they go, who is told.
+
+    A tile that is done is entered in the log at once. It is noted in the journal by a commit: only after the files that
+    it was written to have been made durable.
+    """
+
+    def __init__(
+        self,
+        log: TileLog,
+        outputs: Sequence[Output],
+        workers: Workers,
+        progress: Callable[[int], None],
+        journal: Note | None = None,
+    ) -> None:
+        self.workers: Sequence[TileWorker] = workers.each
+        self._log, self._outputs, self._block = log, outputs, workers.settings.block
+        self._progress, self._journal = progress, journal
+        self._lock = Lock()
+        self._unnoted: list[TileDone] = []
+        self._touched: set[int] = set()
+        self._commit_failed = False
+        self._pause = _FIRST_COMMIT_SECONDS
+        self._due = time.monotonic() + self._pause
+
+    def ranges(self) -> Iterator[Range]:
+        """What is left before the first tile is done, cut into ranges that fit a worker's buffers, job after job."""
+        for number, first, last in self._log.remaining():
+            for start, stop in self._log.jobs[number].cut(first, last, self._block):
+                yield Range(number, start, stop)
+
+    def do(self, worker: TileWorker, part: Range) -> None:
+        """Read, move and write one tile, and enter it; from any thread.
+
+        Raises:
+            StreamconvError: as :func:`streamconv.execution.run_tiles.run_tiles` says. The tile counts as not done.
+        """
+        tile = self._log.jobs[part.job].tile(part.first, part.last)
+        reads, writes = worker.run(tile, self._outputs)
+        done = TileDone(*part, reads, writes)
+        self._log.add(done, tile)
+        self.note(done, tile)
+        self._progress(sum(write.nbytes for write in tile.writes))
+
+    def note(self, done: TileDone, tile: Tile) -> None:
+        """Have a tile that is written noted by the next commit."""
+        if self._journal is not None:
+            with self._lock:
+                # The files first: an interrupt in between must not leave a tile whose file is not synced.
+                self._touched.update(write.file for write in tile.writes)
+                self._unnoted.append(done)
+
+    def commit_if_due(self) -> None:
+        """Commit if the last commit was long enough ago; from one thread.
+
+        Raises:
+            StorageError, DiskSpaceError: the system refused.
+        """
+        if time.monotonic() >= self._due:
+            self.commit()
+            self._pause = min(2 * self._pause, _COMMIT_SECONDS)
+            self._due = time.monotonic() + self._pause
+
+    def commit(self) -> None:
+        """Make durable what the tiles since the last commit wrote, then note them. After a commit that failed, nothing.
+
+        Raises:
+            StorageError, DiskSpaceError: the system refused.
+        """
+        with self._lock:
+            done, self._unnoted = self._unnoted, []
+            touched, self._touched = self._touched, set()
+        if self._journal is None or not done or self._commit_failed:
+            return
+        # Linux reports bytes that it could not write to one sync only; the next sync of the file succeeds.
+        self._commit_failed = True
+        for number in sorted(touched):
+            self._outputs[number].commit()
+        self._journal(done)
+        self._commit_failed = False

@@ -1,0 +1,109 @@
+"""The workers of a run: each does one tile at a time in buffers of its own, which are used again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamconv.core.dtypes import cast_into
+from streamconv.core.errors import DifferenceError, StreamconvError
+from streamconv.core.lazy import combined
+from streamconv.execution.settings import EngineSettings
+from streamconv.io.checksums import crc32
+from streamconv.io.direct import DIRECT_NBYTES, PAGE, Buffer, new_buffer
+from streamconv.io.output import Output
+from streamconv.io.source import SourceFiles
+from streamconv.moves.tiles import Move, Tile, Write, tile_nbytes
+
+__all__ = ["TileWorker", "Workers"]
+
+NDArray = npt.NDArray[Any]
+
+
+class Workers:
+    """The workers for some settings, one for each thread. They keep their buffers and open files over several runs."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self.each = [TileWorker(settings) for _ in range(settings.threads)]
+
+    def close(self) -> None:
+        """Close the source files."""
+        for worker in self.each:
+            worker.files.close()
+
+
+class TileWorker:
+    """Does one tile after another: reads it into its input buffer, moves it to its output buffer, writes it from there.
+
+    It has its buffers and its open source files for itself, and is used by one thread at a time.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.files = SourceFiles(settings.io)
+        self.input, self.output = (new_buffer(nbytes) for nbytes in tile_nbytes(settings.block))
+
+    def run(self, tile: Tile, outputs: Sequence[Output]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Read, move and write a tile; the CRC-32s of its reads and of its writes, in order.
+
+        Raises:
+            DamagedError: a source file ends early.
+            DifferenceError: a value does not fit the type that it is cast to.
+            StorageError, DiskSpaceError: the system refused.
+        """
+        reads = []
+        for read in tile.reads:
+            part = _part(self.input, read.position, read.nbytes)
+            offset = read.storage.offset + read.start
+            self.files.read_into(read.storage.path, offset, self.input, read.position, read.nbytes)
+            reads.append(crc32(part))
+        if not tile.moves:
+            for write in tile.writes:
+                self._write_as_read(write, outputs[write.file])
+            return tuple(reads), tuple(reads * len(tile.writes))
+        try:
+            for move in tile.moves:
+                self._move(move)
+        except DifferenceError as error:
+            storage = tile.reads[0].storage
+            raise DifferenceError(error.what, where=f"{storage.path}: {storage.name}", remedy=error.remedy) from error
+        writes = []
+        for write in tile.writes:
+            writes.append(crc32(_part(self.output, write.position, write.nbytes)))
+            _write(write, outputs[write.file], self.output, write.position)
+        return tuple(reads), tuple(writes)
+
+    def _move(self, move: Move) -> None:
+        arrays: list[NDArray] = [
+            np.ndarray(move.shape, move.source_dtype.numpy, self.input, position, strides)
+            for position, strides in move.sources
+        ]
+        target: NDArray = np.ndarray(move.shape, move.target_dtype.numpy, self.output, move.position, move.strides)
+        if arrays:
+            cast_into(combined(arrays, move.divisor), target)
+        else:
+            target[...] = 0
+
+    def _write_as_read(self, write: Write, output: Output) -> None:
+        """Write what was read, brought to the place in its pages that a direct write needs."""
+        place = (write.record + write.start) % PAGE
+        if place == write.position % PAGE or write.nbytes < DIRECT_NBYTES or not output.wants_pages:
+            _write(write, output, self.input, write.position)
+            return
+        target = np.frombuffer(_part(self.output, place, write.nbytes), np.uint8)
+        np.copyto(target, np.frombuffer(_part(self.input, write.position, write.nbytes), np.uint8))
+        _write(write, output, self.output, place)
+
+
+def _write(write: Write, output: Output, buffer: Buffer, position: int) -> None:
+    output.write(write.record + write.start, buffer, position, write.nbytes)
+
+
+def _part(buffer: Buffer, position: int, nbytes: int) -> memoryview:
+    part = memoryview(buffer)[position : position + nbytes]
+    if len(part) != nbytes:
+        raise StreamconvError(f"a tile needs {nbytes} bytes from {position}, the buffer has {len(buffer)}")
+    return part

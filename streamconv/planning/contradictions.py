@@ -1,0 +1,65 @@
+"""What training arguments say that a family's mechanisms contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from streamconv.models import mechanisms as made_of
+from streamconv.models.config.checks import shown
+from streamconv.models.family import ModelFamily
+
+__all__ = ["contradictions"]
+
+# megatron/enums.py of bigscience-workshop/Megatron-DeepSpeed: class PositionEmbeddingType.
+_POSITION_ENUM = {1: made_of.ROTARY, 2: made_of.LEARNED, 3: made_of.ALIBI}
+_NORMS = {
+    **dict.fromkeys(("layernorm", "LayerNorm"), made_of.LAYERNORM),
+    **dict.fromkeys(("rmsnorm", "RMSNorm"), made_of.RMSNORM),
+}
+
+
+def contradictions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    """What the training arguments say that a family has not, and what it has that they deny."""
+    has = family.mechanisms.__contains__
+    experts = args.get("num_experts")
+    most = max(experts, default=1) if isinstance(experts, list) else experts
+    if isinstance(most, int) and most > 1:
+        yield "a mixture of experts (MoE)"
+    gated = "swiglu" if args.get("swiglu") else args.get("glu_activation")
+    if gated and not (has(made_of.SWIGLU) and gated == "swiglu"):
+        yield f"a gated linear unit (GLU: {gated})"
+    if has(made_of.SWIGLU) and args.get("swiglu") is False and not gated:
+        yield "an MLP that args say is no gated linear unit (GLU)"
+    yield from _norms(family, args)
+    yield from _positions(family, args)
+    heads, groups = args.get("num_attention_heads"), args.get("num_key_value_heads")
+    if groups not in (None, heads) and not has(made_of.GROUPED_HEADS):
+        yield f"grouped-query attention ({heads} heads, {groups} groups)"
+
+
+def _norms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    has, norm, less_one = family.mechanisms.__contains__, args.get("normalization"), args.get("apply_layernorm_1p")
+    known = _NORMS.get(norm) if isinstance(norm, str) else None
+    if norm is not None and (known is None or not has(known)):
+        yield "RMSNorm (Llama)" if known is made_of.RMSNORM else f"the normalization {shown(norm)}"
+    # LayerNorm's may be stored so in every family: each target says whether it can be told.
+    if less_one and has(made_of.RMSNORM) and not has(made_of.NORMS_LESS_ONE):
+        yield f"norms stored less 1 (args.apply_layernorm_1p is {shown(less_one)})"
+    if less_one is False and has(made_of.NORMS_LESS_ONE):
+        yield "norms that args say are not stored less 1"
+
+
+def _positions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
+    has, rotary = family.mechanisms.__contains__, args.get("use_rotary_position_embeddings")
+    if rotary and not has(made_of.ROTARY):
+        yield "rotary positions"
+    if rotary is False and has(made_of.ROTARY) and "add_position_embedding" in args:
+        yield "positions that args say are not rotary"
+    percent = args.get("rotary_percent")
+    if rotary and percent not in (None, 1) and not has(made_of.PARTIAL_ROTARY):
+        yield f"rotary positions in a part of each head (args.rotary_percent is {shown(percent)})"
+    kind = getattr(args.get("position_embedding_type"), "args", None)
+    named = _POSITION_ENUM.get(kind[0]) if isinstance(kind, tuple) and kind else None
+    if named is not None and not has(named):
+        yield f"{named.name} positions"

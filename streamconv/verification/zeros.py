@@ -1,0 +1,36 @@
+"""Tensors of zeros on one side and nothing on the other: what a target must have and the source has not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from streamconv.inspection.names import place_of
+from streamconv.values.zeros import all_zero
+from streamconv.verification.sides import Side
+
+__all__ = ["without_zeros"]
+
+
+def without_zeros(names: Sequence[str], side: Side, other: Side, where: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """The names of tensors that one side has alone, without those that are zero in every bit and that a model of the
+    other's family may lack; and notes that name these.
+
+    Args:
+        names: those that ``side`` has alone.
+        side: one side.
+        other: the other one.
+        where: what the two are called in the notes.
+
+    Raises:
+        DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
+        StorageError: the system refused to read.
+    """
+    lacking = [name for name in names if {name, name.rpartition(".")[0]} & other.lacks]
+    zero = {name for name in lacking if all_zero([side.tensors[name]])}
+    layers = Counter(place_of(name)[1] for name in names if name in zero)
+    notes = [
+        f"{key}: zero in every element of {count} layers in {where[0]}, not stored in {where[1]}"
+        for key, count in layers.items()
+    ]
+    return [name for name in names if name not in zero], notes
