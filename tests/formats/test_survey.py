@@ -56,7 +56,20 @@ LLAMA_PIPE: Layers = {
 }
 PLAIN_PIPE: Layers = {0: {"weight": (8, 8), "bias": (8,)}, 1: {}, 2: {"weight": (3, 8), "bias": (3,)}}
 LATE_PIPE: Layers = {1: {"conv.weight": (2, 2)}, 4: {"linear.weight": (2, 2), "linear.bias": (2,)}, 5: {}}
-FOREIGN = {"transformers' layers": LLAMA_PIPE, "activations": PLAIN_PIPE, "functions": LATE_PIPE}
+# Layers with names that Megatron or GPT-NeoX has too.
+OWN_BLOCK = {"norm.weight": (4,), "norm.bias": (4,), "mlp.weight": (4, 4)}
+NAMED_PIPE: Layers = {0: {"word_embeddings.weight": (8, 4)}, 1: OWN_BLOCK, 2: OWN_BLOCK, 3: {"lm_head.weight": (8, 4)}}
+NEOX_BLOCK = {"input_layernorm.weight": (4,), "attention.query_key_value.weight": (12, 4)}
+HF_NEOX_PIPE: Layers = {0: {"embed_in.weight": (8, 4)}, 1: NEOX_BLOCK, 2: {"embed_out.weight": (8, 4)}}
+LATE_NAMED_PIPE: Layers = {1: {"word_embeddings.weight": (8, 4)}, 2: {"weight": (4, 4)}, 3: {"weight": (4, 4)}}
+FOREIGN = {
+    "transformers' layers": LLAMA_PIPE,
+    "activations": PLAIN_PIPE,
+    "functions": LATE_PIPE,
+    "names of Megatron": NAMED_PIPE,
+    "names of Megatron behind a function": LATE_NAMED_PIPE,
+    "transformers' GPT-NeoX": HF_NEOX_PIPE,
+}
 
 
 def write(root: Path, layers: Layers, tp: int = 1, pp: int = 1, args: object = None, config: object = None) -> Path:

@@ -29,10 +29,10 @@ _IN_A_BLOCK = ("self_attention.", "mlp.dense_", "mlp.deepspeed_moe.")
 
 
 def is_megatron(layers: Iterable[Collection[str]]) -> bool:
-    """Whether some layer is Megatron's: users write pipelines of their own modules too, whose layers may be anything
-    [``deepspeed/pipe``: ``PipelineModule``].
+    """Whether some layer is a transformer layer of Megatron's: users write pipelines of their own modules too, whose
+    layers may be anything [``deepspeed/runtime/pipe/module.py:PipelineModule``].
     """
-    return any("word_embeddings.weight" in keys or role_of(keys) is Section.LAYER for keys in layers)
+    return any(role_of(keys) is Section.LAYER for keys in layers)
 
 
 def role_of(keys: Collection[str]) -> Section | None:

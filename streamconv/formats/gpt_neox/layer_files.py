@@ -32,8 +32,9 @@ __all__ = [
 ]
 
 FIRST_BLOCK = 2
-# Megatron's blocks say self_attention; its final norm has a bare weight, its head is lm_head.
-_OWN = ("attention.query_key_value.", "attention.qkv.", "final_linear.")
+# Attention's modules, Mamba's and RWKV's; Megatron's blocks say self_attention.
+_IN_A_BLOCK = ("attention.query_key_value.", "attention.qkv.", "mixer.", "att.")
+_AT_THE_END = ("norm.", "final_linear.", "rm_linear.")
 
 # Module of a block -> Megatron's. ``linear1`` and ``linear2`` since 0d4bdb96 (2024-09).
 _MODULES = {
@@ -127,13 +128,19 @@ def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
 
 
 def is_neox(layers: Iterable[Collection[str]]) -> bool:
-    """Whether some layer is GPT-NeoX's, of whatever mechanism, and none is a bare module of a user's own pipeline."""
+    """Whether layers are GPT-NeoX's, of whatever mechanism: two of its three kinds are there, for one may be missing.
+
+    Users' own pipelines have layers like one of these (transformers' own GPT-NeoX has the blocks), and bare modules.
+    """
     each = [set(keys) for keys in layers]
-    every = set().union(*each)
     if any(keys and keys <= {"weight", "bias"} for keys in each):
         return False
-    with_norm = "word_embeddings.weight" in every and any(key.startswith("norm.") for key in every)
-    return with_norm or any(key.startswith(_OWN) for key in every)
+    kinds = (
+        any("word_embeddings.weight" in keys for keys in each),
+        any(key.startswith(_IN_A_BLOCK) for keys in each for key in keys),
+        any(keys and all(key.startswith(_AT_THE_END) for key in keys) for keys in each),
+    )
+    return sum(kinds) > 1
 
 
 def neox_sections(keys: Mapping[int, Collection[str]]) -> dict[int, Section]:
