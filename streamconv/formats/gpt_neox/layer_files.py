@@ -6,7 +6,6 @@ The pipeline is the embedding, a function, L blocks, a function, the final norm,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,60 +18,21 @@ from streamconv.formats.common.faults import COPY_AGAIN, Faults
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.deepspeed.layer_files import keys_of, open_layer_files
 from streamconv.formats.deepspeed.names import FolderNames
+from streamconv.formats.gpt_neox.names import BLOCK_MODULES, FIRST_BLOCK, OUTSIDE_BLOCKS, ROTARY_BUFFER
+from streamconv.formats.gpt_neox.refusals import refuse_neox_keys
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = [
-    "FIRST_BLOCK",
     "NeoxLayers",
     "check_neox_numbers",
     "is_neox",
-    "names_of_block",
     "neox_sections",
     "open_neox_layers",
 ]
 
-FIRST_BLOCK = 2
 # Attention's modules, Mamba's and RWKV's; Megatron's blocks say self_attention.
 _IN_A_BLOCK = ("attention.query_key_value.", "attention.qkv.", "mixer.", "att.")
 _AT_THE_END = ("norm.", "final_linear.", "rm_linear.")
-
-# Module of a block -> Megatron's. ``linear1`` and ``linear2`` since 0d4bdb96 (2024-09).
-_MODULES = {
-    "input_layernorm": "input_layernorm",
-    "attention.query_key_value": "self_attention.query_key_value",
-    "attention.dense": "self_attention.dense",
-    "post_attention_layernorm": "post_attention_layernorm",
-    "mlp.dense_h_to_4h": "mlp.dense_h_to_4h",
-    "mlp.dense_4h_to_h": "mlp.dense_4h_to_h",
-    "mlp.linear1": "mlp.dense_h_to_4h",
-    "mlp.linear2": "mlp.dense_4h_to_h",
-}
-_OTHERS = {
-    "word_embeddings.weight": (Section.EMBEDDING, "word_embeddings.weight"),
-    "norm.weight": (Section.FINAL_NORM, "weight"),
-    "norm.bias": (Section.FINAL_NORM, "bias"),
-    "final_linear.weight": (Section.HEAD, "lm_head.weight"),
-}
-# Kept by runs before persistent=False, and since by those with rotary_save_freqs_buffer.
-_BUFFER = "attention.rotary_emb.inv_freq"
-_REFUSED = (
-    (r".*norm\.scale", "RMSNorm"),
-    (r".*norm\.g", "ScaleNorm"),
-    (r"position_embeddings\..*", "learned positions"),
-    (r"mlp\.w[123]\..*", "a gated linear unit (GLU: mlp.w1, mlp.w3)"),
-    (r"mlp\.(router|experts)\..*|.*\.experts\..*|.*deepspeed_moe.*", "a mixture of experts (MoE)"),
-    (r"attention\.(qkv|proj)\..*|mlp\.(fc[12]|layer_norm)_.*", "Transformer Engine's modules"),
-    (r"attention\.qk_layernorm\..*", "norms of queries and keys"),
-    (r".*\brpe\b.*", "relative positions"),
-    (r"rm_linear\..*", "a reward model's head"),
-    (r"mixer\..*|.*mamba.*|(att|ffn)\..*", "blocks that are no transformer layers (Mamba, RWKV)"),
-)
-
-
-def names_of_block(*, before_2024_09: bool) -> dict[str, str]:
-    """GPT-NeoX's names of a block's modules by Megatron's, as one of its versions has them."""
-    left_out = ("mlp.linear1", "mlp.linear2") if before_2024_09 else ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-    return {ours: name for name, ours in _MODULES.items() if name not in left_out}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +68,14 @@ def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
         what = "a pipeline of DeepSpeed whose layers are neither GPT-NeoX's nor Megatron's: not translated"
         raise UnsupportedError(what, where=folder)
     for index, files in opened.items():
-        _refuse(keys[index], files[0].path)
+        refuse_neox_keys(keys[index], files[0].path)
     check_neox_numbers(folder, keys, strict)
     blocks = [index for index, section in neox_sections(keys).items() if section is Section.LAYER]
     tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {}
     buffers: list[LazyTensor] = []
     for index, files in opened.items():
         contents = [file.tensors() for file in files.values()]
-        buffers += [stored.pop(_BUFFER) for stored in contents if _BUFFER in stored]
+        buffers += [stored.pop(ROTARY_BUFFER) for stored in contents if ROTARY_BUFFER in stored]
         number = blocks.index(index) if index in blocks else -1
         ranks = [dict(_placed(stored, number, files[rank].path)) for rank, stored in enumerate(contents)]
         joined = join_ranks(ranks, [file.path.name for file in files.values()], folder)
@@ -182,20 +142,14 @@ def _runs(numbers: Sequence[int]) -> str:
 
 def _placed(stored: Mapping[str, LazyTensor], number: int, path: Path) -> Iterator[tuple[ParameterId, LazyTensor]]:
     """The tensors of one file by place; those of block ``number``, or -1."""
-    _refuse(stored, path)
+    refuse_neox_keys(stored, path)
     for key, tensor in stored.items():
-        if number < 0 and key in _OTHERS:
-            section, name = _OTHERS[key]
+        if number < 0 and key in OUTSIDE_BLOCKS:
+            section, name = OUTSIDE_BLOCKS[key]
             yield ParameterId(section, -1, name), tensor
             continue
         module, _, leaf = key.rpartition(".")
-        if number < 0 or module not in _MODULES or leaf not in ("weight", "bias"):
+        if number < 0 or module not in BLOCK_MODULES or leaf not in ("weight", "bias"):
             where = f"block {number}" if number >= 0 else "a layer file outside the blocks"
             raise UnsupportedError(f"{where} of GPT-NeoX has the tensor {key}, of unknown role", where=path)
-        yield ParameterId(Section.LAYER, number, f"{_MODULES[module]}.{leaf}"), tensor
-
-
-def _refuse(keys: Collection[str], path: Path) -> None:
-    for pattern, words in _REFUSED:
-        if any(re.fullmatch(pattern, key) for key in keys):
-            raise UnsupportedError(f"GPT-NeoX with {words}: not translated", where=path)
+        yield ParameterId(Section.LAYER, number, f"{BLOCK_MODULES[module]}.{leaf}"), tensor

@@ -28,7 +28,8 @@ from streamconv.formats.deepspeed.rank_files import (
 from streamconv.formats.deepspeed.source import resolve_tag
 from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.gpt_neox.args import NeoxRun, read_run
-from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, NeoxLayers, open_neox_layers
+from streamconv.formats.gpt_neox.layer_files import NeoxLayers, open_neox_layers
+from streamconv.formats.gpt_neox.names import FIRST_BLOCK
 from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
 from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel

@@ -22,7 +22,7 @@ from streamconv.core.errors import AmbiguousError, UnsupportedError
 from streamconv.core.layout import RankCoordinates
 from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
 from streamconv.formats.gpt_neox.args import CONFIGURED, RECORDED
-from streamconv.formats.gpt_neox.layer_files import FIRST_BLOCK, names_of_block
+from streamconv.formats.gpt_neox.names import FIRST_BLOCK, names_of_block
 from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.gpt_neox.yaml_config import FOLDER
 from streamconv.formats.source import Fact

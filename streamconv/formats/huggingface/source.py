@@ -18,6 +18,7 @@ from streamconv.formats.huggingface.names import (
     HfNames,
     HfTensors,
 )
+from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.huggingface.weights import open_weights
 from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.biases import said_by
@@ -127,9 +128,4 @@ def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int
     return words.shape[0]
 
 
-def _refusal(family: ModelFamily) -> str | None:
-    """Every family is one of transformers."""
-    return None
-
-
-SOURCE = SourceFormat("huggingface", open_model, claims, _refusal)
+SOURCE = SourceFormat("huggingface", open_model, claims, refusal)

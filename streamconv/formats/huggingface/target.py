@@ -14,9 +14,9 @@ from typing import Any
 from streamconv.containers.safetensors.writer import plan_safetensors_file
 from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.huggingface.names import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS, HfNames
+from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
-from streamconv.models.family import ModelFamily
 from streamconv.models.orders import RowOrders
 from streamconv.models.translate import config_of
 
@@ -96,9 +96,4 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def _refusal(family: ModelFamily) -> str | None:
-    """Every family is one of transformers."""
-    return None
-
-
-TARGET = TargetFormat("huggingface", ("transformers",), lay_out, _refusal, is_sharded=False)
+TARGET = TargetFormat("huggingface", ("transformers",), lay_out, refusal, is_sharded=False)

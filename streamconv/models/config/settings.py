@@ -268,9 +268,7 @@ class Gives(Setting):
 
 @dataclass(frozen=True)
 class Fixed(Gives):
-    """An argument that has one value in all results of the family. A source that has another value is refused:
-    transformers' model cannot do it.
-    """
+    """An argument that has one value in all results of the family. A source that has another value is refused."""
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
         if args.get(self.arg) not in (None, self.value):
