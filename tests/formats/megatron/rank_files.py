@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.making.cuts import Cut, Rank, even
 from tests.making.hugging_face import hugging_face_tensors, load_hugging_face, save_hugging_face
 from tests.making.labelled import HEAD, Labelled, Sizes, assert_same, labelled
-from tests.making.megatron_core import COPY, LINEARS, check_ranks, core_args, core_files
+from tests.making.megatron_core import COPY, LINEARS, check_ranks, core_args, core_files, core_key
 from tests.making.megatron_legacy import in_version, legacy_files
 from tests.making.megatron_ranks import (
     TRACKER,
@@ -37,6 +37,7 @@ __all__ = [
     "chunks_of",
     "core_args",
     "core_files",
+    "core_key",
     "even",
     "hugging_face_tensors",
     "in_halves",
