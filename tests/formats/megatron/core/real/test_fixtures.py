@@ -24,6 +24,9 @@ LLAMA, GROUPS, GPT, DIST = (
 )
 SIZES: dict[Path, dict[str, Any]] = {LLAMA: {"tp": 2, "pp": 2}, GROUPS: {"tp": 4}, GPT: {"pp": 2, "vpp": 2}}
 State = dict[str, Any]
+# The answers are of another machine: the matrix products of another CPU add in another order. What is wrong in a folder
+# shows in more than 1e-3.
+CLOSE = 5e-5
 
 
 def answer_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,13 +43,13 @@ def distance(folder: Path, logits: torch.Tensor) -> float:
 @pytest.mark.parametrize("folder", SIZES, ids=lambda folder: folder.name)
 def test_torch(folder: Path) -> None:
     logits = logits_from_torch(folder, answer_of(folder)["tokens"], **SIZES[folder])
-    assert distance(folder, logits) == 0
+    assert distance(folder, logits) < CLOSE
 
 
 @pytest.mark.parametrize(("tp", "pp", "vpp"), [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 2, 2)])
 def test_torch_dist_at_other_sizes(tp: int, pp: int, vpp: int) -> None:
     logits = logits_from_torch_dist(DIST, answer_of(DIST)["tokens"], tp=tp, pp=pp, vpp=vpp)
-    assert distance(DIST, logits) < 1e-5
+    assert distance(DIST, logits) < CLOSE
 
 
 def test_one_model_with_two_groups_of_heads_on_two_and_on_four_ranks() -> None:
@@ -104,7 +107,7 @@ ARGS: dict[str, Any] = {
 def test_transformer_engines_names(tmp_path: Path) -> None:
     tokens = answer_of(LLAMA)["tokens"]
     te = changed(LLAMA, tmp_path / "te", lambda model: {te_name(key): value for key, value in model.items()})
-    assert distance(LLAMA, logits_from_torch(te, tokens, spec="te", args=ARGS, **SIZES[LLAMA])) == 0
+    assert distance(LLAMA, logits_from_torch(te, tokens, spec="te", args=ARGS, **SIZES[LLAMA])) < CLOSE
     with pytest.raises(Exception, match=r"missing.*input_layernorm.*unexpected.*layer_norm_weight"):
         logits_from_torch(te, tokens, args=ARGS, **SIZES[LLAMA])
     with pytest.raises(Exception, match=r"te names: missing.*layer_norm_weight.*unexpected.*input_layernorm"):
@@ -157,4 +160,4 @@ def test_another_argument_is_another_model(name: str, value: object) -> None:
 
 def test_the_fused_gelu_is_another_function() -> None:
     logits = logits_from_torch(GPT, answer_of(GPT)["tokens"], args={"bias_gelu_fusion": False}, **SIZES[GPT])
-    assert 1e-5 < distance(GPT, logits) < 0.1
+    assert CLOSE < distance(GPT, logits) < 0.1
