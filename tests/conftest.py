@@ -29,8 +29,12 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the cases that :class:`Sweep` leaves out; a test's cases are what it is parametrised with."""
+    """Leave out the cases that :class:`Sweep` leaves out of those that were asked for by name or by mark.
+
+    A test's cases are what it is parametrised with.
+    """
     tables: dict[str, list[pytest.Item]] = {}
     steps: dict[str, int] = {}
     for item in items:

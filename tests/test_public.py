@@ -132,3 +132,15 @@ def test_a_choice_that_does_not_exist_is_refused() -> None:
         streamconv.plan(REAL[0].folder, tpp=4)  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="dtyp: no such choice"):
         streamconv.convert(REAL[0].folder, None, dtyp="bf16")  # type: ignore[call-arg]
+
+
+def test_one_word_means_one_thing() -> None:
+    """No two modules have public classes of the same name."""
+    homes: dict[str, set[str]] = {}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            thing = getattr(module, public)
+            if inspect.isclass(thing) and thing.__module__.startswith("streamconv."):
+                homes.setdefault(public, set()).add(thing.__module__)
+    assert {word: found for word, found in homes.items() if len(found) > 1} == {}

@@ -13,7 +13,7 @@ from streamconv.execution.settings import DEFAULT_ENGINE, EngineSettings
 from streamconv.io.direct import PAGE, page_end
 from streamconv.io.source import check_io_mode
 from streamconv.memory.budget import MIB, MemoryBudget, parse_budget, parse_size
-from streamconv.memory.fit import Need, checked_jobs, fit_budget
+from streamconv.memory.fit import MemoryNeed, checked_jobs, fit_budget
 from streamconv.moves.tiles import buffer_nbytes
 from streamconv.planning.plan import Plan
 
@@ -91,11 +91,11 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     return Fit(budget, fitted.floor, fitted.block, fitted.threads, window, io, engine.name, fitted.spare)
 
 
-def _need(work: Plan, choices: RunChoices, held: int, engine: Engine) -> Need:
+def _need(work: Plan, choices: RunChoices, held: int, engine: Engine) -> MemoryNeed:
     smallest = max(work.smallest_block, _SMALLEST_BLOCK)
     asked = _asked_block(choices, smallest)
     least, largest = asked or smallest, asked or max(_LARGEST_BLOCK, smallest)
-    return Need(
+    return MemoryNeed(
         what="this checkpoint",
         nbytes=_needed_nbytes,
         smallest=least,

@@ -198,7 +198,9 @@ class Staging:
         target.rename(staged)
 
     def _discard(self, folder: Path) -> None:
-        """Delete a folder; what of it cannot be deleted (on NFS: an open file) goes where nothing takes it for more."""
+        """Delete a folder. What cannot be deleted (an open file on NFS) is moved aside, so that no later run takes it
+        for an old or a new checkpoint.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         if folder.is_dir():
             folder.rename(Path(tempfile.mkdtemp(prefix="replaced-", dir=self.work)) / folder.name)

@@ -21,7 +21,7 @@ from streamconv.io.direct import Buffer, new_buffer, page_end
 from streamconv.models.parameter import Section
 from streamconv.moves.jobs import Target
 from streamconv.moves.lower import lower
-from streamconv.planning.plan import Entry, Plan
+from streamconv.planning.plan import OutputTensor, Plan
 from streamconv.values.replicas import compare_replicas
 
 __all__ = ["FRAMEWORKS", "StreamedTensor", "stream_plan"]
@@ -44,7 +44,7 @@ class StreamedTensor(NamedTuple):
 
 class _Member(NamedTuple):
     rank: RankCoordinates
-    entry: Entry
+    entry: OutputTensor
 
 
 def stream_plan(work: Plan, *, copy: bool, framework: str, how: RunChoices) -> Iterator[StreamedTensor]:

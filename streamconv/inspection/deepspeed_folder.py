@@ -18,10 +18,10 @@ from streamconv.inspection.report import (
     Evidence,
     FileRow,
     Finding,
+    InspectionReport,
     ModelFacts,
     OptimizerFacts,
     ParallelFacts,
-    Report,
     Vocabulary,
     finding_of,
 )
@@ -72,7 +72,7 @@ def _has_moments(tree: Any, depth: int = 0) -> bool:
     return isinstance(tree, list | tuple) and depth < 6 and any(_has_moments(item, depth + 1) for item in tree[:4])
 
 
-def describe_parts(found: Survey, refusal: StreamconvError, report: Report) -> dict[str, LazyTensor]:
+def describe_parts(found: Survey, refusal: StreamconvError, report: InspectionReport) -> dict[str, LazyTensor]:
     """Fill a report from files that do not make a model that is translated, each by itself; returns their tensors by
     file and name.
     """
@@ -99,7 +99,7 @@ def describe_parts(found: Survey, refusal: StreamconvError, report: Report) -> d
     return tensors
 
 
-def _add_facts(report: Report, found: Survey) -> None:
+def _add_facts(report: InspectionReport, found: Survey) -> None:
     args, names = found.args or {}, found.names
     guess = guess_family(row.parameter or row.name for row in report.tensors)
     if guess is not None:

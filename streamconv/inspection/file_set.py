@@ -17,14 +17,22 @@ from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface.weights import check_shards, read_index, weight_files
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
-from streamconv.inspection.report import Evidence, FileRow, Finding, ModelFacts, Report, Vocabulary, finding_of
+from streamconv.inspection.report import (
+    Evidence,
+    FileRow,
+    Finding,
+    InspectionReport,
+    ModelFacts,
+    Vocabulary,
+    finding_of,
+)
 from streamconv.inspection.stored import tensor_rows
 from streamconv.models.registry import known_families
 
 __all__ = ["describe_file_set"]
 
 
-def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Report) -> dict[str, LazyTensor]:
+def describe_file_set(folder: Path, refusal: StreamconvError | None, report: InspectionReport) -> dict[str, LazyTensor]:
     """Fill a report from all checkpoint files below a folder; returns their tensors by file and name.
 
     Args:
@@ -101,7 +109,7 @@ def _kind(folder: Path, names: Sequence[str]) -> tuple[str, list[Evidence]]:
     return "a folder of checkpoint files", [Evidence("files", f"{len(names)} of torch's or other containers")]
 
 
-def _add_files(folder: Path, paths: Sequence[Path], files: Sequence[StoredFile], report: Report) -> None:
+def _add_files(folder: Path, paths: Sequence[Path], files: Sequence[StoredFile], report: InspectionReport) -> None:
     opened = {file.path: file for file in files}
     for path in paths:
         file = opened.get(path)
@@ -111,7 +119,7 @@ def _add_files(folder: Path, paths: Sequence[Path], files: Sequence[StoredFile],
     report.findings += unsafe_globals(report.globals)
 
 
-def _add_model(report: Report, config: Mapping[str, Any], unique: bool) -> None:
+def _add_model(report: InspectionReport, config: Mapping[str, Any], unique: bool) -> None:
     guess = guess_family(row.parameter or row.name for row in report.tensors)
     if guess is not None:
         report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))

@@ -9,7 +9,7 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import global_rows, unsafe_globals
-from streamconv.inspection.report import Evidence, FileRow, Finding, ModelFacts, Report
+from streamconv.inspection.report import Evidence, FileRow, Finding, InspectionReport, ModelFacts
 from streamconv.inspection.stored import storage_facts, tensor_rows
 from streamconv.inspection.values import args_table, readable_values
 
@@ -19,7 +19,7 @@ __all__ = ["inspect_file"]
 _BLOAT_NBYTES, _BLOAT_SHARE = 1 << 20, 0.1
 
 
-def inspect_file(path: Path) -> tuple[Report, dict[str, LazyTensor]]:
+def inspect_file(path: Path) -> tuple[InspectionReport, dict[str, LazyTensor]]:
     """The report on a file, and its tensors by name.
 
     Raises:
@@ -27,7 +27,7 @@ def inspect_file(path: Path) -> tuple[Report, dict[str, LazyTensor]]:
     """
     file = open_any(path)
     tensors = file.tensors()
-    report = Report(str(path), "file", path.stat().st_size, _title(file))
+    report = InspectionReport(str(path), "file", path.stat().st_size, _title(file))
     report.files = [FileRow(path.name, report.nbytes, file.kind, len(tensors))]
     report.tensors = tensor_rows(tensors, path.name)
     report.values = readable_values(file.state)
@@ -54,7 +54,7 @@ def _title(file: StoredFile) -> str:
     return what
 
 
-def _bloat(report: Report) -> list[Finding]:
+def _bloat(report: InspectionReport) -> list[Finding]:
     unused = (report.storage or {}).get("unused_nbytes", 0)
     stored = (report.storage or {}).get("stored_nbytes", 0)
     if unused < _BLOAT_NBYTES or unused < _BLOAT_SHARE * stored:
@@ -65,7 +65,7 @@ def _bloat(report: Report) -> list[Finding]:
     ]
 
 
-def _add_model(report: Report, file: StoredFile) -> None:
+def _add_model(report: InspectionReport, file: StoredFile) -> None:
     """What a lone file says of the model: its rank's part of it."""
     guess = guess_family(row.parameter or row.name for row in report.tensors)
     if guess is not None:

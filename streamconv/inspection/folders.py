@@ -21,7 +21,7 @@ from streamconv.inspection.file_set import describe_file_set
 from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import count
 from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
-from streamconv.inspection.report import Evidence, Finding, OptimizerFacts, Report, finding_of
+from streamconv.inspection.report import Evidence, Finding, InspectionReport, OptimizerFacts, finding_of
 from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 
@@ -37,7 +37,7 @@ def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
         SourceError: there is no such folder, or no checkpoint in it.
     """
     folder, notes = _checkpoint_folder(path, options.tag)
-    report = Report(str(folder), "folder", 0, "")
+    report = InspectionReport(str(folder), "folder", 0, "")
     report.findings += [*notes, *_unfinished(path)]
     if is_torch_dist(folder):
         result = Inspected(report, describe_torch_dist(folder, report))
@@ -85,7 +85,7 @@ def _tracked(path: Path, tag: str | None) -> Path:
     return own if not inside.is_dir() and own.is_dir() else path
 
 
-def _framework_folder(folder: Path, options: SourceOptions, report: Report) -> Inspected:
+def _framework_folder(folder: Path, options: SourceOptions, report: InspectionReport) -> Inspected:
     try:
         source, model = open_source(folder, options)
     except StreamconvError as error:
@@ -119,7 +119,7 @@ def _optimizer_of_ranks(found: KnownModel) -> OptimizerFacts:
     return OptimizerFacts(bool(parts), 0, nbytes, OWN_OPTIMIZER if parts else "none")
 
 
-def _unopened(folder: Path, refusal: StreamconvError, report: Report) -> Inspected:
+def _unopened(folder: Path, refusal: StreamconvError, report: InspectionReport) -> Inspected:
     """A folder that no source format opened: DeepSpeed's files one by one, or any set of checkpoint files."""
     surveyed = None if (folder / "zero").is_dir() else survey(folder)
     if surveyed is None:

@@ -12,13 +12,13 @@ from streamconv.core.errors import DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import place_of
-from streamconv.inspection.report import Finding, Report, StatisticsRow, finding_of, report_dict
+from streamconv.inspection.report import Finding, InspectionReport, StatisticsRow, finding_of, report_dict
 
 if TYPE_CHECKING:
     from streamconv.formats.source import SourceOptions
     from streamconv.values.sweep import SweepSettings
 
-__all__ = ["Inspection", "Report", "inspect", "report_dict"]
+__all__ = ["Inspection", "InspectionReport", "inspect", "report_dict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Inspection:
 
 def inspect(
     path: str | Path, options: Inspection | None = None, progress: Callable[[int, int], None] | None = None
-) -> Report:
+) -> InspectionReport:
     """Inspect a file or a folder.
 
     Args:

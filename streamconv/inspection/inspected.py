@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streamconv.core.lazy import LazyTensor
-from streamconv.inspection.report import Report
+from streamconv.inspection.report import InspectionReport
 
 __all__ = ["Inspected", "Places"]
 
@@ -26,7 +26,7 @@ class Inspected:
         by_file: tensors by file and name, where ``tensors`` are put together without a family that knows how.
     """
 
-    report: Report
+    report: InspectionReport
     tensors: dict[str, LazyTensor]
     copies: dict[str, tuple[LazyTensor, ...]] = field(default_factory=dict)
     places: Places = field(default_factory=dict)

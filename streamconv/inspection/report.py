@@ -17,10 +17,10 @@ __all__ = [
     "FileRow",
     "Finding",
     "GlobalRow",
+    "InspectionReport",
     "ModelFacts",
     "OptimizerFacts",
     "ParallelFacts",
-    "Report",
     "StatisticsRow",
     "TensorRow",
     "Vocabulary",
@@ -169,7 +169,7 @@ class StatisticsRow:
 
 
 @dataclass(slots=True)
-class Report:
+class InspectionReport:
     """Everything that was found. What a file holds beside tensors is in ``values``, by dotted path."""
 
     path: str
@@ -207,7 +207,7 @@ class Report:
         return next((code for code in (BROKEN, DIFFERENT) if code in codes), 0)
 
 
-def report_dict(report: Report) -> dict[str, Any]:
+def report_dict(report: InspectionReport) -> dict[str, Any]:
     """A report as plain data, as docs/inspect.md describes it; sizes in bytes, offsets in bytes from the file's start.
 
     Numbers that JSON has no words for are None.

@@ -19,9 +19,9 @@ from streamconv.inspection.report import (
     Evidence,
     FileRow,
     Finding,
+    InspectionReport,
     ModelFacts,
     ParallelFacts,
-    Report,
     TensorRow,
     Vocabulary,
     finding_of,
@@ -110,7 +110,7 @@ class _Names:
                 yield self.known[id(path)]
 
 
-def describe_sharded(found: KnownModel, report: Report, names: FolderNames | None) -> Places:
+def describe_sharded(found: KnownModel, report: InspectionReport, names: FolderNames | None) -> Places:
     """Fill a report from a model that was opened; returns the files of each layer and rank."""
     places = _files_by_place(found.model)
     model = found.model

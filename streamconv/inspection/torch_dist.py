@@ -22,9 +22,9 @@ from streamconv.inspection.report import (
     Evidence,
     FileRow,
     Finding,
+    InspectionReport,
     ModelFacts,
     ParallelFacts,
-    Report,
     TensorRow,
     Vocabulary,
     finding_of,
@@ -44,7 +44,7 @@ def is_torch_dist(folder: Path) -> bool:
     return folder.is_dir() and ((folder / METADATA).is_file() or any(folder.glob("*.distcp")))
 
 
-def describe_torch_dist(folder: Path, report: Report) -> dict[str, LazyTensor]:
+def describe_torch_dist(folder: Path, report: InspectionReport) -> dict[str, LazyTensor]:
     """Fill a report from a folder of ``.distcp`` files; returns its tensors by name."""
     names = sorted(path.name for path in folder.glob("*.distcp"))
     is_megatron = (folder / COMMON_FILE).is_file() or (folder / CONFIG_FILE).is_file()
@@ -69,7 +69,7 @@ def describe_torch_dist(folder: Path, report: Report) -> dict[str, LazyTensor]:
     return checkpoint.tensors
 
 
-def _one_by_one(folder: Path, names: list[str], report: Report) -> dict[str, LazyTensor]:
+def _one_by_one(folder: Path, names: list[str], report: InspectionReport) -> dict[str, LazyTensor]:
     files, broken = open_all(folder / name for name in names)
     report.findings += [finding for finding in broken if finding.where not in {f.where for f in report.findings}]
     tensors: dict[str, LazyTensor] = {}
@@ -103,7 +103,7 @@ def _row(folder: Path, name: str, tensor: LazyTensor) -> TensorRow:
     return TensorRow(name, file, str(tensor.dtype), tensor.shape, tensor.nbytes, first_byte(tensor), layer, parameter)
 
 
-def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: Report) -> Mapping[str, Any]:
+def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: InspectionReport) -> Mapping[str, Any]:
     """The state beside the tensors, empty with a finding if it cannot be read, or is not there where it must be."""
     try:
         common = read_common_state(folder, checkpoint)
@@ -120,7 +120,7 @@ def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: Repor
     return common.state
 
 
-def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Report) -> None:
+def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: InspectionReport) -> None:
     state = _common_state(folder, checkpoint, report)
     report.values |= readable_values(state)
     report.args = args_table(state)
@@ -154,7 +154,7 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Report) 
 
 
 def _parallel(
-    checkpoint: DistributedCheckpoint, words: LazyTensor | None, args: Mapping[str, Any], report: Report
+    checkpoint: DistributedCheckpoint, words: LazyTensor | None, args: Mapping[str, Any], report: InspectionReport
 ) -> ParallelFacts:
     """The layout that wrote it, which no reader needs: args say it, or the chunks of the word embeddings say TP."""
     writers = {match[1] for name in checkpoint.files if (match := _WRITER.fullmatch(name))}

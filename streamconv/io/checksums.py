@@ -16,7 +16,7 @@ from isal import isal_zlib
 from streamconv.core.errors import DamagedError
 from streamconv.core.views import Storage
 
-__all__ = ["ChecksumBook", "SourceChecksums", "Verdict", "crc32"]
+__all__ = ["ChecksumBook", "RecordCounts", "SourceChecksums", "crc32"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -76,7 +76,7 @@ class ChecksumBook(Generic[K]):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RecordCounts:
     """How many storages were read whole and are as recorded, were read in part, and have no checksum recorded."""
 
     checked: int
@@ -105,7 +105,7 @@ class SourceChecksums:
                 remedy="its bytes have changed since it was saved: copy the file again from where it was trained",
             )
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> RecordCounts:
         """How it went; a storage that is wrong was refused when its last byte came."""
         checked = in_part = without = 0
         for storage in self._book.records():
@@ -115,4 +115,4 @@ class SourceChecksums:
                 in_part += 1
             else:
                 checked += 1
-        return Verdict(checked, in_part, without)
+        return RecordCounts(checked, in_part, without)

@@ -1,7 +1,7 @@
 """From a memory budget to threads and blocks: how many, how large, and what is left over.
 
-Who needs memory says in a :class:`Need` what its buffers take. What the process has resident already, and a margin,
-are taken off the budget first.
+Who needs memory says in a :class:`MemoryNeed` what its buffers take. What the process has resident already, and a
+margin, are taken off the budget first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import psutil
 from streamconv.core.errors import MemoryBudgetError, UsageError
 from streamconv.memory.budget import MIB, MemoryBudget, format_bytes
 
-__all__ = ["Fitted", "Need", "checked_jobs", "fit_budget", "largest_block"]
+__all__ = ["Fitted", "MemoryNeed", "checked_jobs", "fit_budget", "largest_block"]
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """What a piece of work needs of a budget; all sizes in bytes.
 
     Attributes:
@@ -58,7 +58,7 @@ class Fitted:
     spare: int
 
 
-def fit_budget(need: Need, budget: MemoryBudget, jobs: int | None = None) -> Fitted:
+def fit_budget(need: MemoryNeed, budget: MemoryBudget, jobs: int | None = None) -> Fitted:
     """Fit a need into a budget, in this process as it is now.
 
     Args:
@@ -95,7 +95,7 @@ def largest_block(nbytes: int, needed: Callable[[int], int], smallest: int, larg
     return max(smallest, step * bisect_right(steps, nbytes, key=lambda count: needed(count * step)))
 
 
-def _refusal(need: Need, budget: MemoryBudget, threads: int, floor: int) -> MemoryBudgetError:
+def _refusal(need: MemoryNeed, budget: MemoryBudget, threads: int, floor: int) -> MemoryBudgetError:
     less = ["fewer --jobs"] * (threads > 1) + ["a smaller --block-size"] * need.block_asked
     remedy = f"say --max-ram {floor // MIB}M or more"
     if not less:

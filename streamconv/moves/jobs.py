@@ -47,7 +47,7 @@ class RunJob:
 
     @property
     def length(self) -> int:
-        """What it is cut along: elements."""
+        """How many elements there are; a tile is a range of them."""
         return self.numel
 
     @property
@@ -112,7 +112,7 @@ class RowsJob:
 
     @property
     def length(self) -> int:
-        """What it is cut along: rows."""
+        """How many rows there are; a tile is a range of them."""
         return self.targets[0].tensor.shape[0] if self.targets[0].tensor.shape else 1
 
     @property
@@ -173,7 +173,7 @@ class BlocksJob:
 
     @property
     def length(self) -> int:
-        """What it is cut along: the columns of all bands."""
+        """How many columns all bands have together; a tile is a range of them."""
         rows, columns = self.target.tensor.shape
         return -(-rows // self.height) * columns
 

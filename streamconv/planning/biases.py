@@ -21,7 +21,7 @@ from streamconv.models.orders import RowOrders
 from streamconv.models.parameter import ModelSizes, ParameterId, Section
 from streamconv.planning.gather import Assembly
 
-__all__ = ["Biases", "settle_biases", "stored_biases", "stored_name"]
+__all__ = ["Biases", "settle_biases", "stored_as", "stored_biases"]
 
 _MEGATRON = "Megatron has biases on every linear layer, on queries, keys and values alone, or on none"
 _TRANSFORMERS = "transformers has a bias on o_proj where it has biases on queries, keys and values"
@@ -140,10 +140,10 @@ def _refuse_other_sets(model: StoredModel, family: ModelFamily, found: frozenset
             )
 
 
-def stored_name(model: StoredModel, parameter: ParameterId) -> str:
-    """A parameter's canonical name, and in brackets the one that it is stored by where that is another."""
+def stored_as(model: StoredModel, parameter: ParameterId) -> str:
+    """The name that a parameter is stored by, for the end of a message; nothing if it is the canonical one."""
     stored = _called(model, parameter)
-    return parameter.name if stored in (parameter.name, parameter.key) else f"{parameter.name} ({stored})"
+    return "" if stored in (parameter.name, parameter.key) else f"; stored as {stored}"
 
 
 def _called(model: StoredModel, parameter: ParameterId) -> str:

@@ -12,7 +12,7 @@ from streamconv.formats.target import TargetFormat
 from streamconv.models.family import ModelFamily
 from streamconv.models.registry import known_families
 
-__all__ = ["NEWEST", "Cell", "capability_table", "find_target", "reason_for", "target_names"]
+__all__ = ["NEWEST", "Capability", "capability_table", "find_target", "reason_for", "target_names"]
 
 NEWEST = "megatron"
 # The Megatron layouts that are written, the newest first.
@@ -20,7 +20,7 @@ _MEGATRON = ("megatron-core", "megatron-legacy")
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Capability:
     """One family from one source to one target; ``refusal`` says why that does not work, None if it does."""
 
     family: ModelFamily
@@ -29,12 +29,12 @@ class Cell:
     refusal: str | None
 
 
-def capability_table() -> Iterator[Cell]:
+def capability_table() -> Iterator[Capability]:
     """Every family from every source to every target."""
     for family in known_families():
         for source in known_sources():
             for target in known_targets():
-                yield Cell(family, source, target, source.refusal(family) or target.refusal(family))
+                yield Capability(family, source, target, source.refusal(family) or target.refusal(family))
 
 
 def target_names() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from streamconv.formats.source import Dropped, StoredModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import gather
 from streamconv.models.parameter import ModelSizes, ParameterId
-from streamconv.planning.vocabulary import Vocabulary, repad
+from streamconv.planning.vocabulary import VocabularyPlan, repad
 
 __all__ = ["REPLICATED_POLICIES", "Assembly", "assemble"]
 
@@ -34,7 +34,7 @@ def assemble(
     model: StoredModel,
     family: ModelFamily,
     sizes: ModelSizes,
-    vocabulary: Vocabulary,
+    vocabulary: VocabularyPlan,
     replicated: str,
     left: Collection[str] = (),
 ) -> Assembly:
@@ -96,7 +96,7 @@ def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, rang
     return shards[0], range(1, len(shards))
 
 
-def _drop_padding(result: Assembly, parameter: ParameterId, vocabulary: Vocabulary) -> None:
+def _drop_padding(result: Assembly, parameter: ParameterId, vocabulary: VocabularyPlan) -> None:
     (whole,), name = result.whole[parameter], parameter.name
     true, stored = vocabulary.true or 0, vocabulary.stored
     row = whole.nbytes // stored

@@ -22,11 +22,11 @@ from streamconv.models.parameter import ParameterId
 from streamconv.moves.jobs import Job, Target
 from streamconv.moves.lower import lower
 
-__all__ = ["Entry", "OutputFile", "Plan"]
+__all__ = ["OutputFile", "OutputTensor", "Plan"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutputTensor:
     """A stored tensor of the result: its names in the model's state dict (a tied one has two), which parameter it is,
     and what fills it.
     """
@@ -45,7 +45,7 @@ class OutputFile:
     path: str
     rank: RankCoordinates
     layout: FileLayout
-    entries: tuple[Entry, ...]
+    entries: tuple[OutputTensor, ...]
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from streamconv.planning.recognise import need_heads, recognise
 from streamconv.planning.request import ConvertOptions
 from streamconv.planning.scatter import Filler
 from streamconv.planning.target_layout import target_layout
-from streamconv.planning.unused_options import refuse_idle
-from streamconv.planning.vocabulary import Vocabulary, plan_vocabulary, unpad_vocabulary
+from streamconv.planning.unused_options import refuse_unused_options
+from streamconv.planning.vocabulary import VocabularyPlan, plan_vocabulary, unpad_vocabulary
 
 __all__ = ["REPLICATED_POLICIES", "make_plan"]
 
@@ -90,15 +90,15 @@ def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily
     source, stored = open_source(path, options.source)
     supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
     model, family, sizes = recognise(supplied, options.source.num_heads, named)
-    if refusal := source.refusal(family):
-        # Only a configuration can have named it: its parameters are those of a family that is there.
+    if family.only_named and (refusal := source.refusal(family)):
+        # Its parameters are those of another family, so nothing but the configuration speaks for it.
         raise UnsupportedError(
             f"no {source.name} checkpoint is a {family.title}: {refusal}",
             where=model.path,
             remedy="give the configuration of the model that was trained",
         )
     target = find_target(options.to, family)
-    refuse_idle(model, target, options)
+    refuse_unused_options(model, target, options)
     if target.is_sharded and model.config is not None:
         model = _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
     _refuse_core_only(model, target)
@@ -115,7 +115,7 @@ def _wanted(
     model: StoredModel,
     biases: Biases,
     sizes: ModelSizes,
-    vocabulary: Vocabulary,
+    vocabulary: VocabularyPlan,
     target: TargetFormat,
     layout: ParallelLayout,
     filler: Filler,
@@ -219,7 +219,7 @@ def _vocabulary(
     target: TargetFormat,
     layout: ParallelLayout,
     options: ConvertOptions,
-) -> Vocabulary:
+) -> VocabularyPlan:
     recorded, said = model.vocab_size, options.vocab_size
     if not target.is_sharded:
         keeps = family.huggingface.keeps_padding
@@ -244,7 +244,7 @@ def _copies(model: StoredModel) -> list[Replica]:
 
 
 def _choices(
-    model: StoredModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: Vocabulary
+    model: StoredModel, target: TargetFormat, why: str, layout: ParallelLayout, vocabulary: VocabularyPlan
 ) -> tuple[Fact, ...]:
     kept = model.layout == layout
     shape = (Fact(f"layout {layout}", "as the source" if kept else "as asked"),) if target.is_sharded else ()

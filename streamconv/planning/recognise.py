@@ -13,7 +13,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
 from streamconv.models.registry import known_families
-from streamconv.planning.biases import stored_biases, stored_name
+from streamconv.planning.biases import stored_as, stored_biases
 from streamconv.planning.contradictions import contradictions
 
 __all__ = ["Recognised", "need_heads", "recognise"]
@@ -57,8 +57,8 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
             expected[parameter.axis] //= model.tp
         if shards[0].shape != tuple(expected):
             raise DamagedError(
-                f"{stored_name(model, stored)} is {shards[0].shape}, expected {tuple(expected)} "
-                f"at TP {model.tp}: {sizes}",
+                f"{stored.name} is {shards[0].shape}, expected {tuple(expected)} at TP {model.tp}: {sizes}"
+                f"{stored_as(model, stored)}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
     facts = [evidence]

@@ -18,7 +18,7 @@ from streamconv.models.fused import part_of, shard
 from streamconv.models.orders import RowOrders
 from streamconv.models.parameter import QKV, Parameter
 from streamconv.planning.gather import Assembly
-from streamconv.planning.plan import Entry, OutputFile
+from streamconv.planning.plan import OutputFile, OutputTensor
 
 __all__ = ["Filler"]
 
@@ -75,13 +75,13 @@ class Filler:
         names: dict[int, dict[Slot, tuple[str, ...]]] = {}
         for file in laid_out.files:
             slots: dict[Slot, StoredTensor] = {}
-            entries: list[Entry] = []
+            entries: list[OutputTensor] = []
             if id(file.tree) not in names:
                 names[id(file.tree)] = _names(file)
             for slot, found in names[id(file.tree)].items():
                 tensor = self.tensor(slot, laid_out.orders, file.rank)
                 slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-                entries.append(Entry(found, slot.parameter, tensor))
+                entries.append(OutputTensor(found, slot.parameter, tensor))
                 uses[replace(file.rank, pp=0), slot] += 1
                 roles.append((self._role(slot, file.rank, uses[replace(file.rank, pp=0), slot]), tensor))
             # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.

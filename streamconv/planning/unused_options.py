@@ -1,4 +1,4 @@
-"""Flags that would do nothing with a source or a target are refused: who says one expects something of it."""
+"""Refuse options that have no effect with the source or the target: whoever gives one expects something of it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from streamconv.formats.source import StoredModel
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.request import ConvertOptions
 
-__all__ = ["refuse_idle"]
+__all__ = ["refuse_unused_options"]
 
 
-def refuse_idle(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> None:
-    """Refuse the flags that say nothing for this conversion.
+def refuse_unused_options(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> None:
+    """Refuse the options that have no effect on this conversion.
 
     Raises:
-        UsageError: one is said; what it is for is named.
+        UsageError: one is given; the message says what it is for.
     """
     where = f"--to {target.name}"
     if options.to not in (target.name, "null"):
@@ -33,14 +33,14 @@ def refuse_idle(model: StoredModel, target: TargetFormat, options: ConvertOption
 
 
 def _for_whole(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """What only a target without ranks has: (whether it is said, the flag, what it is for)."""
+    """Options of a target without ranks: (whether it is given, the flag, what it is for)."""
     yield options.vocab_padding is not None, "--vocab-padding", "whether a target that pads nothing keeps the padding"
     yield options.tokenizer is not None, "--tokenizer", "files that go along with a Hugging Face model"
     yield options.max_shard_nbytes is not None, "--max-shard-size", "the largest file of a Hugging Face model"
 
 
 def _for_ranks(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """What only a training checkpoint has."""
+    """Options of a training checkpoint."""
     yield options.layout.tp not in (None, 1), "--tp", "the ranks of a training checkpoint"
     yield options.layout.pp not in (None, 1), "--pp", "the stages of a training checkpoint"
     yield options.layout.pp_layers is not None, "--pp-layers", "the stages of a training checkpoint"
@@ -50,7 +50,7 @@ def _for_ranks(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
 
 
 def _for_some(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """What only those targets have that take it."""
+    """Options of some targets, which list them in ``takes``."""
     yield options.layout.vpp not in (None, 1), "--vpp", "virtual stages of Megatron-LM"
     yield options.core.container is not None, "--container", "the container of a Megatron-Core checkpoint"
     yield options.core.spec is not None, "--spec", "the layers that load a Megatron-Core checkpoint"
@@ -58,7 +58,7 @@ def _for_some(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
 
 
 def _for_megatron(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """What only a source that was trained by Megatron leaves open."""
+    """Options of a source that Megatron wrote."""
     source = options.source
     yield source.qkv_layout is not None, "--qkv-layout", "the order of rows in Megatron's query_key_value"
     yield source.glu_order is not None, "--glu-order", "the order of halves in Megatron's dense_h_to_4h"

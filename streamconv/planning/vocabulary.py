@@ -17,7 +17,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.source import positive_int
 
-__all__ = ["PADDING_POLICIES", "Vocabulary", "plan_vocabulary", "repad", "unpad_vocabulary"]
+__all__ = ["PADDING_POLICIES", "VocabularyPlan", "plan_vocabulary", "repad", "unpad_vocabulary"]
 
 PADDING_POLICIES = ("strip", "keep")
 
@@ -26,7 +26,7 @@ _MOST_ROWS = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class VocabularyPlan:
     """Rows stored in the source, rows in the target, and true rows (None if every stored row is kept)."""
 
     stored: int
@@ -50,7 +50,7 @@ def plan_vocabulary(
     where: Path = Path(),
     *,
     is_padded: bool = True,
-) -> Vocabulary:
+) -> VocabularyPlan:
     """Decide the target's padded vocabulary.
 
     Args:
@@ -70,10 +70,10 @@ def plan_vocabulary(
     """
     true = _true_size(stored, recorded, said)
     if tp == source_tp and said is None and is_padded:
-        return Vocabulary(stored, stored, None, "TP stays, all stored rows are copied")
+        return VocabularyPlan(stored, stored, None, "TP stays, all stored rows are copied")
     if true is None:
         if stored % tp == 0:
-            return Vocabulary(
+            return VocabularyPlan(
                 stored, stored, None, f"the true size is unknown; {stored} stored rows divide over TP {tp}"
             )
         raise AmbiguousError(
@@ -89,8 +89,8 @@ def plan_vocabulary(
     if padded >= _MOST_ROWS:
         raise DamagedError(f"a vocabulary padded to {padded} rows ({rule})", where=where)
     if padded == stored:
-        return Vocabulary(stored, stored, None, f"the padded size stays ({rule})")
-    return Vocabulary(stored, padded, true, f"{true} true rows, padded to {rule}")
+        return VocabularyPlan(stored, stored, None, f"the padded size stays ({rule})")
+    return VocabularyPlan(stored, padded, true, f"{true} true rows, padded to {rule}")
 
 
 def _true_size(stored: int, recorded: int | None, said: int | None) -> int | None:
@@ -107,7 +107,7 @@ def _true_size(stored: int, recorded: int | None, said: int | None) -> int | Non
 
 def unpad_vocabulary(
     stored: int, recorded: int | None, said: int | None, policy: str | None, *, keeps_padding: bool
-) -> Vocabulary:
+) -> VocabularyPlan:
     """Decide the vocabulary of a target that pads nothing.
 
     Args:
@@ -125,18 +125,18 @@ def unpad_vocabulary(
     true = _true_size(stored, recorded, said)
     if (policy or ("keep" if keeps_padding and said is None else "strip")) == "keep":
         why = "--vocab-padding keep" if policy else "the published models of this family keep the padding"
-        return Vocabulary(stored, stored, None, f"{why}; {true or 'an unknown number'} of them are true")
+        return VocabularyPlan(stored, stored, None, f"{why}; {true or 'an unknown number'} of them are true")
     if true is None:
         raise AmbiguousError(
             f"the true vocabulary size is unknown, and the padding among {stored} stored rows is to be stripped",
             remedy="say --vocab-size N, or --vocab-padding keep",
         )
     if true == stored:
-        return Vocabulary(stored, stored, None, "all stored rows are true")
-    return Vocabulary(stored, true, true, f"{stored - true} rows of padding are stripped")
+        return VocabularyPlan(stored, stored, None, "all stored rows are true")
+    return VocabularyPlan(stored, true, true, f"{stored - true} rows of padding are stripped")
 
 
-def repad(whole: LazyTensor, vocabulary: Vocabulary) -> LazyTensor:
+def repad(whole: LazyTensor, vocabulary: VocabularyPlan) -> LazyTensor:
     """A vocabulary tensor ``(stored, ..)`` as ``(padded, ..)``: true rows, then copies of the last one."""
     if vocabulary.true is None:
         return whole

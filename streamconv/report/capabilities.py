@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from streamconv.planning.capabilities import Cell
+from streamconv.planning.capabilities import Capability
 
 __all__ = ["capability_markdown", "capability_text"]
 
 
-def capability_text(cells: Sequence[Cell]) -> str:
+def capability_text(cells: Sequence[Capability]) -> str:
     """The table for a terminal: what works on one line for each source, each refusal with its reason."""
     return "\n".join(_lines(cells))
 
 
-def _lines(cells: Sequence[Cell]) -> Iterator[str]:
+def _lines(cells: Sequence[Capability]) -> Iterator[str]:
     for family in dict.fromkeys(cell.family for cell in cells):
         mine = [cell for cell in cells if cell.family is family]
         yield f"{family.title} ({family.name})"
@@ -26,7 +26,7 @@ def _lines(cells: Sequence[Cell]) -> Iterator[str]:
             yield f"  not {', '.join(names)}: {reason}"
 
 
-def _refusals(cells: Sequence[Cell]) -> dict[str, list[str]]:
+def _refusals(cells: Sequence[Capability]) -> dict[str, list[str]]:
     """Which sources and targets each reason keeps out."""
     found: dict[str, list[str]] = {}
     for cell in cells:
@@ -37,7 +37,7 @@ def _refusals(cells: Sequence[Cell]) -> dict[str, list[str]]:
     return found
 
 
-def capability_markdown(cells: Sequence[Cell]) -> str:
+def capability_markdown(cells: Sequence[Capability]) -> str:
     """The table for the documentation: a row for each family and source, a column for each target."""
     targets = list(dict.fromkeys(cell.target.name for cell in cells))
     reasons = list(dict.fromkeys(cell.refusal for cell in cells if cell.refusal is not None))
@@ -45,7 +45,7 @@ def capability_markdown(cells: Sequence[Cell]) -> str:
         f"| family | from | {' | '.join(f'to {target}' for target in targets)} |",
         f"|---|---|{'---|' * len(targets)}",
     ]
-    rows: dict[tuple[str, str], list[Cell]] = {}
+    rows: dict[tuple[str, str], list[Capability]] = {}
     for cell in cells:
         rows.setdefault((cell.family.title, cell.source.name), []).append(cell)
     for (title, source), row in rows.items():

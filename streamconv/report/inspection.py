@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from streamconv.inspection.report import Cell, ParallelFacts, Report, StatisticsRow, TensorRow
+from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow
 from streamconv.memory.budget import format_bytes
 from streamconv.report.blocks import Block, Pairs, Remarks, Table
 from streamconv.values.statistics import joined
@@ -28,12 +28,12 @@ class Detail:
     globals: bool = False
 
 
-def report_blocks(report: Report, detail: Detail) -> list[Block]:
+def report_blocks(report: InspectionReport, detail: Detail) -> list[Block]:
     """The blocks of a report."""
     return [block for block in _blocks(report, detail) if not isinstance(block, Table) or block.rows]
 
 
-def _blocks(report: Report, detail: Detail) -> Iterator[Block]:
+def _blocks(report: InspectionReport, detail: Detail) -> Iterator[Block]:
     yield Pairs(report.what, tuple(_heading(report)))
     if report.evidence:
         yield Pairs("known from", tuple((fact.what, fact.evidence) for fact in report.evidence))
@@ -60,7 +60,7 @@ def _blocks(report: Report, detail: Detail) -> Iterator[Block]:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
 
 
-def _heading(report: Report) -> Iterator[tuple[str, str]]:
+def _heading(report: InspectionReport) -> Iterator[tuple[str, str]]:
     yield "path", report.path
     count = f" in {_count(len(report.files), 'file')}" if report.kind == "folder" else ""
     yield "size", f"{format_bytes(report.nbytes)}{count}, {_count(len(report.tensors), 'stored tensor')}"
@@ -85,7 +85,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _model(report: Report) -> Iterator[tuple[str, str]]:
+def _model(report: InspectionReport) -> Iterator[tuple[str, str]]:
     facts = report.model
     if facts is None:
         return
@@ -156,7 +156,7 @@ def _run(numbers: Sequence[str]) -> str:
     return numbers[0] if len(numbers) == 1 else f"[{numbers[0]}-{numbers[-1]}]"
 
 
-def _dtypes(report: Report) -> Table:
+def _dtypes(report: InspectionReport) -> Table:
     rows = [
         (name, f"{entry['tensors']}", f"{entry['elements']:,}", format_bytes(entry["nbytes"]))
         for name, entry in report.dtypes().items()
@@ -164,7 +164,7 @@ def _dtypes(report: Report) -> Table:
     return Table("stored", ("dtype", ">tensors", ">elements", ">bytes"), tuple(rows))
 
 
-def _files(report: Report) -> Table:
+def _files(report: InspectionReport) -> Table:
     shown = report.files[:_MOST_ROWS]
     rows = [(file.path, format_bytes(file.nbytes), f"{file.tensors}", file.kind) for file in shown]
     more = len(report.files) - len(shown)
@@ -209,7 +209,7 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _tensors(report: Report, *, whole: bool) -> Iterator[Block]:
+def _tensors(report: InspectionReport, *, whole: bool) -> Iterator[Block]:
     """Each tensor, or each parameter with its layers folded."""
     headings = ("tensor", "dtype", "shape", ">bytes", ">offset", "")
     if whole:
@@ -240,7 +240,7 @@ def _tensor(row: TensorRow, name: str, note: str) -> tuple[str, ...]:
     return name, row.dtype, f"[{', '.join(map(str, row.shape))}]", format_bytes(row.nbytes), offset, note
 
 
-def _values(report: Report, detail: Detail) -> Iterator[Block]:
+def _values(report: InspectionReport, detail: Detail) -> Iterator[Block]:
     if report.args and (report.kind == "file" or detail.tree):
         yield Table("args", ("name", "value"), tuple((name, str(value)) for name, value in report.args.items()))
     values = list(report.values.items())
@@ -255,7 +255,7 @@ def _cut(text: str, *, whole: bool) -> str:
     return text if whole or len(text) <= _WIDEST else f"{text[:_WIDEST]}.."
 
 
-def _globals(report: Report) -> Table:
+def _globals(report: InspectionReport) -> Table:
     words = {
         "plain": "plain torch loads it",
         "refused": "plain torch refuses it (weights_only)",

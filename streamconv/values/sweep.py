@@ -15,7 +15,7 @@ from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.source import check_io_mode
 from streamconv.memory.budget import MIB, parse_budget
-from streamconv.memory.fit import Need, fit_budget
+from streamconv.memory.fit import MemoryNeed, fit_budget
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Part", "SweepSettings", "fit_sweep", "sweep"]
@@ -54,7 +54,7 @@ def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, side
         UsageError: a choice makes no sense.
     """
     check_io_mode(io)
-    need = Need(
+    need = MemoryNeed(
         what="looking at values",
         nbytes=lambda block, threads: threads * (2 * sides * block + _MARGIN_PER_THREAD),
         smallest=_SMALLEST_BLOCK,

@@ -17,7 +17,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import Assembly, assemble
 from streamconv.planning.recognise import recognise
-from streamconv.planning.vocabulary import Vocabulary
+from streamconv.planning.vocabulary import VocabularyPlan
 
 __all__ = ["Copy", "Side", "open_sides"]
 
@@ -103,7 +103,7 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
     except SourceError as error:
         # Not a model that is translated; what is broken, or needs a word of the user, is raised.
         return error
-    kept = Vocabulary(sizes.vocab, sizes.vocab, None, "as stored")
+    kept = VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored")
     assembly = assemble(model, family, sizes, kept, replicated)
     tensors: dict[str, LazyTensor] = {}
     vocabulary = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 from streamconv.core.errors import DamagedError, SourceError, UsageError
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.formats.source import SourceOptions
-from streamconv.inspection.inspect import Inspection, Report, inspect
+from streamconv.inspection.inspect import Inspection, InspectionReport, inspect
 from streamconv.inspection.integrity import check_files
 from streamconv.inspection.report import Finding
 from streamconv.values.replicas import Drift, compare_replicas
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 class Verification:
     """What was checked and found: the report on the checkpoint itself, copies in it that differ, and the comparison."""
 
-    report: Report
+    report: InspectionReport
     broken: list[Finding] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     comparison: Comparison | None = None
@@ -92,7 +92,7 @@ def verify(
     return result
 
 
-def _root_faults(dst: Path, report: Report) -> list[Finding]:
+def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
     """A root whose checkpoint a framework would not find: nothing names it, or what is named is not there."""
     if report.kind != "folder" or (dst / "latest").is_file():
         return []

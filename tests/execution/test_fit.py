@@ -21,7 +21,7 @@ from streamconv.memory.budget import MIB
 from streamconv.memory.fit import largest_block
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.moves.tiles import buffer_nbytes
-from streamconv.planning.plan import Entry, Plan
+from streamconv.planning.plan import OutputTensor, Plan
 from tests.places import REAL
 from tests.stored import stored
 
@@ -43,9 +43,8 @@ def wide(work: Plan, path: Path, columns: int, dtype: torch.dtype = torch.float3
     for file, half in zip(work.files, (first, second), strict=False):
         assert isinstance(file.layout, TorchLayout)
         layout = replace(file.layout, storages=((4096, half.nbytes),))
-        files.append(
-            replace(file, entries=(Entry(("matrix",), ParameterId(Section.LAYER, 0, "matrix"), half),), layout=layout)
-        )
+        column_half = OutputTensor(("matrix",), ParameterId(Section.LAYER, 0, "matrix"), half)
+        files.append(replace(file, entries=(column_half,), layout=layout))
     return replace(work, files=tuple(files))
 
 

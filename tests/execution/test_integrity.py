@@ -119,6 +119,7 @@ def test_a_flipped_bit_of_an_optimizer_file_is_found(tmp_path: Path) -> None:
     assert f"{path}, bytes {start} to {start + nbytes}" in words(found)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_distcp_is_found(tmp_path: Path) -> None:
     chosen = random.Random(1)
     shutil.copytree(DISTCP, tmp_path / "dist")

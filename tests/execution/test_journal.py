@@ -164,6 +164,7 @@ def test_a_journal_that_is_cut_again_and_again_never_loses_a_whole_line(
 # -- which run it is of ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_run_is_the_same_in_every_process(work: Plan) -> None:
     program = (
         "import json, sys\nfrom streamconv import plan\nfrom streamconv.execution.journal import identity_of\n"

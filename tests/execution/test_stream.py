@@ -28,6 +28,8 @@ from streamconv.execution.stream import StreamedTensor
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, REAL, Source
 
+pytestmark = pytest.mark.slow
+
 SOURCES = [*REAL, *LABELLED]
 BLOOM, GPT = REAL[1], REAL[4]
 Named = dict[tuple[RankCoordinates, str], torch.Tensor]
@@ -73,7 +75,6 @@ def assert_same(found: list[StreamedTensor], expected: Named) -> None:
         assert bits(item.tensor) == bits(tensor), (item.rank, item.name)
 
 
-@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 @pytest.mark.parametrize("layout", [None, (1, 1), (4, 2)], ids=["own layout", "tp1pp1", "tp4pp2"])
@@ -154,7 +155,6 @@ def test_without_a_copy_a_tensor_is_right_when_it_comes_and_another_when_the_nex
     assert len({item.tensor.data_ptr() for item in kept}) < len(kept) / 4
 
 
-@pytest.mark.slow
 def test_numpy_arrays_have_the_same_bits_as_torch_tensors() -> None:
     for source, choices in ((REAL[3], {}), (REAL[2], {}), (REAL[1], {"tp": 1, "pp": 3}), (REAL[1], {"dtype": "bf16"})):
         tensors = streamed(source.folder, **choices)

@@ -17,7 +17,7 @@ from streamconv.core.errors import DamagedError, DifferenceError
 from streamconv.core.lazy import LazyTensor, concat, mean
 from streamconv.execution.settings import EngineSettings
 from streamconv.execution.tile_log import TileLog
-from streamconv.io.checksums import Verdict
+from streamconv.io.checksums import RecordCounts
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.source import IO_MODES
 from streamconv.moves.jobs import RowsJob, RunJob, Target
@@ -191,7 +191,7 @@ def test_a_file_cut_off_after_planning_is_no_crash(io: str, count: int, tmp_path
 def test_a_record_read_in_part_is_counted_as_unchecked(tmp_path: Path) -> None:
     whole, small = stored(tmp_path / "t.pt", counted(100, 10), counted(50))
     log = write([whole.slice(0, 10, 90), small], tmp_path / "out")
-    assert log.sources.verdict() == Verdict(checked=1, in_part=1, without_crc=0)
+    assert log.sources.verdict() == RecordCounts(checked=1, in_part=1, without_crc=0)
 
 
 def test_an_overflow_is_refused_and_says_where(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from streamconv.execution.settings import EngineSettings
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.output import OutputFileWriter
-from streamconv.planning.plan import Entry, Plan
+from streamconv.planning.plan import OutputTensor, Plan
 from tests.formats.megatron.biased import ATTENTION, Biased
 
 MADE = 24  # two biases of the MLP in each of 12 layers
@@ -31,7 +31,7 @@ def work(tmp_path: Path) -> Plan:
     return plan(tmp_path / "hf", to="megatron-core", container="torch")
 
 
-def is_made(entry: Entry) -> bool:
+def is_made(entry: OutputTensor) -> bool:
     return all(not piece.views for piece in entry.tensor.pieces)
 
 

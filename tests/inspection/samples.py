@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from streamconv.inspection.inspect import Inspection, Report, inspect
+from streamconv.inspection.inspect import Inspection, InspectionReport, inspect
 from tests.places import FRAMEWORKS
 
 GPT = FRAMEWORKS / "bs_gpt2_tp2pp2_fp16_z1"
@@ -57,10 +57,10 @@ def changed(path: Path, **tensors: torch.Tensor) -> None:
     torch.save(state, path)
 
 
-def look(path: Path, **options: Any) -> Report:
+def look(path: Path, **options: Any) -> InspectionReport:
     return inspect(path, Inspection(**{"max_ram": "2G", **options}))
 
 
-def words_of(report: Report) -> str:
+def words_of(report: InspectionReport) -> str:
     """All findings as one text."""
     return "\n".join(f"{f.severity} {f.what} {f.where}" for f in report.findings)

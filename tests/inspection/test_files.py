@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from streamconv.core.errors import DamagedError, SourceError
-from streamconv.inspection.report import Report, TensorRow
+from streamconv.inspection.report import InspectionReport, TensorRow
 from tests import oracle
 from tests.inspection.samples import GPT, Attack, cut_off, look, pickled, step_of
 from tests.places import FRAMEWORKS
@@ -42,7 +42,7 @@ def leaves(node: Any, path: str = "") -> dict[str, torch.Tensor]:
     return {n: t for key, item in items for n, t in leaves(item, f"{path}.{key}" if path else str(key)).items()}
 
 
-def same_tensors(report: Report, expected: Mapping[str, torch.Tensor], folder: Path) -> None:
+def same_tensors(report: InspectionReport, expected: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Names, shapes, types, sizes; and the bytes of the file at the offset are the tensor's."""
     rows = {row.name: row for row in report.tensors}
     assert rows.keys() == expected.keys()

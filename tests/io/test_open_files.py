@@ -10,7 +10,7 @@ import pytest
 
 from tests.places import REAL, ROOT
 
-pytestmark = pytest.mark.disk
+pytestmark = [pytest.mark.disk, pytest.mark.slow]
 
 GPT = next(source for source in REAL if source.name == "dsh_gpt_tp2pp2_fp32_z0")
 # argv: soft limit, hard limit, command line.

@@ -132,6 +132,7 @@ def cut_files(draw: st.DrawFn) -> list[Part]:
     return draw(st.permutations(parts))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=cut_files(),

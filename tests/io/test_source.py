@@ -98,6 +98,7 @@ def test_the_last_page_of_the_file_is_read(nbytes: int, io: str, path: Path) -> 
             check_read(files, path, offset, nbytes, congruent(0, offset) + shift)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     offset=st.integers(0, SIZE - 1),

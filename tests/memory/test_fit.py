@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamconv.core.errors import MemoryBudgetError, UsageError
 from streamconv.memory.budget import MIB, MemoryBudget, parse_budget
-from streamconv.memory.fit import Need, checked_jobs, fit_budget, largest_block
+from streamconv.memory.fit import MemoryNeed, checked_jobs, fit_budget, largest_block
 
 MOST_THREADS = 16 * (os.cpu_count() or 1)
 # Between a look at the resident set in the test and the one in the function the process may grow by some pages.
@@ -23,7 +23,7 @@ def three_blocks(block: int, threads: int) -> int:
 
 
 # Each thread needs three blocks and 8 MiB; three threads are worth it with whole blocks, two with the smallest.
-NEED = Need(
+NEED = MemoryNeed(
     what="the example",
     nbytes=three_blocks,
     smallest=1 * MIB,
@@ -79,12 +79,12 @@ def test_the_floor_that_a_refusal_names_works_and_a_little_less_does_not(jobs: i
 
 
 def test_a_refusal_says_what_else_would_help() -> None:
-    def words(need: Need, jobs: int | None) -> str:
+    def words(need: MemoryNeed, jobs: int | None) -> str:
         with pytest.raises(MemoryBudgetError) as caught:
             fit_budget(need, parse_budget("1M"), jobs)
         return str(caught.value)
 
-    asked = Need("the example", three_blocks, 4 * MIB, 4 * MIB, block_asked=True)
+    asked = MemoryNeed("the example", three_blocks, 4 * MIB, 4 * MIB, block_asked=True)
     assert "1.00 MiB (--max-ram 1M) is below the workable floor of" in words(NEED, None)
     assert "for the example" in words(NEED, 1)
     assert "3 threads with blocks of 1.00 MiB do not fit 1.00 MiB (--max-ram 1M)" in words(NEED, 3)

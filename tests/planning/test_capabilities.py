@@ -11,7 +11,7 @@ import pytest
 from streamconv import convert, plan, verify
 from streamconv.cli.main import main
 from streamconv.core.errors import UnsupportedError
-from streamconv.planning.capabilities import Cell, capability_table
+from streamconv.planning.capabilities import Capability, capability_table
 from tests import hf_models as models
 from tests.places import ROOT
 
@@ -23,11 +23,11 @@ DOCS = ROOT / "docs"
 REFUSED = [cell for cell in CELLS if cell.target.refusal(cell.family) and not cell.source.refusal(cell.family)]
 
 
-def name_of(cell: Cell) -> str:
+def name_of(cell: Capability) -> str:
     return f"{cell.family.name}-{cell.source.name}-{cell.target.name}"
 
 
-def made(cell: Cell, folder: Path) -> Path:
+def made(cell: Capability, folder: Path) -> Path:
     """A checkpoint of the cell's family in the cell's source format."""
     models.make(cell.family.name, folder / "hf")
     if cell.source.name == "huggingface":
@@ -37,7 +37,7 @@ def made(cell: Cell, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refusal is None], ids=name_of)
-def test_what_works(cell: Cell, tmp_path: Path) -> None:
+def test_what_works(cell: Capability, tmp_path: Path) -> None:
     source = made(cell, tmp_path)
     parallel: dict[str, Any] = {"tp": 1, "pp": 4} if cell.target.is_sharded else {"vocab_padding": "strip"}
     # Only its configuration tells Mistral, or Phi-3, from Llama.
@@ -49,7 +49,7 @@ def test_what_works(cell: Cell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", REFUSED, ids=name_of)
-def test_what_the_target_cannot_hold(cell: Cell, tmp_path: Path) -> None:
+def test_what_the_target_cannot_hold(cell: Capability, tmp_path: Path) -> None:
     source = made(cell, tmp_path)
     config = tmp_path / "hf" / "config.json" if cell.family.only_named else None
     with pytest.raises(UnsupportedError) as caught:
@@ -58,7 +58,7 @@ def test_what_the_target_cannot_hold(cell: Cell, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.source.refusal(cell.family)], ids=name_of)
-def test_what_the_source_never_holds(cell: Cell, tmp_path: Path) -> None:
+def test_what_the_source_never_holds(cell: Capability, tmp_path: Path) -> None:
     """No such checkpoint exists, and none is written."""
     models.make(cell.family.name, tmp_path / "hf")
     with pytest.raises(UnsupportedError):

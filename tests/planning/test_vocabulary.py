@@ -13,7 +13,7 @@ import pytest
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import AmbiguousError, DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor, Storage, View, concat
-from streamconv.planning.vocabulary import Vocabulary, plan_vocabulary, repad
+from streamconv.planning.vocabulary import VocabularyPlan, plan_vocabulary, repad
 
 FP32 = DTYPES["float32"]
 DIVIDE_BY_16: Mapping[str, Any] = {"make_vocab_size_divisible_by": 16}
@@ -141,7 +141,7 @@ ROWS = np.arange(30, dtype=np.float32).reshape(10, 3)
 
 @pytest.mark.parametrize(("true", "padded"), [(7, 12), (7, 8), (10, 16), (5, 8), (1, 4), (6, 7)])
 def test_new_rows_repeat_the_last_true_one(true: int, padded: int, stored: LazyTensor) -> None:
-    tensor = repad(stored, Vocabulary(10, padded, true, ""))
+    tensor = repad(stored, VocabularyPlan(10, padded, true, ""))
     assert tensor.shape == (padded, 3)
     values = tensor.numpy()
     assert np.array_equal(values[:true], ROWS[:true])
@@ -149,13 +149,13 @@ def test_new_rows_repeat_the_last_true_one(true: int, padded: int, stored: LazyT
 
 
 def test_new_rows_are_marked_as_fill_and_true_ones_are_not(stored: LazyTensor) -> None:
-    tensor = repad(stored, Vocabulary(10, 12, 7, ""))
+    tensor = repad(stored, VocabularyPlan(10, 12, 7, ""))
     assert sum(piece.shape[0] for piece in tensor.pieces if piece.fill) == 5
     assert all(piece.start[0] >= 7 for piece in tensor.pieces if piece.fill)
 
 
 def test_a_cut_of_the_new_rows_still_holds_the_last_true_one(stored: LazyTensor) -> None:
-    tensor = repad(stored, Vocabulary(10, 12, 7, ""))
+    tensor = repad(stored, VocabularyPlan(10, 12, 7, ""))
     for rank in range(4):
         rows = tensor.slice(0, 3 * rank, 3 * rank + 3).numpy()
         assert np.array_equal(rows, ROWS[np.minimum(np.arange(3 * rank, 3 * rank + 3), 6)])
@@ -163,13 +163,13 @@ def test_a_cut_of_the_new_rows_still_holds_the_last_true_one(stored: LazyTensor)
 
 @pytest.mark.parametrize(("true", "padded"), [(7, 7), (5, 5), (10, 10)])
 def test_without_padding_true_rows_are_all_there_is(true: int, padded: int, stored: LazyTensor) -> None:
-    tensor = repad(stored, Vocabulary(10, padded, true, ""))
+    tensor = repad(stored, VocabularyPlan(10, padded, true, ""))
     assert np.array_equal(tensor.numpy(), ROWS[:true])
     assert not any(piece.fill for piece in tensor.pieces)
 
 
 def test_a_verbatim_vocabulary_is_the_stored_tensor_itself(stored: LazyTensor) -> None:
-    assert repad(stored, Vocabulary(10, 10, None, "")) is stored
+    assert repad(stored, VocabularyPlan(10, 10, None, "")) is stored
     assert np.array_equal(stored.numpy(), ROWS)
 
 

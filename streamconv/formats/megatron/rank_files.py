@@ -58,8 +58,13 @@ _REASONS = {
 
 @dataclass(slots=True)
 class StageTensors:
-    """One chunk's tensors by place, layers numbered in the chunk; the head's copy by its keys; tensors of extra state,
-    which stay behind; whose names these are.
+    """What one chunk of a stage holds.
+
+    Attributes:
+        tensors: its parameters; their layers are numbered inside the chunk.
+        copy: the last stage's copy of the word embedding, for a tied head, by its keys.
+        extra: tensors of extra state (of FP8), which stay behind.
+        ages: what the names tell of the release or the spec that wrote them.
     """
 
     tensors: dict[ParameterId, LazyTensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Rows for what one argument alone does not say: the activation, a sliding window."""
+"""Settings that take more than one argument, or more than one entry: the activation, a sliding window."""
 
 # ruff: noqa: D102 - what a method is for stands in Setting.
 from __future__ import annotations

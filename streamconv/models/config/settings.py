@@ -257,7 +257,7 @@ class Tied(Setting):
 
 @dataclass(frozen=True)
 class Gives(Setting):
-    """An argument that is always so for the family, and that a run may have otherwise all the same."""
+    """An argument that has one value in all results of the family. A source that has another value is accepted."""
 
     arg: str
     value: Any
@@ -268,7 +268,9 @@ class Gives(Setting):
 
 @dataclass(frozen=True)
 class Fixed(Gives):
-    """An argument that is always so for the family; a run that has it otherwise is none that transformers can do."""
+    """An argument that has one value in all results of the family. A source that has another value is refused:
+    transformers' model cannot do it.
+    """
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
         if args.get(self.arg) not in (None, self.value):

@@ -466,6 +466,7 @@ def test_an_object_where_a_tensor_is_due_is_damaged(tmp_path: Path) -> None:
         open_distributed(folder)
 
 
+@pytest.mark.slow
 def test_metadata_cut_off_is_damaged(tmp_path: Path) -> None:
     data = (REAL / ".metadata").read_bytes()
     path = tmp_path / ".metadata"
@@ -480,6 +481,7 @@ def test_a_folder_without_metadata_is_no_checkpoint(tmp_path: Path) -> None:
         open_distributed(tmp_path)
 
 
+@pytest.mark.slow
 def test_changed_bytes_of_metadata_never_raise_anything_else(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "d", TREE)
     data = (folder / ".metadata").read_bytes()

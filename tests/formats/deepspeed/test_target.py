@@ -35,7 +35,7 @@ from streamconv.models.registry import known_families
 from streamconv.planning.gather import assemble
 from streamconv.planning.recognise import recognise
 from streamconv.planning.scatter import Filler
-from streamconv.planning.vocabulary import Vocabulary
+from streamconv.planning.vocabulary import VocabularyPlan
 from streamconv.verification.verify import verify
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, MADE, REAL, Source
@@ -50,7 +50,7 @@ def target_model(root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **ch
     """What the planner hands to the target, with all stored rows of the vocabulary."""
     model = deepspeed.open_model(root, SourceOptions())
     _, family, sizes = recognise(model, None)
-    whole = assemble(model, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, ""), "first")
+    whole = assemble(model, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, ""), "first")
     filler = Filler(whole, family, tp, changes.get("dtype"))
     asked = TargetModel(
         family=family,

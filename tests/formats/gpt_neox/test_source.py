@@ -33,7 +33,7 @@ from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import assemble
 from streamconv.planning.recognise import recognise
 from streamconv.planning.scatter import Filler
-from streamconv.planning.vocabulary import Vocabulary
+from streamconv.planning.vocabulary import VocabularyPlan
 from tests.places import MADE
 
 LABELLED = MADE / "neox_L3_tp2pp2_z1"
@@ -156,7 +156,7 @@ def canonical(model: StoredModel) -> Tensors:
     """The whole, unfused tensors by name, put together by the package, with each source element read once."""
     _, family, sizes = recognise(model, None)
     assert family is FAMILY
-    assembly = assemble(model, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, "as stored"), "first")
+    assembly = assemble(model, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     found: Tensors = {}
     roles = []
     for parameter, parts in assembly.whole.items():
@@ -291,7 +291,7 @@ def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
 
 def target_model(opened: StoredModel, layout: ParallelLayout, dialect: str) -> tuple[TargetModel, Filler]:
     _, family, sizes = recognise(opened, None)
-    assembly = assemble(opened, family, sizes, Vocabulary(sizes.vocab, sizes.vocab, None, "as stored"), "first")
+    assembly = assemble(opened, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     filler = Filler(assembly, family, layout.tp, None)
     model = TargetModel(
         family=family, sizes=sizes, layout=layout, has_head=bool(opened.keys(Section.HEAD)), args=opened.args,

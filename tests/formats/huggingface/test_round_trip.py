@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from streamconv import convert, stream, verify
 from streamconv.core.errors import UnsupportedError
 from streamconv.formats.registry import known_targets
-from streamconv.planning.capabilities import Cell, capability_table
+from streamconv.planning.capabilities import Capability, capability_table
 from tests import hf_models as models
 
 CELLS = [cell for cell in capability_table() if cell.source.name == "huggingface"]
@@ -21,13 +21,13 @@ WORKS = [cell for cell in CELLS if cell.refusal is None]
 RAM: dict[str, Any] = {"max_ram": "1G"}
 
 
-def name_of(cell: Cell) -> str:
+def name_of(cell: Capability) -> str:
     return f"{cell.family.name}-{cell.target.name}"
 
 
 @pytest.mark.parametrize("cell", WORKS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_there_and_back(cell: Cell, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_there_and_back(cell: Capability, dtype: torch.dtype, tmp_path: Path) -> None:
     family, target = cell.family.name, cell.target
     model = models.make(family, tmp_path / "hf", dtype=dtype)
     parallel: dict[str, Any] = {"tp": 2, "pp": 2} if target.is_sharded else {"max_shard_size": "20KB"}
@@ -43,7 +43,7 @@ def test_there_and_back(cell: Cell, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.refusal is not None], ids=name_of)
-def test_what_cannot_go_is_refused_by_name(cell: Cell, tmp_path: Path) -> None:
+def test_what_cannot_go_is_refused_by_name(cell: Capability, tmp_path: Path) -> None:
     models.make(cell.family.name, tmp_path / "hf")
     with pytest.raises(UnsupportedError) as caught:
         convert(tmp_path / "hf", tmp_path / "out", to=cell.target.name, **RAM)

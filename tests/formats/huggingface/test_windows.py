@@ -41,6 +41,7 @@ def test_a_window_in_some_of_the_layers_is_refused(family: str, some: dict[str, 
     assert torch.equal(*answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", ALL.values(), ids=list(ALL))
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_a_window_in_all_layers_comes_back(family: str, every: dict[str, Any], tmp_path: Path) -> None:

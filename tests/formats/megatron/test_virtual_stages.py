@@ -18,7 +18,10 @@ from tests.formats.megatron import rank_files as files
 from tests.formats.megatron.models import CORE, MULTIPLE, Case, Stored, case_of, check_hugging_face, to_torch
 from tests.formats.megatron.rank_files import Cut, Labelled, State, even
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is .*:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.distributed is .*:UserWarning"),
+]
 
 GPT, UNTIED, LLAMA = case_of("gpt"), case_of("gpt", head=True), case_of("llama", head=True)
 LEGACY = {**CORE, "to": "megatron-legacy"}
@@ -71,7 +74,6 @@ def test_every_version_is_the_same_model(version: Any, cut: Cut, tmp_path: Path)
     assert f"checkpoint_version {said}" in {fact.evidence for fact in work.facts}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_rows_are_put_in_the_order_of_version_3(version: int, tmp_path: Path) -> None:
     """Where TP stays, too."""

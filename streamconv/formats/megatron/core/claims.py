@@ -8,7 +8,7 @@ from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import StreamconvError
 from streamconv.core.layout import FIRST_RANK
-from streamconv.formats.megatron.core.names import place_of
+from streamconv.formats.megatron.core.names import parse_core_name
 from streamconv.formats.megatron.folder import CONFIG_FILE, find_ranks, holds_ranks, is_distributed, iteration_folders
 from streamconv.formats.megatron.rank_files import model_names
 
@@ -47,5 +47,6 @@ def is_core(path: Path) -> bool:
             model = file.state[model_names(file)[0]]
         except StreamconvError:
             return False
-        return isinstance(model, dict) and any(isinstance(key, str) and place_of(key) is not None for key in model)
+        names = [key for key in model if isinstance(key, str)] if isinstance(model, dict) else []
+        return any(parse_core_name(name) is not None for name in names)
     return False

@@ -21,7 +21,7 @@ from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.shards import count_layers
 from streamconv.formats.megatron.core.common_state import read_common_state
-from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, CoreName, place_of
+from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, CoreName, parse_core_name
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
@@ -136,7 +136,7 @@ def _places(
         DamagedError: a parameter is empty, there twice, or has another number of layers than the others.
     """
     whole = _whole_halves(stored)
-    known = {name: place_of(name) for name in whole}
+    known = {name: parse_core_name(name) for name in whole}
     refuse_names([name for name, place in known.items() if place is None], folder)
     stacks: dict[int, str] = {}
     for name, tensor in whole.items():

@@ -24,7 +24,7 @@ __all__ = [
     "core_name",
     "is_stack",
     "name_in_stack",
-    "place_of",
+    "parse_core_name",
     "stored_name",
 ]
 
@@ -116,7 +116,7 @@ def name_in_stack(name: str, layer: int) -> str:
     return _ANY_STACK.sub(rf"\g<1>.{layer}.\g<2>", name)
 
 
-def place_of(name: str) -> CoreName | None:
+def parse_core_name(name: str) -> CoreName | None:
     """What a stored name is, None if it is no parameter of a GPT model."""
     if name == _HEAD:
         return CoreName(ParameterId(Section.HEAD, -1, "lm_head.weight"), None, None)

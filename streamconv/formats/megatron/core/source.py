@@ -16,7 +16,7 @@ from streamconv.core.layout import FIRST_RANK
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
 from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
-from streamconv.formats.megatron.core.names import SPECS, place_of, stored_name
+from streamconv.formats.megatron.core.names import SPECS, parse_core_name, stored_name
 from streamconv.formats.megatron.core.refusals import check_version, refusal, refuse_args, refuse_names
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
@@ -94,7 +94,7 @@ def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
         if isinstance(name, str) and name.endswith(_EXTRA):
             found.extra += [value] if isinstance(value, LazyTensor) else []
             continue
-        known = place_of(name) if isinstance(name, str) else None
+        known = parse_core_name(name) if isinstance(name, str) else None
         if known is None or not isinstance(value, LazyTensor):
             strays.append(str(name))
         elif known.place in found.tensors:
