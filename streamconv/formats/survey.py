@@ -86,34 +86,41 @@ def survey(folder: Path) -> Survey | None:
     names = parse_names(child.name for child in folder.iterdir())
     if not (names.model_files or names.optimizer):
         return None
+    found = _read(folder, names)
+    sizes = found.ranks.sizes(found.args, is_pipeline=bool(names.layers))
+    check_grid(folder, names, sizes, found.faults)
+    check_partitions(folder, names, sizes, found.faults)
+    return replace(found, model=_model(found, _sections(found)))
+
+
+def _read(folder: Path, names: FolderNames) -> Survey:
     faults = Collected()
     rank_names = [names.ranks[rank] for rank in sorted(names.ranks)]
     ranks = open_ranks(folder, [*rank_names, *sorted(names.zero3.values())], faults)
     layers = open_layer_files(folder, names, faults)
     what = _whose(names, layers)
     args = _neox_args(ranks) if what == _NEOX else ranks.args
-    sizes = ranks.sizes(args, is_pipeline=bool(names.layers))
-    check_grid(folder, names, sizes, faults)
-    check_partitions(folder, names, sizes, faults)
-    sections = _sections(folder, names, layers, what, ranks, faults)
-    found = Survey(folder, what, names, ranks, layers, args, None, faults)
-    tensors = {} if what == _OTHER else join_layers(folder, layers, sections, faults)
-    if faults or not tensors:
-        return found
-    model = StoredModel(
-        path=folder,
-        format=what,
-        tp=names.tp or 1,
+    return Survey(folder, what, names, ranks, layers, args, None, faults)
+
+
+def _model(found: Survey, sections: Mapping[int, Section]) -> StoredModel | None:
+    """The parameters of layers by place, None if something is wrong or nothing says what they are."""
+    tensors = join_layers(found.folder, found.layers, sections, found.faults)
+    if found.faults or not tensors:
+        return None
+    return StoredModel(
+        path=found.folder,
+        format=found.what,
+        tp=found.names.tp or 1,
         num_layers=sum(section is Section.LAYER for section in sections.values()),
         tensors=tensors,
         stages=None,
         pp=found.pp,
-        args=args,
+        args=found.args,
         iteration=found.iteration,
         vocab_size=None,
         qkv=None,
     )
-    return replace(found, model=model)
 
 
 def _whose(names: FolderNames, layers: LayerFiles) -> str:
@@ -133,23 +140,22 @@ def _neox_args(ranks: RankFiles) -> dict[str, Any] | None:
     return {ours: said[name] for name, ours in RECORDED.items() if said.get(name) is not None} or None
 
 
-def _sections(
-    folder: Path, names: FolderNames, layers: LayerFiles, what: str, ranks: RankFiles, faults: Collected
-) -> dict[int, Section]:
+def _sections(found: Survey) -> dict[int, Section]:
     """What part of the model each layer is, and the faults in their numbers; nothing in somebody else's pipeline."""
-    keys = keys_of(layers)
-    if what == _NEOX:
-        if names.layer_indices[-1] in keys:
-            check_neox_numbers(folder, {index: keys.get(index, frozenset()) for index in layers}, faults)
+    layers, keys = found.layers, keys_of(found.layers)
+    if found.what == _NEOX:
+        if found.names.layer_indices[-1] in keys:
+            check_neox_numbers(found.folder, {index: keys.get(index, frozenset()) for index in layers}, found.faults)
         return neox_sections(keys)
-    if what != _MEGATRON:
-        _check_recorded_layers(folder, names, ranks, faults)
+    if found.what != _MEGATRON:
+        _check_recorded_layers(found)
         return {}
     roles = _roles(keys, layers)
     known = all(index in roles for index in layers) and not any(roles[index] is None and keys[index] for index in keys)
     if known:
-        paths = {index: (folder / name, keys.get(index, ())) for (index, _), name in sorted(names.layers.items())}
-        check_roles(folder, paths, roles, whole((ranks.args or {}).get("num_layers")), faults)
+        named = sorted(found.names.layers.items())
+        paths = {index: (found.folder / name, keys.get(index, ())) for (index, _), name in named}
+        check_roles(found.folder, paths, roles, whole((found.args or {}).get("num_layers")), found.faults)
     return {index: roles[index] or Section.LAYER for index in keys}
 
 
@@ -161,17 +167,18 @@ def _roles(keys: Mapping[int, frozenset[str]], layers: LayerFiles) -> dict[int, 
     return dict(sorted({**roles, **dict.fromkeys(inner, Section.LAYER)}.items()))
 
 
-def _check_recorded_layers(folder: Path, names: FolderNames, ranks: RankFiles, faults: Collected) -> None:
+def _check_recorded_layers(found: Survey) -> None:
     """In a pipeline of a user's own, any layer may be without parameters; those with some stand in ``param_shapes``.
 
     A layer's number is its module's name [``deepspeed/runtime/pipe/module.py:_build``]. Without layer files the engine
     has saved the modules in the rank files, as it does with experts.
     """
-    shapes = (recorded_shapes(file.state) for file in ranks.files if names.layers)
-    groups = (group for found in shapes if isinstance(found, list | tuple) for group in found)
+    names = found.names
+    shapes = (recorded_shapes(file.state) for file in found.ranks.files if names.layers)
+    groups = (group for recorded in shapes if isinstance(recorded, list | tuple) for group in recorded)
     parameters = (str(name) for group in groups if isinstance(group, dict) for name in group)
-    recorded = {int(match[1]) for name in parameters if (match := _PARAMETER.fullmatch(name))}
-    lost = [f"layer_{number:02d}" for number in sorted(recorded - set(names.layer_indices))]
+    numbers = {int(match[1]) for name in parameters if (match := _PARAMETER.fullmatch(name))}
+    lost = [f"layer_{number:02d}" for number in sorted(numbers - set(names.layer_indices))]
     if lost:
         words = f"no file has {listed(lost, len(lost))}, whose parameters the mp_rank files name (param_shapes)"
-        faults.note(DamagedError(words, where=folder, remedy=COPY_AGAIN))
+        found.faults.note(DamagedError(words, where=found.folder, remedy=COPY_AGAIN))

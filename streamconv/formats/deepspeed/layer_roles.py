@@ -66,11 +66,7 @@ def check_roles(
         DamagedError: ``faults`` is strict, and one is missing or there twice, or a layer's file has no tensor.
         UnsupportedError: ``faults`` is strict, and a layer is of no role that is known.
     """
-    for index in (index for index, role in roles.items() if role is None):
-        path, keys = layers[index]
-        kind = UnsupportedError if keys else DamagedError
-        words = ", ".join(sorted(keys)[:6]) or "(none)"
-        faults.note(kind(f"a layer file of unknown role, with keys {words}", where=path))
+    _check_known([layers[index] for index, role in roles.items() if role is None], faults)
     by_role = {section: [index for index, role in roles.items() if role is section] for section in Section}
     embeddings, norms, heads = (by_role[s] for s in (Section.EMBEDDING, Section.FINAL_NORM, Section.HEAD))
     for what, found in (
@@ -87,6 +83,14 @@ def check_roles(
         faults.note(DamagedError(words, where=folder, remedy=REMOVE_OTHERS))
     elif embeddings and norms and by_role[Section.LAYER]:
         _check_numbers(folder, embeddings[0], by_role[Section.LAYER], norms[0], num_layers, faults)
+
+
+def _check_known(layers: Iterable[tuple[Path, Collection[str]]], faults: Faults) -> None:
+    """Layers of no role: of another model, or of none."""
+    for path, keys in layers:
+        kind = UnsupportedError if keys else DamagedError
+        words = ", ".join(sorted(keys)[:6]) or "(none)"
+        faults.note(kind(f"a layer file of unknown role, with keys {words}", where=path))
 
 
 def _check_numbers(
