@@ -79,7 +79,7 @@ def take_conversions(work: Path, cells: Sequence[dict[str, str | None]]) -> Iter
 def take_words(fixtures: Path) -> Iterator[tuple[str, str]]:
     """(name, digest) of ``inspect --json`` and ``plan --json`` for each folder up to two levels below ``fixtures``."""
     with _inside(fixtures):
-        found = [path for path in sorted([*Path().glob("*"), *Path().glob("*/*")]) if path.is_dir()]
+        found = [path for path in sorted([*Path().glob("[!_]*"), *Path().glob("[!_]*/[!_]*")]) if path.is_dir()]
         for path in found:
             for verb in (["inspect", "--tensors", "*"], ["plan"], ["plan", "--to", "huggingface", "--tp", "1"]):
                 code, out, error = _said(verb[0], str(path), *verb[1:], "--json")
