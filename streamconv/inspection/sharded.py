@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.shards import likely_axis
 from streamconv.formats.deepspeed.names import FolderNames
@@ -31,7 +31,7 @@ from streamconv.inspection.target_map import FIRST, LAST
 from streamconv.inspection.values import readable
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section
-from streamconv.planning.recognise import recognise
+from streamconv.planning.recognise import nearest_family, recognise
 
 __all__ = ["KnownModel", "canonical_tensors", "describe_sharded", "recognised"]
 
@@ -57,7 +57,16 @@ def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
     try:
         return KnownModel(*recognise(model, num_heads))
     except StreamconvError as error:
-        return KnownModel(model, refusal=error)
+        return KnownModel(_with_family_fact(model), refusal=error)
+
+
+def _with_family_fact(model: StoredModel) -> StoredModel:
+    """The model with the family that its keys are nearest to, though something else is wrong with it."""
+    try:
+        _, evidence = nearest_family(model)
+    except UnsupportedError:
+        return model
+    return model.noting(facts=[evidence])
 
 
 def canonical_tensors(found: KnownModel) -> tuple[dict[str, LazyTensor], dict[str, tuple[LazyTensor, ...]]]:

@@ -16,7 +16,7 @@ from streamconv.models.registry import known_families
 from streamconv.planning.biases import stored_as, stored_biases
 from streamconv.planning.contradictions import contradictions
 
-__all__ = ["Recognised", "need_heads", "recognise"]
+__all__ = ["Recognised", "nearest_family", "need_heads", "recognise"]
 
 
 class Recognised(NamedTuple):
@@ -40,7 +40,7 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
         DamagedError: keys or shapes contradict each other or the training arguments.
     """
     by_layer = model.keys_by_layer()
-    family, evidence = _family(model, by_layer.get(0, set()), model.family or named)
+    family, evidence = nearest_family(model, named)
     _refuse_mechanisms(family, model)
     family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
@@ -67,8 +67,15 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
     return Recognised(model.noting(facts=facts), family, sizes)
 
 
-def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[ModelFamily, Fact]:
-    """The family that is named, else the one whose keys are nearest; what differs is refused by its name later."""
+def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelFamily, Fact]:
+    """The family that the folder or a configuration names, else the one whose keys are nearest; and the evidence.
+
+    Keys that differ are not refused here.
+
+    Raises:
+        UnsupportedError: no family has the keys of this embedding and this head.
+    """
+    named, layer = model.family or named, model.keys(Section.LAYER, 0)
     embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
     found = []
     for family in known_families():

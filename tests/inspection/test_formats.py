@@ -15,7 +15,7 @@ from streamconv.core.errors import DamagedError
 from tests import oracle
 from tests.containers.dcp.test_reader import sharded
 from tests.inspection.samples import BLOOM, Attack, cut_off, look, words_of
-from tests.places import FRAMEWORKS, REAL
+from tests.places import FIXTURES, FRAMEWORKS, REAL
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -59,6 +59,18 @@ def test_a_legacy_checkpoint_that_is_not_whole_names_the_file(legacy: Path, tmp_
         report = look(root)
         assert name in words_of(report)
         assert report.exit_code() == 6
+
+
+def test_the_family_is_named_though_the_number_of_heads_is_not_known(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "megatron_core" / "torch_llama_tp2pp2", tmp_path / "m")
+    for path in folder.rglob("model_optim_rng.pt"):
+        state = oracle.load_stubbed(path)
+        torch.save({"checkpoint_version": 3.0, "iteration": 3, "model": state["model"]}, path)
+    report = look(folder)
+    assert [(fact.what, fact.evidence) for fact in report.evidence if fact.what.startswith("family")] == [
+        ("family Llama", "keys word_embeddings.weight, own head")
+    ]
+    assert "the number of attention heads is unknown" in words_of(report)
 
 
 # -- torch_dist --------------------------------------------------------------------------------------------------------
