@@ -56,7 +56,7 @@ class RankedFolder:
 
     @property
     def home(self) -> Path:
-        """Where the checkpoint's own files are."""
+        """The folder of the checkpoint's own files."""
         return Path(self.ranks[0]).parent
 
     def files_of(self, key: str) -> list[str]:
@@ -64,7 +64,7 @@ class RankedFolder:
         return [file for file in self.layers if Path(file).name.startswith(f"{key}-")]
 
     def notes(self) -> list[str]:
-        """What is to be said of the ZeRO files."""
+        """Remarks for the user on the ZeRO files."""
         tp, pp = self.degrees.tp, self.degrees.pp
         if not self.zero:
             return ["no ZeRO files: nothing in the names tells the DP degree, and 1 is printed"]
@@ -74,7 +74,7 @@ class RankedFolder:
 
 
 def open_folder(folder: str) -> RankedFolder:
-    """List a folder and find its degrees. The paths begin with the folder as it is spelled.
+    """List a folder and find its degrees. The paths begin with ``folder`` as the caller spelled it.
 
     Raises:
         SourceError: it is not there, holds no ``mp_rank_*`` file, or holds more than one checkpoint.
@@ -82,7 +82,7 @@ def open_folder(folder: str) -> RankedFolder:
     """
     if not Path(folder).is_dir():
         raise SourceError("no such folder", where=folder)
-    # os.path.join keeps the folder's spelling, which pathlib would tidy.
+    # os.path.join keeps the folder's spelling, which pathlib would normalise.
     paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]  # noqa: PTH118
     files = sorted(paths, key=_numbered)
     parsed = {file: name for file in files if (name := parse_name(Path(file).name))}
@@ -106,7 +106,7 @@ def open_folder(folder: str) -> RankedFolder:
 
 
 def layer_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """The shapes in a layer file by parameter."""
+    """The shapes of the tensors in a layer file, by parameter."""
     return {str(key): value.shape for key, value in _state(path).items() if isinstance(value, LazyTensor)}
 
 
@@ -133,7 +133,7 @@ def _state(path: str) -> Mapping[Any, Any]:
 
 
 def _counted(folder: str, layers: Sequence[str]) -> dict[str, int]:
-    """How many files each layer has, in the order of the model."""
+    """The number of files of each layer, in the order of the model."""
     counts: dict[str, int] = {}
     for file in layers:
         key = Path(file).name.partition("-")[0]
@@ -145,7 +145,7 @@ def _counted(folder: str, layers: Sequence[str]) -> dict[str, int]:
 
 
 def _zero_files(parsed: Mapping[str, FileName]) -> list[str]:
-    """The ZeRO files of the first kind that is there, by data-parallel and then by model-parallel rank."""
+    """The ZeRO files of the first kind found, sorted by data-parallel and then by model-parallel rank."""
     for prefix in _ZERO_PREFIXES:
         ranked = sorted((name.first, name.second, file) for file, name in parsed.items() if name.prefix == prefix)
         if ranked:
@@ -160,7 +160,7 @@ def _recorded(state: Mapping[Any, Any]) -> tuple[Any, Any] | None:
 
 
 def _degrees(folder: str, ranks: int, recorded: Sequence[tuple[Any, Any] | None], first_layer: int) -> tuple[int, int]:
-    """(TP, PP), recorded or counted: without a record, TP is the number of files of the first layer."""
+    """(TP, PP) as recorded, or else as counted: TP is then the number of files of the first layer."""
     if any(sizes != recorded[0] for sizes in recorded):
         raise DamagedError(f"{_DIMENSIONS} differ between the mp_rank files", where=folder)
     tp, pp = recorded[0] or (first_layer or ranks, ranks // (first_layer or ranks))

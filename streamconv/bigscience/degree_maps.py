@@ -21,7 +21,8 @@ from streamconv.formats.source import SourceOptions
 
 __all__ = ["DegreeMaps", "RankMap", "maps_to", "merged_shapes", "stays_whole"]
 
-# SEQUENTIAL_LAYERS and LAYER_CONCAT_DIM of deepspeed_checkpoint.py: what is not joined, and what not on axis 0.
+# SEQUENTIAL_LAYERS and LAYER_CONCAT_DIM of deepspeed_checkpoint.py: parameters that are not joined, and those that are
+# joined on another axis than 0.
 _FIRST_OF_ALL = (
     "input_layernorm.weight",
     "input_layernorm.bias",
@@ -43,7 +44,7 @@ RankMap = dict[tuple[int, int], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class DegreeMaps:
-    """What the ranks of a target would join.
+    """The files that the ranks of a target would join.
 
     Attributes:
         target: its degrees; DP is the source's.
@@ -51,8 +52,8 @@ class DegreeMaps:
         new_ranks: the source's ranks that a rank of the target joins, by the same pair.
         stages: layer keys by the target's stage.
         layers: files to join by (tensor-parallel rank, stage), a list for each layer of the stage.
-        embedding: files to join by tensor-parallel rank, of the first layer; ``norm`` likewise, of the last.
-        notes: what is to be said of them.
+        embedding: the first layer's files to join, by tensor-parallel rank; ``norm``: those of the last layer.
+        notes: remarks for the user.
     """
 
     target: Degrees
@@ -83,8 +84,8 @@ def maps_to(folder: RankedFolder, tp: int | None, pp: int | None) -> DegreeMaps:
     cuts = accumulate(counts, initial=0)
     stages = {stage: keys[low:high] for stage, (low, high) in enumerate(pairwise(cuts))}
     layers: dict[tuple[int, int], list[list[str]]] = {}
-    for stage, found in stages.items():
-        for key in found:
+    for stage, stage_keys in stages.items():
+        for key in stage_keys:
             for rank, files in enumerate(_split(folder.files_of(key), target.tp)):
                 layers.setdefault((rank, stage), []).append(files)
     ends = [_split(folder.files_of(key), target.tp) for key in (folder.keys[0], folder.keys[-1])] if folder.keys else []
@@ -128,10 +129,10 @@ def _new_ranks(old: RankMap, source: Degrees, target: Degrees) -> RankMap:
 
 
 def _stages(folder: RankedFolder, pp: int, count: int) -> tuple[list[int], list[str]]:
-    """How many layers each stage gets, and what is to be said of it.
+    """(number of layers on each stage, remarks for the user).
 
-    As many each, as DeepSpeed has it; where that leaves a rest, the source's own where PP stays and they are known,
-    otherwise those of DeepSpeed's ``partition_uniform``.
+    All stages get the same number, as in DeepSpeed. If the layers do not divide by PP, it is the source's own numbers
+    if PP stays the same and they are known, otherwise those of DeepSpeed's ``partition_uniform``.
     """
     own = _own_stages(folder, count) if pp == folder.degrees.pp and pp > 1 and count else None
     if count % pp == 0:
@@ -148,7 +149,7 @@ def _listed(counts: Sequence[int]) -> str:
 
 
 def _own_stages(folder: RankedFolder, count: int) -> list[int] | None:
-    """The source's stages if it tells them; a final norm among the ``count`` layers is on the last."""
+    """The source's own layers on each stage if known; a final norm among the ``count`` layers is on the last."""
     try:
         stages = open_model(folder.home, SourceOptions()).stages
     except StreamconvError:
@@ -159,7 +160,7 @@ def _own_stages(folder: RankedFolder, count: int) -> list[int] | None:
 
 
 def merged_shapes(paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes that ``_merge_state_dicts`` gives: of a parameter's shards joined, or of the first of them.
+    """The shapes that ``_merge_state_dicts`` returns: of a parameter's shards joined, or of the first shard.
 
     Raises:
         DamagedError: shards cannot be joined.
@@ -170,11 +171,11 @@ def merged_shapes(paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
         axis = _AXES.get(key, 0)
         if key in _FIRST_OF_ALL:
             continue
-        found = [shapes.get(key, ()) for shapes in shards]
-        rests = {(shape[:axis], shape[axis + 1 :]) for shape in found}
-        if len(rests) != 1 or min(map(len, found)) <= axis:
-            raise DamagedError(f"{key} is of shapes {found}, which do not join on axis {axis}", where=paths[0])
-        merged[key] = (*first[:axis], sum(shape[axis] for shape in found), *first[axis + 1 :])
+        parts = [shapes.get(key, ()) for shapes in shards]
+        rests = {(shape[:axis], shape[axis + 1 :]) for shape in parts}
+        if len(rests) != 1 or min(map(len, parts)) <= axis:
+            raise DamagedError(f"{key} is of shapes {parts}, which do not join on axis {axis}", where=paths[0])
+        merged[key] = (*first[:axis], sum(shape[axis] for shape in parts), *first[axis + 1 :])
     return merged
 
 

@@ -118,7 +118,7 @@ def _show_mappings(folder: RankedFolder, maps: DegreeMaps) -> None:
 
 
 def _show_states(maps: DegreeMaps) -> None:
-    """The shapes of what each rank of the target would load, one state dict at a time."""
+    """Print the shapes that each rank of the target would load, one state dict at a time."""
     doubled: set[str] = set()
     for rank, files in maps.embedding.items():
         _show_summary(f"embedding[{rank}]", files, doubled)

@@ -1,8 +1,8 @@
 """Values of a checkpoint as Python would print them, although no class that the pickle names is imported.
 
 Plain values, ``argparse.Namespace``, sets, ``torch.Size``, devices and numpy scalars come out as ``print`` shows them;
-any other object as ``module.Class(args, attribute=value)``. Tensors are their shape, arrays and long byte strings
-their size. An ``OrderedDict`` is a dictionary to the loader and prints as one.
+any other object as ``module.Class(args, attribute=value)``. For a tensor its shape is printed, for an array or a long
+byte string its size. The loader turns an ``OrderedDict`` into a dictionary, and it prints as one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["dump_lines", "size_text", "text_of"]
 _LONGEST_TEXT = 1 << 20
 _LONGEST_BYTES = 64
 _DEEPEST = 200
-# Each value takes a byte of its pickle; more visits than that come from containers that hold one another many times.
+# Each value takes a byte of its pickle. More visits than that mean that containers hold one another many times.
 _MOST_VALUES = MAX_PICKLE_NBYTES
 # Where DeepSpeed's engine records ``param.shape``, so that a tuple of integers is a torch.Size
 # [deepspeed/runtime/engine.py: _get_zero_param_shapes, _get_zero_frozen_param_attributes].
@@ -32,13 +32,13 @@ _NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
 
 
 def dump_lines(state: Any, where: str) -> Iterator[str]:
-    """A line for each value below nested dictionaries, lists and tuples: its keys, and its shape or itself.
+    """A line for each value in nested dictionaries, lists and tuples: its keys, and its shape or the value itself.
 
     These are the lines of ``dump_data`` in ``tools/convert_checkpoint/inspect_checkpoint.py`` of Megatron-DeepSpeed:
-    the places in lists and tuples are not part of a name.
+    positions in lists and tuples are not part of a name.
 
     Raises:
-        UnsafeError: values are nested too deep, or hold one another so often that there is no end to them.
+        UnsafeError: values are nested too deep, or there are too many.
     """
     return _Dump(where).lines(state, (), 0, sizes=False)
 
@@ -67,7 +67,7 @@ class _Dump:
 
 
 def _is_size(value: Any, *, sizes: bool) -> bool:
-    """Whether a value is a torch.Size: a tuple of a class of its own, or a tuple of integers where only sizes are."""
+    """Whether a value is a torch.Size: of a subclass of tuple, or a tuple of integers where only sizes occur."""
     if type(value) is tuple:
         return sizes and all(type(item) is int for item in value)
     return isinstance(value, tuple)
@@ -79,7 +79,8 @@ def size_text(shape: Iterable[int]) -> str:
 
 
 def text_of(value: Any, where: str) -> str:
-    """What an f-string shows for a value, cut after a megabyte; control characters but line ends and tabs are escaped.
+    """The text of a value in an f-string, cut after 2^20 characters; control characters are escaped, except line
+    ends and tabs.
 
     Raises:
         UnsafeError: it is nested too deep.
@@ -105,11 +106,11 @@ def _visible(letter: str) -> str:
 
 
 class _FullError(Exception):
-    """The text is as long as it may be."""
+    """The text has reached its limit."""
 
 
 class _Writer:
-    """What ``repr`` gives of a value, in ``words``."""
+    """Collects the ``repr`` of a value in ``words``."""
 
     def __init__(self, where: str) -> None:
         self.where, self.words, self.room, self.depth = where, [""], _LONGEST_TEXT, 0
@@ -178,11 +179,11 @@ class _Writer:
 
     def namespace(self, record: Record, name: str) -> None:
         """``Namespace(a=1, **{'b-c': 2})``, as ``argparse._AttributeHolder.__repr__`` writes it."""
-        found = record.attributes
-        odd = {key: value for key, value in found.items() if not key.isidentifier()}
-        self.call(name, (), [(key, value) for key, value in found.items() if key not in odd])
+        attributes = record.attributes
+        odd = {key: value for key, value in attributes.items() if not key.isidentifier()}
+        self.call(name, (), [(key, value) for key, value in attributes.items() if key not in odd])
         if odd:
-            self.words[-1] = ", **" if len(odd) < len(found) else "**"
+            self.words[-1] = ", **" if len(odd) < len(attributes) else "**"
             self.mapping(odd)
             self.add(")")
 
@@ -195,7 +196,7 @@ class _Writer:
             self.add(f"{name}()")
 
 
-# -- what is no container ----------------------------------------------------------------------------------------------
+# -- values that are not containers ------------------------------------------------------------------------------------
 
 
 def _atom(value: Any) -> str:
@@ -217,14 +218,14 @@ def _bytes(value: bytes | bytearray) -> str:
 
 
 def _name(value: Global) -> str:
-    """A class's name; protocol 2, which torch.save writes, knows builtins by their names of Python 2."""
+    """The name of a class; in protocol 2, which torch.save writes, builtins have their names of Python 2."""
     if value.module not in ("builtins", "__builtin__"):
         return str(value)
     return "range" if value.name == "xrange" else value.name
 
 
 def _plain(record: Record, name: str) -> str | None:
-    """Objects that stand for a plain value: a device, an enum's member by name, bytes, numpy's scalars and arrays."""
+    """The text of a device, an enum's member by name, bytes, a numpy scalar or array; None for any other object."""
     args = record.args
     device = _device(record)
     if device is not None:
@@ -262,7 +263,7 @@ def _data(value: Any) -> bytes | bytearray | None:
 
 
 def _dtype(value: Any) -> str | None:
-    """The code of a plain little-endian numpy type, ``f8``."""
+    """The code of a plain little-endian numpy type, such as ``f8``; None for any other value."""
     if not isinstance(value, Record) or str(value.cls) != "numpy.dtype" or not value.args:
         return None
     little = not isinstance(value.state, tuple) or value.state[1:2] in (("<",), ("|",))
@@ -275,7 +276,7 @@ def _is_numpy(value: Any, function: str) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """A numpy scalar."""
+    """The value of a numpy scalar; None for any other object."""
     if not _is_numpy(value, "scalar") or len(value.args) != 2:
         return None
     code, data = _dtype(value.args[0]), _data(value.args[1])
@@ -287,7 +288,7 @@ def _number(value: Any) -> Any:
 
 
 def _array(value: Record) -> str | None:
-    """A numpy array's shape, type and size, from the state that ``ndarray.__reduce__`` gives."""
+    """A numpy array's shape, type and size, from the state that ``ndarray.__reduce__`` returns."""
     if not _is_numpy(value, "_reconstruct") or not isinstance(value.state, tuple) or len(value.state) != 5:
         return None
     _, shape, dtype, _, content = value.state

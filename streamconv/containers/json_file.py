@@ -1,4 +1,4 @@
-"""JSON files with entries, read within limits: a configuration, an index of shards."""
+"""Read JSON objects from files of limited size: a configuration, an index of shards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: what it should be, for messages.
-        limit: the most bytes that it may have.
+        what: the expected content, for messages.
+        limit: the most bytes that the file may have.
 
     Raises:
         SourceError: there is no such file.
@@ -34,22 +34,22 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
     if len(data) > limit:
         raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path)
     try:
-        found = json.loads(data)
+        entries = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"no JSON: {str(error)[:80]}", where=path) from error
-    if not isinstance(found, dict):
-        raise DamagedError(f"no {what}: a JSON {type(found).__name__}, not an object", where=path)
-    return found
+    if not isinstance(entries, dict):
+        raise DamagedError(f"no {what}: a JSON {type(entries).__name__}, not an object", where=path)
+    return entries
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file with entries of a configuration.
+    """The entries of a configuration in a JSON file.
 
     Raises:
         UsageError: there is no such file.
         DamagedError: it is too large, or no JSON object.
         StorageError: the system refused to read.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises what the system says of a name that is too long
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises an OSError for a name that is too long
         raise UsageError("no such file: it should hold entries of a configuration", where=path)
     return read_entries(path, "configuration", _MAX_CONFIG_NBYTES)

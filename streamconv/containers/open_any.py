@@ -1,4 +1,4 @@
-"""Open a file of tensors by what it is."""
+"""Open a file of tensors, whatever its container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from streamconv.containers.torch_save.open import open_torch
 __all__ = ["CHECKPOINT_SUFFIXES", "checkpoint_files", "open_any"]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".distcp")
-"""How files of tensors are called, of whatever container."""
+"""The suffixes of files of tensors, of all containers."""
 
 
 def open_any(path: Path) -> StoredFile:
@@ -21,13 +21,13 @@ def open_any(path: Path) -> StoredFile:
         SourceError: there is no such file.
         UnsupportedError: it is none of these.
         DamagedError: it is one of these and broken.
-        UnsafeError: its metadata is out of bounds in what it asks for.
+        UnsafeError: its metadata is too large or does what no checkpoint needs.
         StorageError: the system refused.
     """
     with reading(path) as file:
         head = file.read(9)
     if path.suffix == ".distcp":
-        # Imported here: a lone torch file is looked at often, and does without.
+        # Imported here: a torch file, which is the usual case, does not need it.
         from streamconv.containers.dcp.reader import open_distcp
 
         return open_distcp(path)
@@ -38,6 +38,6 @@ def open_any(path: Path) -> StoredFile:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of tensors below a folder, in order of their names; what stands in hidden folders is not part of it."""
-    found = (path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts[:-1]))
+    """The files of tensors below a folder, sorted by path, without those in hidden folders."""
+    paths = (path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts[:-1]))

@@ -1,4 +1,4 @@
-"""An opened file of tensors, whatever its container: what each reader in this folder gives."""
+"""An opened file of tensors: the result of every reader in this folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["StoredFile", "reading"]
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """An opened file: its plain state with :class:`LazyTensor` leaves, and where its bytes are.
+    """An opened file: its plain state with :class:`LazyTensor` leaves, and the places of its bytes.
 
     Attributes:
         path: the file.
         kind: "torch zip", "torch before 1.6", "safetensors" or "distcp".
-        state: a tree of dicts, lists and tuples, of inert records and globals, with lazy tensors at their places.
+        state: a tree of dicts, lists, tuples, inert records and globals, with lazy tensors as leaves.
         storages: the tensor data by key.
         crc_disabled: the container records checksums, and the writer left out those of all tensor data
             (``torch.serialization.set_crc32_options(False)``).
         globals: each class or function that a pickle names, and how often the pickle called it.
-        notes: words for a person.
+        notes: remarks for the user.
     """
 
     path: Path
@@ -48,18 +48,18 @@ class StoredFile:
         Raises:
             DamagedError: two tensors have the same dotted path.
         """
-        found: dict[str, LazyTensor] = {}
+        tensors: dict[str, LazyTensor] = {}
         for path, tensor in leaves_of(LazyTensor, self.state, str(self.path)):
             name = ".".join(map(str, path))
-            if name in found:
+            if name in tensors:
                 raise DamagedError(f"two tensors are named {name}", where=self.path)
-            found[name] = tensor
-        return found
+            tensors[name] = tensor
+        return tensors
 
     def records(self) -> tuple[Storage, ...]:
         """Every record of the container that is not empty, in the order of the file, with its CRC-32 if it has one.
 
-        A zip's directory is read again for this: its pickle and its small records are there too.
+        A zip's directory is read again for this, so its pickle and its small records are included.
 
         Raises:
             DamagedError: the container has been changed or a record is not where the directory says.
@@ -67,13 +67,13 @@ class StoredFile:
             SourceError: the file is gone.
             StorageError: the system refused to read.
         """
-        found = self.storages.values() if self.locate is None else self.locate()
-        return tuple(sorted((r for r in found if r.nbytes), key=lambda record: record.offset))
+        records = self.storages.values() if self.locate is None else self.locate()
+        return tuple(sorted((record for record in records if record.nbytes), key=lambda record: record.offset))
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """The file, open to read; what the system says against it becomes an error of ours.
+    """Open a file to read; an error of the system is raised as one of ours.
 
     Raises:
         SourceError: there is no such file, or it is a folder or a device.

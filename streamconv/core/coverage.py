@@ -57,7 +57,7 @@ def boxes_in_source(piece: Piece, view: View, source: LazyTensor) -> list[Box]:
 
 
 def _runs(start: int, steps: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The runs of one axis that nested (step, count) loops visit, smallest step first."""
+    """The (start, stop) runs along one axis that nested loops, each (step, count), visit."""
     if not steps:
         return [(start, start + 1)]
     starts, length = [start], 1
@@ -74,13 +74,13 @@ def prove(
     left_out: Mapping[str, Sequence[Box] | None],
     targets: Iterable[tuple[str, LazyTensor]],
 ) -> Coverage:
-    """Check both sides.
+    """Check that each source element is read once or left out on purpose, and each target element is written once.
 
     Args:
         sources: every parameter's shard, each one stored view, by name.
-        left_out: boxes of a source that stay behind on purpose, None for all of it.
-        targets: (role, tensor) of every target tensor; each role by itself must consume a source whole or not at all
-            (a copy of the tied head is a role of its own). Rows that are repeated and zeros consume nothing.
+        left_out: the boxes of a source that are left out on purpose; None for the whole source.
+        targets: (role, tensor) of every target tensor. Each role must read a source whole or not at all; the copy of a
+            tied head has a role of its own. Repeated rows and zeros read nothing.
 
     Raises:
         CoverageError: an element is lost or repeated.
@@ -97,8 +97,8 @@ def prove(
             )
         for piece in tensor.pieces:
             for view in () if piece.fill else piece.views:
-                name, found = index.find(piece, view)
-                read[role, name] += found
+                name, source_boxes = index.find(piece, view)
+                read[role, name] += source_boxes
     for (role, name), boxes in read.items():
         extra = left_out.get(name) or ()
         if fault := tiling_fault([*boxes, *extra], sources[name].shape):
@@ -116,7 +116,7 @@ def prove(
 
 
 class _Index:
-    """Which source tensor a view of a storage falls into."""
+    """Finds the source tensor that a view reads."""
 
     def __init__(self, sources: Mapping[str, LazyTensor]) -> None:
         self.sources = sources
@@ -128,7 +128,10 @@ class _Index:
                 self.by_storage[view.storage].append((start, start + nbytes, name))
 
     def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
-        """The tensor that has all boxes of the view inside it, and these boxes; column views may interleave."""
+        """The name of the source tensor that contains the whole view, and the boxes of it that the view reads.
+
+        A byte span alone does not decide: column views of one storage may interleave.
+        """
         first, _ = view.span(piece.shape)
         for start, stop, name in self.by_storage.get(view.storage, ()):
             if start <= first < stop:

@@ -1,8 +1,8 @@
 """One table of element types, and the casts between them.
 
-A ``DType`` has the names under which each world knows the type: torch's attribute (``torch.bfloat16``), torch's
-storage class in a pickle (``BFloat16Storage``), and numpy's. The storage class names are those of
-``torch/storage.py`` (``_new_dtypes`` have none: they are stored as ``UntypedStorage`` with the dtype beside).
+A ``DType`` records the names of a type: torch's attribute (``torch.bfloat16``), torch's storage class in a pickle
+(``BFloat16Storage``), and numpy's. The storage class names are those of ``torch/storage.py`` (``_new_dtypes`` have
+none: such a tensor is stored as ``UntypedStorage``, and the pickle records its dtype separately).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _ALIASES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "fl
 
 @cache
 def _numpy_dtype(name: str) -> np.dtype[Any]:
-    import numpy as np  # here and below: a plan needs no arrays, and numpy takes longer to import than many a plan
+    import numpy as np  # imported here and below: a plan needs no arrays, and often takes less time than this import
 
     if name.startswith(("bfloat16", "float8")):
         import ml_dtypes
@@ -99,13 +99,13 @@ def cast_into(source: NDArray, target: NDArray) -> None:
     """Cast ``source`` element by element into ``target`` (same shape), rounding to nearest even as torch does.
 
     Raises:
-        DifferenceError: a finite value became infinite in float16, which ends at 65504. The other types reach as far
-            as float32 does.
+        DifferenceError: a finite value became infinite in float16, whose largest value is 65504. The other types have
+            the range of float32.
     """
     import numpy as np
 
     if source.dtype == np.float64 and target.dtype == np.float16:
-        source = source.astype(np.float32)  # torch rounds twice on this way
+        source = source.astype(np.float32)  # torch goes through float32 too, and so rounds twice
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(target, source, casting="unsafe")
     if target.dtype == np.float16 and source.dtype != np.float16:

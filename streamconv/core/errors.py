@@ -1,4 +1,4 @@
-"""Every error that streamconv raises on purpose, with the exit code that the command line gives it.
+"""Every error that streamconv raises on purpose, with the exit code that the command line returns for it.
 
     StreamconvError                 1   a bug, if it reaches the user bare
     ├── UsageError                  2   the command line or the arguments do not make sense
@@ -69,7 +69,7 @@ class SourceError(StreamconvError):
 
 
 class UnsupportedError(SourceError):
-    """The source was recognised, and is refused by its name."""
+    """The source was recognised, but is not translated; the message names it."""
 
 
 class AmbiguousError(SourceError):
@@ -103,7 +103,7 @@ class DamagedError(StreamconvError):
 
 
 class UnsafeError(DamagedError):
-    """The input asks for something that a data file has no business asking for."""
+    """The input asks for something that no data file needs."""
 
 
 class DifferenceError(StreamconvError):

@@ -1,4 +1,4 @@
-"""Who owns what: tensor-parallel and pipeline-parallel sizes, and which stage owns which layer."""
+"""How a model is split over ranks: its parallel sizes, and which stage holds which layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["FIRST_RANK", "ParallelLayout", "RankCoordinates", "even_stages"]
 
 
 def even_stages(num_layers: int, pp: int) -> tuple[int, ...]:
-    """Layers per stage, as even as can be: the first ``num_layers % pp`` stages hold one more."""
+    """The number of layers on each stage, split evenly; the first ``num_layers % pp`` stages hold one more."""
     base, extra = divmod(num_layers, pp)
     return tuple(base + (stage < extra) for stage in range(pp))
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RankCoordinates:
-    """Which rank of a model holds something: its tensor-parallel rank ``tp``, its pipeline stage ``pp``, its
-    expert-parallel rank ``ep``, and its rank ``etp`` among those that cut one expert's tensors; all count from 0.
+    """A rank of a model: its tensor-parallel rank ``tp``, its pipeline stage ``pp``, its expert-parallel rank ``ep``,
+    and its rank ``etp`` among the ranks that split one expert's tensors; all count from 0.
     """
 
     tp: int = 0
@@ -29,7 +29,7 @@ class RankCoordinates:
 
 
 FIRST_RANK = RankCoordinates()
-"""The first rank of everything."""
+"""The rank whose coordinates are all 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class ParallelLayout:
     Attributes:
         tp: tensor-parallel size.
         stages: the number of transformer layers on each pipeline stage.
-        vpp: the virtual stages on each stage.
-        ep: expert-parallel size: over how many ranks the experts of a layer are divided.
-        etp: expert tensor-parallel size: over how many ranks the tensors of one expert are cut.
+        vpp: the number of virtual stages on each stage.
+        ep: expert-parallel size: the number of ranks that divide the experts of a layer among them.
+        etp: expert tensor-parallel size: the number of ranks that split the tensors of one expert.
 
-    With virtual stages every stage holds ``vpp`` chunks of as many layers. Chunk 0 of all stages comes first, then
+    With virtual stages every stage holds ``vpp`` chunks of equally many layers. Chunk 0 of all stages comes first, then
     chunk 1 of all stages, and so on [``megatron/core/transformer/transformer_layer.py:get_transformer_layer_offset``].
     """
 
@@ -77,15 +77,15 @@ class ParallelLayout:
 
     @property
     def num_layers(self) -> int:
-        """Transformer layers over all stages."""
+        """The number of transformer layers on all stages together."""
         return sum(self.stages)
 
     def ranks(self) -> Iterator[RankCoordinates]:
-        """The ranks of a model without experts: all stages of tensor-parallel rank 0, then those of rank 1, and on."""
+        """The ranks of a model without experts: all stages of tensor-parallel rank 0, then those of 1, and so on."""
         return (RankCoordinates(tp, pp) for tp in range(self.tp) for pp in range(self.pp))
 
     def layers_of(self, stage: int, chunk: int = 0) -> range:
-        """The global layer numbers, from 0, of one chunk of ``stage``: all of the stage's without virtual stages."""
+        """The global layer numbers, from 0, of one chunk of ``stage``; without virtual stages chunk 0 is the stage."""
         sizes = [layers // self.vpp for layers in self.stages]
         start = chunk * sum(sizes) + sum(sizes[:stage])
         return range(start, start + sizes[stage])

@@ -1,10 +1,10 @@
 """``LazyTensor``: a tensor as boxes of stored bytes, without reading any of them.
 
 Every operation that a conversion needs (slice, concat, permute, flatten, unflatten, expand, total, share, cast) maps
-boxes to boxes, so an expression never grows: a lazy tensor is always its normal form, a list of ``Piece``. A piece says
-that the box ``start .. start + shape`` of the tensor is the strided ``View`` of one stored record (or the sum of
-several, divided by a number; or of none: zeros). What an engine needs to know, which bytes go where, can be read off
-directly.
+boxes to boxes, so an expression never grows: a lazy tensor is always in its normal form, a list of ``Piece``. A piece
+fills the box ``start .. start + shape`` of the tensor from the strided ``View`` of one stored record (or from the sum
+of several views, divided by a number; without a view the box is zeros). So the pieces directly tell an engine which
+bytes go where.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LazyTensor:
 
     @classmethod
     def zeros(cls, shape: Sequence[int], dtype: DType) -> LazyTensor:
-        """A tensor of zeros, made of nothing that is stored."""
+        """A tensor of zeros, which are stored nowhere."""
         box = tuple(shape)
         pieces = (Piece((0,) * len(box), box, ()),) if prod(box) else ()
         return cls(box, dtype, pieces)
@@ -101,7 +101,7 @@ class LazyTensor:
         return LazyTensor((*self.shape[:dim], outer * inner, *self.shape[dim + 2 :]), self.dtype, tuple(pieces))
 
     def repeat_row(self, row: int, times: int) -> LazyTensor:
-        """``times`` copies of one row of axis 0, marked as fill: they stand for no source element of their own."""
+        """``times`` copies of one row of axis 0, marked as fill: the proof of coverage does not count them."""
         pieces = []
         for piece in self.slice(0, row, row + 1).pieces:
             views = tuple(view.strided((0, *view.strides[1:])) for view in piece.views)
@@ -153,7 +153,7 @@ class LazyTensor:
 
         array = self.numpy()
         with warnings.catch_warnings():
-            # The array is a read-only map; torch has no read-only tensors and says so once a process.
+            # The array is a read-only map; torch has no read-only tensors and warns of that once a process.
             warnings.filterwarnings("ignore", message=".*not writable.*")
             if self.dtype.name in _NOT_IN_NUMPY:
                 carrier = array.view({1: np.uint8, 2: np.int16}[self.dtype.itemsize])
@@ -165,7 +165,7 @@ _NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 
 def combined(arrays: Sequence[NDArray], divisor: int) -> NDArray:
-    """The element-wise sum divided by ``divisor``, in double precision; one array by itself stays as it is."""
+    """The element-wise sum divided by ``divisor``, in double precision; one array with divisor 1 is returned as is."""
     import numpy as np
 
     if len(arrays) == 1 and divisor == 1:
@@ -213,9 +213,9 @@ def total(tensors: Sequence[LazyTensor]) -> LazyTensor:
 
 
 def share(tensor: LazyTensor, count: int) -> LazyTensor:
-    """Each element divided by ``count``, so that as many shares add up to the tensor as far as its type can hold them.
+    """Each element divided by ``count``: ``count`` such shares add up to the tensor, up to rounding in its type.
 
-    Where ``count`` is a power of two they do exactly, but for numbers that become subnormal.
+    If ``count`` is a power of two the sum is exact, except where a share is subnormal.
     """
     if count > 1 and not tensor.dtype.is_floating:
         raise ValueError(f"whole numbers ({tensor.dtype}) have no shares")

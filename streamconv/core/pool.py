@@ -22,18 +22,18 @@ def run_pool(
 ) -> None:
     """Do ``work(worker, task)`` for every task, with whichever worker is free.
 
-    The first failure ends it. So does an exception in the calling thread while that waits, such as a KeyboardInterrupt.
-    Then no further task is begun; the exception is raised when the tasks that were begun have ended.
+    The first failure stops the pool. So does an exception in the calling thread while it waits, such as a
+    KeyboardInterrupt. Then no further task is begun, and the exception is raised when the running tasks have ended.
 
     Args:
         workers: one for each thread; a worker does one task at a time.
-        tasks: the tasks; the iterator is asked for the next one by one thread at a time.
-        work: what is done, called from several threads.
+        tasks: the tasks; only one thread at a time advances the iterator.
+        work: the function to call, from several threads.
         meanwhile: called on the calling thread, about four times a second while the workers work.
 
     Raises:
-        BaseException: the first failure of ``work``, ``tasks`` or ``meanwhile``, or the interrupt. A worker's failure
-            that an interrupt came on top of is its cause.
+        BaseException: the first failure of ``work``, ``tasks`` or ``meanwhile``, or the interrupt. If a worker
+            failed too, its failure is the ``__cause__`` of the interrupt.
     """
     pool = _Pool(iter(tasks), work)
     try:
@@ -52,10 +52,10 @@ def run_pool(
 
 
 class _Pool(Generic[W, T]):
-    """What the threads share: the tasks that are left, who is at work, and the first failure.
+    """The state that the threads share: the remaining tasks, the number of running workers, and the first failure.
 
-    Who is at work is counted here because ``Thread.join`` cannot be asked again once it was interrupted: before Python
-    3.13 it then takes a thread that still runs for ended.
+    Running workers are counted because ``Thread.join`` cannot be called again after an interrupt: before Python 3.13
+    it then takes a running thread for an ended one.
     """
 
     def __init__(self, tasks: Iterator[T], work: Callable[[W, T], None]) -> None:
@@ -66,7 +66,7 @@ class _Pool(Generic[W, T]):
         self._changed = Condition()
 
     def serve(self, worker: W) -> None:
-        """Do tasks until there are none left, or something has failed."""
+        """Do tasks until none is left or one has failed."""
         with self._changed:
             self._working += 1
         try:
@@ -93,17 +93,17 @@ class _Pool(Generic[W, T]):
             yield task
 
     def has_ended(self, workers: int, seconds: float) -> bool:
-        """Whether so many workers have ended, now or after at most so many seconds."""
+        """Whether ``workers`` of them have ended; waits for that at most ``seconds``."""
         with self._changed:
             return self._changed.wait_for(lambda: self._ended == workers, seconds)
 
     def stop(self) -> None:
-        """Let no further task begin, and wait until those that were begun have ended, whatever interrupts it: they use
-        buffers and files that are given up afterwards.
+        """Begin no further task, and wait until the running ones have ended, even if interrupted again: they use
+        buffers and files that the caller closes afterwards.
         """
-        at_rest = False
-        while not at_rest:
-            # What is suppressed is an interrupt after the first one, which is about to be raised.
+        idle = False
+        while not idle:
+            # Only a further interrupt is suppressed here; run_pool raises the first one.
             with suppress(BaseException), self._changed:
                 self._stopped = True
-                at_rest = self._changed.wait_for(lambda: not self._working)
+                idle = self._changed.wait_for(lambda: not self._working)

@@ -13,8 +13,8 @@ __all__ = ["Replica"]
 class Replica:
     """A parameter that several ranks hold a copy of, to be compared before the first write.
 
-    ``original`` names what the second of two copies must equal where they are no ranks' copies: that is written.
-    ``must_equal`` refuses a difference whatever the policy says.
+    If the two copies are not those of ranks, ``original`` names the first of them, which is the one that is written.
+    ``must_equal`` makes any difference an error, whatever the policy.
     """
 
     name: str

@@ -1,7 +1,6 @@
 """Whether boxes tile a tensor: fill it without a gap and without an overlap.
 
-The proof of a plan and the reader of ``.metadata`` both ask this, the one of boxes that the program made, the other of
-boxes that a file claims.
+The proof of a plan checks boxes that the program made; the reader of ``.metadata`` checks boxes that a file claims.
 """
 
 from __future__ import annotations
@@ -13,22 +12,22 @@ from math import prod
 __all__ = ["Box", "tiling_fault", "whole_box"]
 
 Box = tuple[tuple[int, int], ...]
-"""One (start, stop) for each axis."""
+"""(start, stop) on each axis."""
 
-# How many times over the boxes are looked at where the work is bounded. A grid takes one look for each axis.
+# The bound on the work, in looks at each box. A grid takes one look for each axis.
 _LOOKS = 200
 
 
 def tiling_fault(boxes: Sequence[Box], shape: Sequence[int], *, bounded: bool = False) -> str | None:
     """What is wrong with boxes that should tile a tensor of ``shape``; None if they do.
 
-    They tile it if none leaves it, they have as many elements as it has, and no two overlap.
+    Boxes tile a tensor if all lie inside it, no two overlap, and together they have as many elements as the tensor.
 
     Args:
-        boxes: the boxes, in any order. One without elements counts for nothing.
+        boxes: the boxes, in any order. An empty box overlaps nothing.
         shape: sizes of the tensor's axes.
-        bounded: give up on boxes in no order, which would have to be compared each with each. For boxes from a file:
-            a small file must not hold the program up.
+        bounded: give up on boxes that no cut separates, since comparing all pairs takes quadratic time. For boxes from
+            a file: a small file must not hold the program up.
     """
     if len(boxes) == 1 and boxes[0] == whole_box(shape):
         return None
@@ -59,10 +58,11 @@ def _start(box: Box) -> tuple[int, ...]:
 
 
 def _overlap(boxes: Sequence[Box], axes: int, most_looks: int | None) -> str | None:
-    """Two boxes that overlap, or that finding them would take more than ``most_looks`` looks at a box.
+    """A message that names two overlapping boxes, or says that the search takes more than ``most_looks`` looks at a
+    box; None if no boxes overlap.
 
-    Boxes are parted by cuts that go through none of them, along one axis after the other, until each part has one box.
-    Where no cut is left on any axis, each box of a part is compared with each.
+    The boxes are separated by cuts that cross no box, along one axis after the other, until each part has one box. If a
+    part has no such cut on any axis, all pairs of its boxes are compared.
     """
     looks = 0
     parts = [(boxes, 0, 0)] if axes else []
@@ -74,17 +74,17 @@ def _overlap(boxes: Sequence[Box], axes: int, most_looks: int | None) -> str | N
         if most_looks is not None and looks > most_looks:
             return f"{len(boxes)} in no order, too many to tell"
         if uncut == axes:
-            for one, other in combinations(part, 2):
-                if all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True)):
-                    return f"those at {_start(one)} and {_start(other)} overlap"
+            for left, right in combinations(part, 2):
+                if all(a < d and c < b for (a, b), (c, d) in zip(left, right, strict=True)):
+                    return f"those at {_start(left)} and {_start(right)} overlap"
             continue
-        found = list(_parted(part, axis))
-        parts += [(few, (axis + 1) % axes, uncut + 1 if len(found) == 1 else 0) for few in found]
+        smaller = list(_parted(part, axis))
+        parts += [(group, (axis + 1) % axes, uncut + 1 if len(smaller) == 1 else 0) for group in smaller]
     return None
 
 
 def _parted(boxes: Sequence[Box], axis: int) -> Iterator[list[Box]]:
-    """The boxes between cuts across an axis that go through none of them."""
+    """The groups of boxes between the cuts across ``axis`` that cross no box."""
     part: list[Box] = []
     end = 0
     for box in sorted(boxes, key=lambda box: box[axis]):

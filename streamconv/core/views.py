@@ -1,4 +1,4 @@
-"""Strided views of stored bytes, and the steps that map boxes of them to boxes: what lazy tensors are made of."""
+"""Strided views of stored bytes, and the operations that map boxes to boxes: the parts of lazy tensors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class View:
         return View(self.storage, self.dtype, self.offset, strides)
 
     def span(self, shape: Sequence[int]) -> tuple[int, int]:
-        """(first byte in the storage, bytes from there to the last element) of a box of ``shape``, not empty."""
+        """(first byte in the storage, bytes from there to the end of the last element) of a box, not empty."""
         size = self.dtype.itemsize
         return self.offset * size, (sum(map(mul, shape, self.strides)) - sum(self.strides) + 1) * size
 
@@ -77,10 +77,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A box of a tensor and what fills it: the element-wise sum of ``views``, divided by ``divisor``.
+    """A box of a tensor, filled with the element-wise sum of ``views``, divided by ``divisor``.
 
-    Nearly always that is one view as it is stored. The sum of no views is zero: such a box is stored nowhere.
-    ``fill`` marks made-up rows.
+    Nearly always there is one view and no division. Without views the box is zeros, which are stored nowhere.
+    ``fill`` marks rows that were added as padding.
     """
 
     start: tuple[int, ...]
@@ -100,12 +100,12 @@ class Piece:
         return len(self.views) == 1 and self.divisor == 1
 
     def at(self, start: tuple[int, ...], shape: tuple[int, ...], views: tuple[View, ...]) -> Piece:
-        """A piece of the same kind: another box, filled in the same way by other views."""
+        """A piece with another box and other views, and the same ``fill`` and ``divisor``."""
         return Piece(start, shape, views, self.fill, self.divisor)
 
 
 def put(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
-    """The values with another one at ``dim``."""
+    """``values`` with ``value`` at index ``dim``."""
     return (*values[:dim], value, *values[dim + 1 :])
 
 
@@ -130,18 +130,18 @@ def unflatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
 
 
 def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
-    """Join two axes of a piece, row by row where the stored strides do not allow one step."""
+    """Join two axes of a piece: one piece if the stored strides allow it, else one for each row."""
     (row, column), (rows, columns) = piece.start[dim : dim + 2], piece.shape[dim : dim + 2]
     pairs = [view.strides[dim : dim + 2] for view in piece.views]
     joins = columns == inner and all(rows == 1 or inner == 1 or outer == inner * step for outer, step in pairs)
     if not joins and rows > 1:
         for index in range(rows):
-            one = piece.at(
+            single_row = piece.at(
                 put(piece.start, dim, row + index),
                 put(piece.shape, dim, 1),
                 tuple(view.moved(dim, index) for view in piece.views),
             )
-            yield from flatten_piece(one, dim, inner)
+            yield from flatten_piece(single_row, dim, inner)
         return
     views = tuple(
         v.strided((*v.strides[:dim], outer if inner == 1 else step, *v.strides[dim + 2 :]))
@@ -155,7 +155,7 @@ def flatten_piece(piece: Piece, dim: int, inner: int) -> Iterable[Piece]:
 
 
 def merge_along(pieces: list[Piece], dim: int) -> list[Piece]:
-    """The pieces, with those that are neighbours along ``dim`` joined into one."""
+    """The pieces, with neighbours along ``dim`` joined."""
     if len(pieces) < 2:
         return pieces
     merged: list[Piece] = []

@@ -1,4 +1,4 @@
-"""What an engine is given to do: the tiles that are left, who does them, and what becomes of a tile that is done."""
+"""The work of an engine: the remaining tiles, the workers that do them, and the records of finished tiles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from streamconv.moves.tiles import Tile
 __all__ = ["Assignment", "Note", "Range"]
 
 Note = Callable[[Sequence[TileDone]], None]
-"""What notes tiles that have become durable."""
+"""Records tiles whose bytes have become durable."""
 
-# Soon at first, so that a run which is killed early has something to go on with.
+# The first commits come early, so that a run that is killed soon can still be resumed.
 _FIRST_COMMIT_SECONDS, _COMMIT_SECONDS = 0.25, 2.0
 
 
@@ -30,10 +30,10 @@ class Range(NamedTuple):
 
 
 class Assignment:
-    """One run of an engine: the tiles that a log has left, the workers who do them, where they go, who is told.
+    """One run of an engine: the remaining tiles of a log, the workers, the outputs, the progress and the journal.
 
-    A tile that is done is entered in the log at once. It is noted in the journal by a commit: only after the files that
-    it was written to have been made durable.
+    A finished tile is entered in the log at once. A commit records it in the journal, after the files that it was
+    written to have been made durable.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class Assignment:
         self._due = time.monotonic() + self._pause
 
     def ranges(self) -> Iterator[Range]:
-        """What is left before the first tile is done, cut into ranges that fit a worker's buffers, job after job."""
+        """The work that remains when the run begins, job after job, cut into ranges that fit a worker's buffers."""
         for number, first, last in self._log.remaining():
             for start, stop in self._log.jobs[number].cut(first, last, self._block):
                 yield Range(number, start, stop)
 
     def do(self, worker: TileWorker, part: Range) -> None:
-        """Read, move and write one tile, and enter it; from any thread.
+        """Read, move and write one tile, and enter it in the log; any thread may call this.
 
         Raises:
-            StreamconvError: as :func:`streamconv.execution.run_tiles.run_tiles` says. The tile counts as not done.
+            StreamconvError: see :func:`streamconv.execution.run_tiles.run_tiles`. The tile counts as not done.
         """
         tile = self._log.jobs[part.job].tile(part.first, part.last)
         reads, writes = worker.run(tile, self._outputs)
@@ -74,7 +74,7 @@ class Assignment:
         self._progress(sum(write.nbytes for write in tile.writes))
 
     def note(self, done: TileDone, tile: Tile) -> None:
-        """Have a tile that is written noted by the next commit."""
+        """Let the next commit record a tile that has been written."""
         if self._journal is not None:
             with self._lock:
                 # The files first: an interrupt in between must not leave a tile whose file is not synced.
@@ -82,7 +82,7 @@ class Assignment:
                 self._unnoted.append(done)
 
     def commit_if_due(self) -> None:
-        """Commit if the last commit was long enough ago; from one thread.
+        """Commit if the last commit was long enough ago; only one thread may call this.
 
         Raises:
             StorageError, DiskSpaceError: the system refused.
@@ -93,7 +93,7 @@ class Assignment:
             self._due = time.monotonic() + self._pause
 
     def commit(self) -> None:
-        """Make durable what the tiles since the last commit wrote, then note them. After a commit that failed, nothing.
+        """Make the tiles since the last commit durable, then record them. Does nothing once a commit has failed.
 
         Raises:
             StorageError, DiskSpaceError: the system refused.

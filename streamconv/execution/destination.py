@@ -14,7 +14,7 @@ __all__ = ["WORK_FOLDER", "check_destination", "lock_destination"]
 
 WORK_FOLDER = ".streamconv"
 
-# What any framework's checkpoint has directly in its folder: what every target owns, and what a tag's folder holds.
+# Names that a checkpoint of any framework has directly in its folder: those of each target, and of a tag's folder.
 _CHECKPOINTS = (
     "latest",
     "global_step*",
@@ -49,18 +49,18 @@ def check_destination(
     Args:
         source: the checkpoint that is read.
         destination: the folder for the result; it may not exist yet.
-        entries: the names that the result will have directly in it, its commit record among them.
-        overwrite: whether what has these names may be replaced.
+        entries: the names that the result will have directly in the destination, its commit record among them.
+        overwrite: whether existing entries of these names may be replaced.
         owned: patterns (:mod:`fnmatch`) of further names that make a checkpoint of the result's kind.
-        beside: patterns of names that belong to such a checkpoint where there is one, and to nobody where there is not.
-        sources: files that are read, wherever they are; what is linked below ``source`` counts as read.
+        beside: patterns of names that belong to such a checkpoint only if there is one.
+        sources: files that are read, wherever they are; the targets of links below ``source`` are read too.
 
     Returns:
-        The files and links there that are ``owned``, or ``beside`` an older checkpoint, and not replaced by one of the
-        ``entries``: if they stayed, they could be loaded in place of the result, or with it.
+        The names of files and links there that match ``owned``, or ``beside`` if there is an older checkpoint, and that
+        no entry replaces. If they stayed, they could be loaded in place of the result, or with it.
 
     Raises:
-        DestinationError: it would change the source, is not a folder, or holds a checkpoint.
+        DestinationError: writing there would change the source, or it is not a folder, or holds a checkpoint.
     """
     children = sorted(destination.iterdir()) if destination.is_dir() else []
     matching = [child for child in children if _matches(child, owned)]
@@ -91,7 +91,7 @@ def _matches(child: Path, patterns: Sequence[str]) -> bool:
 
 
 def _refuse_sources(source: Path, destination: Path, names: Sequence[str], sources: Iterable[Path]) -> None:
-    """Refuse to replace what is read: the source's folder, or a file that the source's folder only links to."""
+    """Refuse to replace a source: its folder, or a file elsewhere that its folder links to."""
     real, origin = destination.resolve(), source.resolve()
     replaced = {(real / name).resolve() for name in names}
     # The path as given counts too: its last folder may be a link into another place.
@@ -100,7 +100,7 @@ def _refuse_sources(source: Path, destination: Path, names: Sequence[str], sourc
         raise DestinationError(
             "the destination is the source's own folder; a source is never written", where=destination
         )
-    # Of a link that stands in the destination only the link is replaced, so these are not resolved.
+    # If an entry in the destination is a link, only the link is replaced, so entries are not resolved.
     entries = {real / name for name in names}
     for path in (*sources, *_links(source)):
         there = Path(os.path.realpath(path))

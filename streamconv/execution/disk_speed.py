@@ -1,4 +1,4 @@
-"""How fast a folder's disk is with the engine's own ways of reading and writing, and what a conversion would take."""
+"""Measure a disk with the engine's own ways of reading and writing, and predict the time of a conversion."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class DiskSpeed:
-    """Bytes a second: read alone, written alone, and copied (each byte read and written), the sync included.
+    """Bytes a second when only reading, only writing, and copying (each byte read and written), the sync included.
 
-    Each is the median of some rounds of ``nbytes``.
+    Each is the median of several rounds of ``nbytes``.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class DiskSpeed:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Seconds that a conversion would take: its disk work, and what it was computed from."""
+    """The predicted seconds of a conversion's disk work, and the numbers that they were computed from."""
 
     seconds: float
     read_nbytes: int
@@ -58,7 +58,7 @@ class Prediction:
 
 
 def measure_disk(folder: Path, nbytes: int, settings: EngineSettings) -> DiskSpeed:
-    """Write, read and copy a file of ``nbytes`` in a folder of its own in ``folder``, which is removed.
+    """Write, read and copy files of ``nbytes`` in a temporary folder inside ``folder``.
 
     Raises:
         DestinationError: ``folder`` is no folder.
@@ -91,9 +91,10 @@ def measure_disk(folder: Path, nbytes: int, settings: EngineSettings) -> DiskSpe
 
 
 def predict(plan: Plan, speed: DiskSpeed) -> Prediction:
-    """How long a conversion into the measured folder takes: bytes that are read and written in step at the speed of a
-    copy, the rest of either alone. From another disk the slower of the two sides decides; its own speed is taken to
-    be the measured one.
+    """The time of a conversion into the measured folder.
+
+    On the same disk, bytes that are both read and written go at the speed of a copy, the rest at the speed of reading
+    or writing alone. From another disk the slower side decides; that disk is assumed to be as fast as the measured one.
     """
     read, write = plan.read_nbytes, plan.write_nbytes
     same = plan.source.stat().st_dev == speed.folder.stat().st_dev
@@ -118,7 +119,7 @@ def _own_folder(folder: Path) -> Iterator[Path]:
 
 
 def _timed_write(path: Path, nbytes: int, workers: Workers) -> float:
-    """Write noise, which no file system can make smaller; seconds until it is durable."""
+    """The seconds to write random bytes, which no file system can compress, and to make them durable."""
     buffer, block = workers.each[0].output, workers.settings.block
     buffer[:block] = os.urandom(block)
     began = time.monotonic()
@@ -130,7 +131,7 @@ def _timed_write(path: Path, nbytes: int, workers: Workers) -> float:
 
 
 def _timed_copy(path: Path, nbytes: int, workers: Workers, outputs: list[Output]) -> float:
-    """Read a file as the engine does, into what is given."""
+    """The seconds to copy a file into the outputs with the engine."""
     tensor = LazyTensor.stored(View(Storage(path, 0, nbytes, path.name), DTYPES["uint8"], 0, (1,)), (nbytes,))
     began = time.monotonic()
     run_tiles(TileLog(lower([Target(0, 0, tensor)])), outputs, workers, lambda _: None)

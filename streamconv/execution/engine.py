@@ -13,12 +13,12 @@ __all__ = ["Engine"]
 class Engine(Protocol):
     """A way to do the tiles of a run: in which order, and on which threads.
 
-    Its module holds it as ``ENGINE``; :mod:`streamconv.execution.registry` finds it there. What a tile is and how it is
-    done is not its business, nor is what is left of a run that ended early: the assignment knows both.
+    Its module holds it as ``ENGINE``; :mod:`streamconv.execution.registry` finds it there. An engine does not know what
+    a tile does, nor which tiles an earlier run has done: the assignment knows both.
 
     Attributes:
-        name: what the user calls it: ``--engine``, and ``engine`` in Python.
-        most_threads: how many workers it has a use for at most; None if that is for the user to say.
+        name: its name for the user: ``--engine``, and ``engine`` in Python.
+        most_threads: the most workers that it can use; None for any number.
     """
 
     name: str
@@ -27,10 +27,10 @@ class Engine(Protocol):
     def run(self, assignment: Assignment) -> None:
         """Give every range of ``assignment.ranges()`` to ``assignment.do``, once, with a worker that is free.
 
-        While that goes on, ``assignment.commit_if_due`` is called from one thread, several times a second or after each
-        tile. The engine takes no buffers beside those of the workers.
+        Meanwhile it calls ``assignment.commit_if_due`` from one thread, several times a second or after each tile. It
+        allocates no buffers besides those of the workers.
 
         Raises:
-            StreamconvError: what ``do`` or ``commit_if_due`` raised first. No range was begun after it, and none that
-                was begun is still being done. The same holds for an interrupt.
+            StreamconvError: the first error of ``do`` or ``commit_if_due``. No range is begun after it, and all ranges
+                that were begun have ended. The same holds for an interrupt.
         """

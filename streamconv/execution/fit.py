@@ -1,4 +1,4 @@
-"""Fit a plan into a memory budget: how large the buffers may be, and what the least is that works."""
+"""Fit a plan into a memory budget: the size of the buffers, and the smallest budget that works."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["Fit", "RunChoices", "check_budget", "settings_for"]
 
 _LARGEST_BLOCK = 16 * MIB
 _SMALLEST_BLOCK = 64 << 10
-# More than two help while each has blocks of full size: measured where rows are split (docs/performance.md).
+# More than two threads help only if each has blocks of full size: measured on split rows (docs/performance.md).
 _THREADS, _FEW_THREADS = 4, 2
 # Thread stacks, the directory and the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
-# What numpy takes, which a plan does without.
+# The memory of numpy, which making a plan does not import.
 _NUMPY = 18 * MIB
 
 
@@ -35,9 +35,9 @@ class RunChoices(TypedDict, total=False):
     Attributes:
         max_ram: the budget: ``32G``, ``32GB``, ``50%`` or ``auto``.
         io: ``direct`` (past the page cache, where the file system can), ``pread`` or ``mmap``.
-        jobs: threads; if not said 4, or 2 if the budget is too small for blocks of 16 MiB for each.
-        block_size: bytes that are read and written at a time, such as ``8M``; at most 16 MiB if not said.
-        engine: ``threads``, or ``serial``: the reference engine, one tile after another, to hold the other against.
+        jobs: the number of threads; by default 4, or 2 if the budget is too small for blocks of 16 MiB for each.
+        block_size: bytes that are read and written at a time, such as ``8M``; by default at most 16 MiB.
+        engine: ``threads``, or ``serial``, the reference engine: one tile after another, to compare the other with.
     """
 
     max_ram: str
@@ -49,8 +49,8 @@ class RunChoices(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a plan fits a budget: the floor in bytes, the block, threads and write window that the budget allows, how and
-    with which engine it runs, and the bytes that the budget leaves over.
+    """How a plan runs within a budget: the smallest budget that works, the block, threads and write window that this
+    one allows, the way to read and write, the engine, and the bytes of the budget that are not used.
     """
 
     budget: MemoryBudget
@@ -64,7 +64,7 @@ class Fit:
 
     @property
     def settings(self) -> EngineSettings:
-        """What the engine is to work with."""
+        """The settings for the engine."""
         return EngineSettings(self.block, self.threads, self.io, self.engine)
 
 
@@ -74,7 +74,7 @@ def check_budget(work: Plan, choices: RunChoices, held: int = 0) -> Fit:
     Args:
         work: the plan.
         choices: see :class:`RunChoices`.
-        held: bytes that are needed besides.
+        held: bytes that the caller needs besides.
 
     Raises:
         MemoryBudgetError: the budget is below the smallest that works in this process, or what was asked for does
@@ -140,7 +140,7 @@ def _asked_block(choices: RunChoices, smallest: int) -> int | None:
 
 
 def settings_for(work: Plan | None, choices: RunChoices) -> EngineSettings:
-    """What the engine works with for a plan; without one, what it takes where memory is no matter.
+    """The engine's settings for a plan; without a plan, its settings with unlimited memory.
 
     Raises:
         MemoryBudgetError, UsageError: as :func:`check_budget`.

@@ -1,9 +1,9 @@
-"""The journal of a run: what it is, and which of its tiles are durable. A killed run goes on from here.
+"""The journal of a run: its identity, and which of its tiles are durable. A killed run is resumed from it.
 
-A text file. Each line is a JSON value and its CRC-32; what follows the first line that is not whole was being written
-when the run ended, and counts for nothing. The first line identifies the run: its source files by size and time of
-change, what was asked for, and a digest of every byte move and of every byte that does not come from the source.
-Each further line names tiles whose bytes were durable before the line was written.
+It is a text file. Each line is a JSON value and its CRC-32. A line that is not whole was being written when the run
+ended; it and all that follows are ignored. The first line identifies the run: its source files by size and time of
+change, the user's choices, and a digest of every byte move and of every byte that does not come from the source. Each
+further line names tiles whose bytes were durable before the line was written.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _FINISH_OTHERS = "run the command that began it, or say --restart to discard wha
 
 
 class Journal:
-    """The open journal of a run; lines are durable when they have been added."""
+    """The open journal of a run; a line is durable once it has been added."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
 
     def read(self) -> Iterator[Any]:
-        """The values of all whole lines; what follows them is cut off when the journal is opened to go on.
+        """The values of all whole lines; :meth:`resume` cuts off the rest of the file.
 
         Raises:
-            DestinationError: a line that is whole is no JSON.
+            DestinationError: a whole line is not JSON.
         """
         self._whole_nbytes = 0
         with self.path.open("rb") as file:
@@ -53,7 +53,7 @@ class Journal:
                 yield value
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Begin a new one.
+        """Begin a new journal.
 
         Raises:
             OSError: the system refused.
@@ -62,10 +62,10 @@ class Journal:
         self._add(identity)
 
     def resume(self, log: TileLog) -> None:
-        """Enter all noted tiles into the log, and go on behind them.
+        """Enter all recorded tiles into the log, and continue after the last whole line.
 
         Raises:
-            DestinationError: a line that is whole does not fit the jobs.
+            DestinationError: a whole line does not fit the jobs.
             OSError: the system refused.
         """
         lines = self.read()
@@ -81,7 +81,7 @@ class Journal:
         os.lseek(self._fd, 0, os.SEEK_END)
 
     def add(self, done: Sequence[TileDone]) -> None:
-        """Note tiles; what they wrote must be durable before.
+        """Record tiles, whose bytes must be durable already.
 
         Raises:
             OSError: the system refused.
@@ -101,7 +101,7 @@ class Journal:
         )
 
     def close(self) -> None:
-        """Close it as it is."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -119,11 +119,11 @@ def _tile(job: Any, first: Any, last: Any, reads: Any, writes: Any) -> TileDone:
 
 
 def identity_of(plan: Plan) -> dict[str, Any]:
-    """What makes a run the same run: its sources as they are now, its choices in words, a digest of all it does."""
+    """The identity of a run: its sources as they are now, its choices in words, and a digest of all it writes."""
     sources = {}
     for path in (*plan.source_paths, *plan.copied.values()):
-        found = path.stat()
-        sources[str(path)] = [found.st_size, found.st_mtime_ns]
+        status = path.stat()
+        sources[str(path)] = [status.st_size, status.st_mtime_ns]
     digest = hashlib.sha256()
     for job in plan.jobs:
         digest.update(repr(job).encode())
@@ -144,10 +144,10 @@ def identity_of(plan: Plan) -> dict[str, Any]:
 
 
 def refuse_another(noted: Any, identity: Mapping[str, Any], destination: Path) -> None:
-    """Refuse to go on with a run that was another one.
+    """Refuse to resume a run with another identity.
 
     Raises:
-        DestinationError: it was, or its journal cannot be read; the message says what differs.
+        DestinationError: the identities differ, or its journal cannot be read; the message says what differs.
     """
     known = noted if isinstance(noted, dict) else {}
     choices, sources = known.get("choices"), known.get("sources")
@@ -176,10 +176,10 @@ def refuse_another(noted: Any, identity: Mapping[str, Any], destination: Path) -
 
 
 def refuse_incomplete(staged: Mapping[Path, int]) -> None:
-    """Refuse to go on where a staged file is gone, or has another size in bytes than it was made with.
+    """Refuse to resume if a staged file is missing, or has another size in bytes than it was made with.
 
     Raises:
-        DestinationError: one is.
+        DestinationError: there is such a file.
     """
     for path, nbytes in staged.items():
         if not path.is_file() or path.stat().st_size != nbytes:
@@ -194,14 +194,14 @@ def refuse_changed_source(identity: Mapping[str, Any]) -> None:
     """Refuse a source that was written to while it was read.
 
     Raises:
-        DamagedError: a file is gone, or its size or time of change is another.
+        DamagedError: a file is gone, or its size or time of change has changed.
     """
     for name, facts in identity["sources"].items():
         try:
-            found = Path(name).stat()
+            status = Path(name).stat()
         except OSError:
-            found = None
-        if found is None or [found.st_size, found.st_mtime_ns] != facts:
+            status = None
+        if status is None or [status.st_size, status.st_mtime_ns] != facts:
             raise DamagedError(
                 "the file was changed while it was converted", where=name, remedy="convert when nothing writes to it"
             )

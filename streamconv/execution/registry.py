@@ -25,10 +25,10 @@ def known_engines() -> tuple[Engine, ...]:
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of a name.
+    """The engine called ``name``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such engine.
     """
     for engine in known_engines():
         if engine.name == name:

@@ -1,4 +1,4 @@
-"""Carry out a plan: fill its files under a budget, go on where a run ended early, publish, report."""
+"""Carry out a plan: fill its files within a budget, resume a run that ended early, publish, report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def budget(self) -> MemoryBudget:
-        """What was promised."""
+        """The memory budget of the run."""
         return self.fit.budget
 
     @property
@@ -111,7 +111,7 @@ def run_plan(
 
 
 def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[str]:
-    """What of the destination gives way to the result."""
+    """Check the destination; returns the names in it that the result retires."""
     names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
     return check_destination(
         work.source,
@@ -125,26 +125,26 @@ def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[s
 
 
 def _discard(work: Plan, log: TileLog, fit: Fit, progress: Progress | None) -> None:
-    """The whole conversion but for the last step."""
+    """Run the whole conversion, but discard the bytes instead of writing them."""
     outputs = [DiscardedOutput()] * len(work.files)
     with closing(Workers(fit.settings)) as workers:
         run_tiles(log, outputs, workers, _counter(work, 0, progress))
 
 
 def _open_files(work: Plan, fit: Fit) -> int:
-    """How many descriptors are open while the files are filled; past the page cache a file has two."""
+    """The number of descriptors that are open while files are filled; with direct transfers a file has two."""
     read = fit.settings.threads * min(OPEN_FILES, len(work.source_paths))
     return (len(work.files) + read) * (2 if fit.io == "direct" else 1)
 
 
 def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
-    """The files that go along, but for those that are replaced by themselves."""
+    """The copied files, except those that already have their place in the destination."""
     places = {name: (destination.resolve() / name, path) for name, path in work.copied.items()}
     return [path for place, path in places.values() if path.resolve() != place]
 
 
 def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
-    """Fill the staged files, and what a run that ended early had left of them; the bytes that it had done."""
+    """Fill the staged files, resuming an earlier run if there is one; returns the bytes that it had written."""
     identity = identity_of(work)
     journal = Journal(stage.journal)
     resumes = _prepare(work, journal, stage, identity, restart)
@@ -180,7 +180,7 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
 
 
 def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
-    """Whether to go on with what is staged; if not, there is nothing staged any more."""
+    """Whether to resume from the staged files; if not, they are discarded."""
     if stage.is_resumable and not restart:
         noted = list(islice(journal.read(), 1))
         if noted:

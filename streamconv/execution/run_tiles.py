@@ -1,4 +1,4 @@
-"""Run the tiles that are left to be done with the engine that was chosen."""
+"""Run the remaining tiles with the chosen engine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def run_tiles(
     progress: Callable[[int], None],
     journal: Note | None = None,
 ) -> None:
-    """Do what a log says is left, with the engine that the workers' settings name, and enter it in the log.
+    """Do the remaining tiles of a log with the engine that the workers' settings name, and enter them in the log.
 
     Args:
-        log: the jobs, from :func:`streamconv.moves.lower.lower`, and what is done of them.
-        outputs: the files that the jobs number.
-        workers: who does it.
-        progress: called with each number of bytes that was written, from any thread.
-        journal: called every two seconds or after a tile that took longer, and at the end however it ends, with the
-            tiles that have become durable. Not any more once it or a sync has failed.
+        log: the jobs, from :func:`streamconv.moves.lower.lower`, and their finished tiles.
+        outputs: the output files, by the jobs' file numbers.
+        workers: the workers that do the tiles.
+        progress: called after each tile with the number of bytes that it wrote, from any thread.
+        journal: called with the tiles that have become durable: every two seconds, or after a tile that took longer,
+            and at the end, also after an error. It is not called again once it or a sync has failed.
 
     Raises:
         DamagedError: the source ends early, or a record's CRC is not the recorded one.
@@ -42,7 +42,7 @@ def run_tiles(
     except BaseException as failure:
         try:
             assignment.commit()
-        except StreamconvError as second:
-            raise failure from second
+        except StreamconvError as commit_error:
+            raise failure from commit_error
         raise
     assignment.commit()

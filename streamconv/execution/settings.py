@@ -1,4 +1,4 @@
-"""What runs a plan's jobs, and how. An engine sees files, offsets and bytes; it never sees a name of a model."""
+"""The settings of an engine, which runs a plan's jobs. It sees files, offsets and bytes, never a model's names."""
 
 from __future__ import annotations
 

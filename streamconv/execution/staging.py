@@ -1,13 +1,13 @@
-"""Let a result grow beside its destination and appear there whole.
+"""Write a result into a work folder in its destination, and publish it whole.
 
-Everything is written below ``DST/.streamconv/`` (the same file system, also where the destination is a mount point),
-synced, and renamed into place; what else is there of an older checkpoint is moved aside; the commit record (Megatron's
-tracker file, a config.json) is replaced last. That one step decides: before it all can be undone, after it the result
-is whole. What is promised: after an error or a kill the destination holds what it held before or the whole result, if
-need be when the next run has looked there, and what it held before is deleted only when the result is durable. A work
-folder that has a journal stays when its run ends early, for the next to go on with. What is not promised: that a disk
-keeps what it acknowledged. And on a file system that cannot exchange two names in one step (NFS, Lustre), a kill
-between two renames leaves the old checkpoint in ``DST/.streamconv/old``, from where the next run puts it back.
+Everything is written below ``DST/.streamconv/`` (on the same file system, even if the destination is a mount point),
+synced, and renamed into place. Other files of an older checkpoint are moved aside. The commit record (Megatron's
+tracker file, a config.json) is replaced last. That one step decides: before it everything can be undone, after it the
+result is whole. After an error or a kill the destination holds its old content or the whole result, at the latest when
+the next run has cleared up there. The old content is deleted only when the result is durable. If a run ends early, a
+work folder with a journal stays, so that the next run can resume. It is not promised that a disk keeps what it
+acknowledged. And where the file system cannot exchange two names in one step (NFS, Lustre), a kill between two renames
+leaves the old checkpoint in ``DST/.streamconv/old``, from where the next run puts it back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ JOURNAL = "journal"
 
 
 class Staging:
-    """The folder that a result grows in."""
+    """The work folder in which a result is staged."""
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
@@ -46,11 +46,11 @@ class Staging:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether a run that ended early left something to go on with."""
+        """Whether an earlier run left a journal and files to resume from."""
         return self.journal.exists() and self.new.is_dir()
 
     def need(self, nbytes: int) -> None:
-        """Refuse a job that the disk has no room for; what is staged already counts as room.
+        """Check that the disk has room for a result of ``nbytes``; staged files count as free space.
 
         Raises:
             DiskSpaceError: fewer bytes are free than the result has.
@@ -65,7 +65,7 @@ class Staging:
             )
 
     def path(self, name: str) -> Path:
-        """Where the file ``name`` of the result grows; its folders are made."""
+        """The staged path of the result's file ``name``; its folders are made."""
         path = self.new / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -85,11 +85,11 @@ class Staging:
         write_file(self.new / name, len(data), [data])
 
     def copy(self, name: str, origin: Path) -> None:
-        """Stage a copy of a file as the file ``name`` of the result, in place of what is staged there.
+        """Stage a copy of a file as the file ``name`` of the result, replacing a staged file of that name.
 
         Raises:
             SourceError: ``origin`` is not a regular file, nor a link to one.
-            DamagedError: it was changed meanwhile.
+            DamagedError: ``origin`` was changed while it was copied.
             DiskSpaceError, StorageError: the system refused.
         """
         copy_file(origin, self.new / name)
@@ -97,13 +97,13 @@ class Staging:
     def publish(self, texts: Mapping[str, str], retire: Iterable[str] = ()) -> None:
         """Move the result into place and ``retire`` aside, then replace the commit record: the last of ``texts``.
 
-        Texts before the last are put where they belong just before it, like all else that is staged. Signals wait until
-        it is done: a publication is whole or undone, also when it is interrupted.
+        The other texts are staged and moved into place with the result. Signals are blocked until it is done, so that
+        a publication is whole or undone even if it is interrupted.
 
         Args:
             texts: at least one small file by its name in the destination.
-            retire: names in the destination that are of an older checkpoint, deleted when the result is durable; what
-                is not there, or is replaced, is left out.
+            retire: names in the destination that belong to an older checkpoint, deleted when the result is durable;
+                names that are missing or replaced are left out.
 
         Raises:
             DiskSpaceError, StorageError: the system refused; what was there before is in place again.
@@ -113,7 +113,7 @@ class Staging:
         if not all(_is_name(name) for name in retired):
             raise ValueError(f"not names in the destination: {retired}")
         try:
-            with _signals_wait(), ExitStack() as undo:
+            with _signals_blocked(), ExitStack() as undo:
                 for name in before:
                     self.text(name, texts[name])
                 self.sync()
@@ -157,12 +157,12 @@ class Staging:
         undo.callback(aside.rename, target)
 
     def recover(self) -> None:
-        """Undo what a run that was killed left behind, and remove its work unless it has a journal.
+        """Undo what a killed run left behind, and delete its staged files unless it has a journal.
 
-        If it had begun to publish and its commit record is still unwritten, what it had moved into place is moved
-        out again, told by the inode that it noted before; what it had moved aside is put back. If the record is
-        written, what is staged or aside now is what was replaced: it is deleted, and there is nothing to go on with.
-        The intent is removed when it says nothing new any more: not before that is deleted, or all is put back.
+        If it had begun to publish and had not replaced the commit record, entries that it had moved into place are
+        moved out again (recognised by the inodes that it recorded), and entries that it had moved aside are put back.
+        If the record is replaced, the entries that are staged or aside now are the old ones: they are deleted, and
+        there is nothing to resume. The intent is removed only after all that, so that a kill here loses nothing.
         """
         for folder in self.work.glob("replaced-*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -186,7 +186,7 @@ class Staging:
             self._discard(self.new)
 
     def _take_out(self, name: str, inode: int) -> None:
-        """Move an entry back to where it was staged, and what it was exchanged with back into place."""
+        """Move an entry back to where it was staged, and the entry that it was exchanged with back into place."""
         staged, target = self.new / name, self.destination / name
         if not os.path.lexists(target) or target.lstat().st_ino != inode:
             return
@@ -206,7 +206,7 @@ class Staging:
             folder.rename(Path(tempfile.mkdtemp(prefix="replaced-", dir=self.work)) / folder.name)
 
     def _intended(self) -> tuple[dict[str, int], str]:
-        """What a run had noted before it began to publish: entries with their inodes, and its commit record."""
+        """The intent of a run that began to publish: its entries with their inodes, and its commit record."""
         try:
             noted = json.loads(self.intent.read_text())
             entries, texts = dict(noted["entries"]), list(noted["texts"])
@@ -217,16 +217,16 @@ class Staging:
         return {}, ""
 
     def begin_anew(self) -> None:
-        """Discard what is staged, and its journal."""
+        """Discard the staged files and their journal."""
         self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.new, ignore_errors=True)
         self.new.mkdir()
 
     def leave(self) -> None:
-        """Undo what is half published, and remove the work folder unless it has a journal.
+        """Undo a half-done publication, and remove the work folder unless it has a journal.
 
         Raises:
-            DiskSpaceError, StorageError: the system refused; the next run does it.
+            DiskSpaceError, StorageError: the system refused; the next run tries again.
         """
         try:
             self.recover()
@@ -238,9 +238,9 @@ class Staging:
 
 @contextmanager
 def staging(destination: Path) -> Iterator[Staging]:
-    """A locked work folder in ``destination``: empty, or with what a run that has a journal left there.
+    """A locked work folder in ``destination``: empty, or with the staged files and the journal of an earlier run.
 
-    At the end it is removed, unless a journal is in it and the source is not to blame.
+    It is removed at the end unless it has a journal. A damaged source or a difference in values deletes the journal.
 
     Raises:
         DestinationError: another run holds the lock.
@@ -267,7 +267,7 @@ def staging(destination: Path) -> Iterator[Staging]:
 
 
 def clear_leftovers(destination: Path) -> None:
-    """Undo what a killed run left half published, so that the next looks at what was there before it.
+    """Undo the half-done publication of a killed run, so that the next run finds the old content.
 
     Raises:
         DestinationError: another run is writing there.
@@ -280,12 +280,12 @@ def clear_leftovers(destination: Path) -> None:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _signals_blocked() -> Iterator[None]:
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -294,5 +294,5 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _is_name(name: str) -> bool:
-    """Whether it names something directly in a folder."""
+    """Whether ``name`` is the name of an entry directly in a folder, not a path."""
     return Path(name).name == name and name not in ("", "..")

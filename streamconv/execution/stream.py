@@ -32,8 +32,8 @@ FRAMEWORKS = ("pt", "np")
 class StreamedTensor(NamedTuple):
     """One tensor of one rank.
 
-    ``layer`` counts transformer layers over all stages from 0; it is None for what is in no layer. ``name`` is the
-    name in the state dict of that rank's model, dotted.
+    ``layer`` counts transformer layers over all stages from 0; it is None for a tensor outside the layers. ``name`` is
+    the dotted name in the state dict of that rank's model.
     """
 
     layer: int | None
@@ -48,11 +48,11 @@ class _Member(NamedTuple):
 
 
 def stream_plan(work: Plan, *, copy: bool, framework: str, how: RunChoices) -> Iterator[StreamedTensor]:
-    """Yield a plan's tensors; see :func:`streamconv.api.stream`. What can be refused is refused when this is called."""
+    """Yield a plan's tensors; see :func:`streamconv.api.stream`. The call itself refuses all that can be refused."""
     if framework not in FRAMEWORKS:
         raise UsageError(f"framework {framework!r}: no such framework", remedy=f"choose one of {', '.join(FRAMEWORKS)}")
     if framework == "pt":
-        import torch  # noqa: F401 - it takes its memory before the budget is looked at
+        import torch  # noqa: F401 - its memory must be in use before the budget is checked
     groups = _groups(work)
     largest = max((page_end(member.entry.tensor.nbytes) for group in groups for member in group), default=0)
     fit = check_budget(work, how, held=largest * (2 if copy else 1))
@@ -83,7 +83,7 @@ def _stream(
 
 
 def _groups(work: Plan) -> list[list[_Member]]:
-    """The shards of one parameter together, layer by layer; what is in no layer comes before or behind."""
+    """Each parameter's shards as one group, layer by layer; parameters outside the layers come first or last."""
     sections = tuple(Section)
     groups: dict[tuple[int, int, int], list[_Member]] = {}
     for file in work.files:
@@ -97,7 +97,7 @@ def _groups(work: Plan) -> list[list[_Member]]:
 
 
 def _batches(group: Sequence[_Member], nbytes: int) -> Iterator[list[_Member]]:
-    """As many shards at a time as fit, so that rows which several of them need are read once."""
+    """Batches of as many shards as fit, so that rows which several of them need are read once."""
     batch: list[_Member] = []
     size = 0
     for member in group:
@@ -127,7 +127,7 @@ class _Memory:
 
 
 def _fill(batch: Sequence[_Member], pool: Buffer, workers: Workers, sources: SourceChecksums) -> list[int]:
-    """Bring the tensors into the pool; where each begins."""
+    """Fill the pool with the tensors; returns where each begins."""
     places, position = [], 0
     for member in batch:
         places.append(position)

@@ -1,7 +1,7 @@
-"""What is done of a run: which tiles, and the checksums of all bytes that have passed.
+"""The progress of a run: its finished tiles, and the checksums of all bytes that were read and written.
 
-A tile is named by its job and its range, so what is done does not depend on how the rest is cut: a run that goes on
-with another budget, and so with another block, only has to do what is left.
+A tile is identified by its job and its range, not by the block it was cut to. So a run that is resumed with another
+budget, and therefore another block, only does the remaining ranges.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class TileDone(NamedTuple):
 
 
 class TileLog:
-    """What is done of some jobs, in memory; the journal is what of it is on the disk.
+    """The finished tiles of some jobs, in memory; the journal on the disk contains those that are durable.
 
     ``sources`` and ``targets`` are the checksums, the latter by (file, record).
     """
 
     def __init__(self, jobs: Sequence[Job], sources: SourceChecksums | None = None) -> None:
-        """``sources`` goes on with what other jobs have read of the same source."""
+        """``sources`` continues the checksums of other jobs that read the same source."""
         self.jobs = jobs
         self.sources = sources or SourceChecksums()
         self.targets: ChecksumBook[tuple[int, int]] = ChecksumBook()
@@ -45,11 +45,11 @@ class TileLog:
         self._done: dict[int, list[tuple[int, int]]] = {}
 
     def add(self, done: TileDone, tile: Tile) -> None:
-        """Enter a tile.
+        """Enter a finished tile.
 
         Raises:
-            DamagedError: with it a storage has been read whole, and is not what its file says.
-            ValueError: the checksums are not as many as the tile's reads and writes.
+            DamagedError: the tile completes a storage, whose CRC-32 is not the recorded one.
+            ValueError: the numbers of checksums are not those of the tile's reads and writes.
         """
         for read, crc in zip(tile.reads, done.reads, strict=True):
             self.sources.add(read.storage, read.start, read.nbytes, crc)
@@ -65,7 +65,7 @@ class TileLog:
             self.write_nbytes += sum(write.nbytes for write in tile.writes)
 
     def enter(self, done: TileDone) -> None:
-        """Enter a tile that an earlier run noted.
+        """Enter a tile from the journal of an earlier run.
 
         Raises:
             ValueError: the jobs have no such tile, or it is done already.
@@ -79,7 +79,7 @@ class TileLog:
         self.add(done, job.tile(done.first, done.last))
 
     def remaining(self) -> Iterator[tuple[int, int, int]]:
-        """(job, first, last) of all that is not done; it does not follow what is entered meanwhile."""
+        """(job, first, last) of all ranges that are not done; tiles that are entered meanwhile are not considered."""
         done = {number: sorted(ranges) for number, ranges in self._done.items()}
         for number, job in enumerate(self.jobs):
             position = 0

@@ -1,4 +1,4 @@
-"""The workers of a run: each does one tile at a time in buffers of its own, which are used again and again."""
+"""The workers of a run: each does one tile at a time in buffers of its own, which it reuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Workers:
 class TileWorker:
     """Does one tile after another: reads it into its input buffer, moves it to its output buffer, writes it from there.
 
-    It has its buffers and its open source files for itself, and is used by one thread at a time.
+    Its buffers and its open source files are its own, and one thread at a time uses it.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -47,7 +47,7 @@ class TileWorker:
         self.input, self.output = (new_buffer(nbytes) for nbytes in tile_nbytes(settings.block))
 
     def run(self, tile: Tile, outputs: Sequence[Output]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Read, move and write a tile; the CRC-32s of its reads and of its writes, in order.
+        """Read, move and write a tile; returns the CRC-32s of its reads and of its writes, in order.
 
         Raises:
             DamagedError: a source file ends early.
@@ -88,7 +88,7 @@ class TileWorker:
             target[...] = 0
 
     def _write_as_read(self, write: Write, output: Output) -> None:
-        """Write what was read, brought to the place in its pages that a direct write needs."""
+        """Write the bytes that were read, copied first if a direct write needs them at another place in a page."""
         place = (write.record + write.start) % PAGE
         if place == write.position % PAGE or write.nbytes < DIRECT_NBYTES or not output.wants_pages:
             _write(write, output, self.input, write.position)

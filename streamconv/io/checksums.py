@@ -1,7 +1,7 @@
 """CRC-32s of records that are read or written in pieces, in any order, by several threads.
 
 Checksums are computed as the bytes stream by (isal's ``crc32`` runs faster than memory is copied) and joined with
-``crc32_combine``, so a record's checksum is known when its last piece has passed, without a second look.
+``crc32_combine``, so a record's checksum is known when its last piece has passed, without a second read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def crc32(data: bytes | memoryview) -> int:
     return int(isal_zlib.crc32(data))
 
 
-# A transposed tensor is read in many short runs; about 10 MiB remember so many.
+# A transposed tensor is read in many short runs; so many waiting runs take about 10 MiB.
 _MOST_WAITING = 1 << 16
 
 
@@ -41,14 +41,14 @@ class ChecksumBook(Generic[K]):
     """Running CRC-32s by record."""
 
     def __init__(self, most: int | None = None) -> None:
-        """With ``most``, a record of which more pieces wait for those before them is given up."""
+        """With ``most``, a record is given up when that many of its pieces wait for earlier ones."""
         self._lock = Lock()
         self._records: dict[K, _Progress] = {}
         self._most = float("inf") if most is None else most
 
     def add(self, key: K, start: int, nbytes: int, crc: int) -> None:
-        """Count ``nbytes`` of a record from byte ``start``, whose CRC-32 is ``crc``. A piece that was counted before
-        changes nothing.
+        """Add ``nbytes`` of a record from byte ``start``, whose CRC-32 is ``crc``. Adding a piece again changes
+        nothing.
         """
         with self._lock:
             record = self._records.setdefault(key, _Progress())
@@ -64,20 +64,20 @@ class ChecksumBook(Generic[K]):
                 record.position += length
 
     def whole(self, key: K, nbytes: int) -> int | None:
-        """The CRC-32 of a record of ``nbytes``, or None if not all of it has passed."""
+        """The CRC-32 of a record of ``nbytes``; None while a part of it is missing."""
         with self._lock:
             record = self._records.get(key, _Progress())
             return record.crc if record.position == nbytes else None
 
     def records(self) -> list[K]:
-        """The records of which anything has passed."""
+        """The records that have at least one piece."""
         with self._lock:
             return list(self._records)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordCounts:
-    """How many storages were read whole and are as recorded, were read in part, and have no checksum recorded."""
+    """The numbers of storages that were read whole and are intact, were read in part, and have no recorded CRC-32."""
 
     checked: int
     in_part: int
@@ -85,16 +85,16 @@ class RecordCounts:
 
 
 class SourceChecksums:
-    """Holds what is read of a source against the checksums that its files record."""
+    """Compares the bytes read from a source with the checksums that its files record."""
 
     def __init__(self) -> None:
         self._book = ChecksumBook[Storage](_MOST_WAITING)
 
     def add(self, storage: Storage, start: int, nbytes: int, crc: int) -> None:
-        """Count ``nbytes`` of a storage from byte ``start``, whose CRC-32 is ``crc``.
+        """Add ``nbytes`` of a storage from byte ``start``, whose CRC-32 is ``crc``.
 
         Raises:
-            DamagedError: with these the storage has been read whole, and is not what was written.
+            DamagedError: these bytes complete the storage, and its CRC-32 is not the recorded one.
         """
         self._book.add(storage, start, nbytes, crc)
         whole = self._book.whole(storage, storage.nbytes)
@@ -106,7 +106,7 @@ class SourceChecksums:
             )
 
     def verdict(self) -> RecordCounts:
-        """How it went; a storage that is wrong was refused when its last byte came."""
+        """The counts so far; :meth:`add` has already refused any storage with a wrong CRC-32."""
         checked = in_part = without = 0
         for storage in self._book.records():
             if storage.crc is None:

@@ -1,8 +1,8 @@
 """Direct input and output: bytes go between the disk and our buffers without a copy in the page cache.
 
-``O_DIRECT`` wants the place in the file, the place in memory and the length to be multiples of the disk's block
-(open(2)). So a buffer is planned in pages: bytes that lie at offset ``o`` of a file are kept at a position that is
-``o`` modulo :data:`PAGE`, and the whole pages around them belong to them alone.
+``O_DIRECT`` requires that the file offset, the memory address and the length are multiples of the disk's block size
+(open(2)). So a buffer is planned in pages: bytes at file offset ``o`` are placed at a position that is equal to ``o``
+modulo :data:`PAGE`, and no other bytes share their pages.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ PAGE = 4096
 """A multiple of the block size of every disk that is in use."""
 
 DIRECT_NBYTES = 128 << 10
-"""Shorter reads and writes go through the page cache, which gathers neighbours."""
+"""Shorter reads and writes go through the page cache, which combines neighbouring ones."""
 
 Buffer = bytes | bytearray | mmap.mmap
-"""What bytes are read into and written from."""
+"""The memory that bytes are read into and written from."""
 
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def page_start(offset: int) -> int:
-    """The last multiple of a page that is not above ``offset``."""
+    """``offset`` rounded down to a multiple of :data:`PAGE`."""
     return offset - offset % PAGE
 
 
 def page_end(offset: int) -> int:
-    """The first multiple of a page that is not below ``offset``."""
+    """``offset`` rounded up to a multiple of :data:`PAGE`."""
     return offset + -offset % PAGE
 
 
 def congruent(position: int, offset: int) -> int:
-    """The first place in a buffer from ``position`` on that begins a page of its own for bytes at file ``offset``."""
+    """The position in the first page that begins at ``position`` or after it, equal to ``offset`` modulo a page."""
     return page_end(position) + offset % PAGE
 
 
@@ -58,19 +58,19 @@ def new_buffer(nbytes: int) -> mmap.mmap:
 
 
 def is_direct(offset: int, buffer: Buffer, position: int, nbytes: int) -> bool:
-    """Whether bytes at ``offset`` of a file can go directly from or to ``position`` of a buffer, and are worth it: they
-    are long, the buffer begins on a page, and the two places in their pages are the same.
+    """Whether to transfer bytes at file ``offset`` directly from or to ``position`` of a buffer: there are at least
+    :data:`DIRECT_NBYTES`, the buffer begins on a page, and both places are equal modulo :data:`PAGE`.
     """
     return nbytes >= DIRECT_NBYTES and isinstance(buffer, mmap.mmap) and position % PAGE == offset % PAGE
 
 
 def is_refusal(error: OSError) -> bool:
-    """Whether a file system says by this error that it does not do direct transfers (of this alignment)."""
+    """Whether an error means that the file system does not support direct transfers (of this alignment)."""
     return error.errno in _REFUSED
 
 
 def open_file(path: Path, flags: int, *, direct: bool) -> tuple[int, bool]:
-    """(descriptor, whether it transfers directly); buffered where the system or the file system has no such thing."""
+    """(descriptor, whether it transfers directly); False where the system does not support direct transfers."""
     flags |= os.O_CLOEXEC
     if direct and hasattr(os, "O_DIRECT"):
         try:

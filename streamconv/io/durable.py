@@ -13,9 +13,9 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; False where the system or the file system cannot.
+    """Exchange two names in one step; False where the system or the file system cannot.
 
-    Linux's ``renameat2`` with ``RENAME_EXCHANGE``, which Python does not wrap.
+    This is Linux's ``renameat2`` with ``RENAME_EXCHANGE``, which Python does not wrap.
     """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     at_cwd, exchange = -100, 2

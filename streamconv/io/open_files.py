@@ -9,12 +9,12 @@ from streamconv.core.errors import CapacityError
 
 __all__ = ["allow_open_files"]
 
-# What Python, its imports and the journal open besides.
+# Files that Python, its imports and the journal open besides.
 _MARGIN = 64
 
 
 def allow_open_files(count: int) -> None:
-    """Let ``count`` more files be open than now.
+    """Allow ``count`` more open files than there are now.
 
     Raises:
         CapacityError: the hard limit is below that.

@@ -1,10 +1,10 @@
-"""Write output files by position, past the page cache or with few pages of it waiting for the disk.
+"""Write output files at given offsets, past the page cache or with few pages waiting in it.
 
-``direct`` writes the whole pages of a long write straight from the buffer. What a write leaves over at its two ends,
-less than a page each, goes through the page cache, and since no byte is written twice such a page is never written
-directly: the two ways cannot overwrite each other's bytes. Elsewhere written data is pushed to the disk in windows
-(``sync_file_range``) and its pages are dropped as soon as they are clean, so that a long run neither fills the page
-cache nor stops for minutes in the last ``fsync``, and fits a small memory cgroup.
+``direct`` writes the whole pages of a long write straight from the buffer. The rest at both ends, less than a page
+each, goes through the page cache. No byte is written twice, so such a page is never written directly, and the two ways
+cannot overwrite each other's bytes. Data in the page cache is pushed to the disk in windows (``sync_file_range``), and
+its pages are dropped as soon as they are clean. So a long run neither fills the page cache nor stops for minutes in the
+last ``fsync``, and fits a small memory cgroup.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _NO_CALL = (errno.ESPIPE, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Output(Protocol):
-    """What an engine fills; any thread may write any part of it.
+    """The place that an engine writes to, such as a file; any thread may write any part of it.
 
-    ``wants_pages`` says whether a long write is faster from a position that has the offset's place in its page.
+    ``wants_pages``: whether a long write is faster from a position that is equal to the offset modulo a page.
     """
 
     wants_pages: bool
@@ -45,20 +45,20 @@ class Output(Protocol):
 
 
 class DiscardedOutput:
-    """An output that takes no room: for measuring all but the writing."""
+    """An output that discards its bytes, to measure everything but the writing."""
 
     wants_pages = True
 
     def write(self, offset: int, buffer: Buffer | bytes, position: int, nbytes: int) -> None:
-        """Forget the bytes."""
+        """Discard the bytes."""
 
     def commit(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is nothing to make durable."""
 
 
 @cache
 def _linux_call(name: str, *arguments: type) -> Callable[..., int] | None:
-    """A call of the C library that Python does not wrap; None where there is none."""
+    """A function of the C library that Python does not wrap; None if the library does not have it."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         return None
@@ -71,14 +71,14 @@ class OutputFileWriter:
     """One output file of known size; any thread may write any part of it, each byte once."""
 
     def __init__(self, path: Path, nbytes: int, window: int, io: str = "direct", *, resume: bool = False) -> None:
-        """Create ``path``, ``nbytes`` long, its room on the disk reserved where the file system can.
+        """Create ``path`` with ``nbytes``, and reserve its disk space where the file system can.
 
         Args:
             path: the file; it must not exist.
             nbytes: its size.
-            window: at most about twice as many bytes wait in the page cache, of what goes through it.
+            window: at most about twice as many bytes wait in the page cache for the disk.
             io: ``direct``; otherwise all writes go through the page cache.
-            resume: go on with the file that is there.
+            resume: open the existing file instead of creating it.
 
         Raises:
             DiskSpaceError: the disk is full.
@@ -119,7 +119,7 @@ class OutputFileWriter:
         self._written(offset, offset + nbytes)
 
     def commit(self) -> None:
-        """Make durable what was written so far, and drop the pages that it took in the cache."""
+        """Make durable what was written so far, and drop its pages from the cache."""
         with self._reported("sync"):
             os.fdatasync(self._fd)
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -132,7 +132,7 @@ class OutputFileWriter:
         self.close()
 
     def close(self) -> None:
-        """Close the file as it is."""
+        """Close the file without a sync."""
         for fd in (self._fd, self._direct_fd):
             if fd >= 0:
                 os.close(fd)
@@ -194,7 +194,7 @@ def _write(fd: int, offset: int, view: memoryview) -> None:
 
 
 def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError | StorageError:
-    """What the operating system's refusal to ``what`` is to the user: a full disk, or any other reason."""
+    """The error to raise when the system refused to ``what``: :class:`DiskSpaceError` if the disk is full."""
     full = error.errno in _FULL
     return (DiskSpaceError if full else StorageError)(
         f"cannot {what}: {error.strerror}",
@@ -204,7 +204,7 @@ def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError 
 
 
 class _Reported:
-    """Turns an OSError into ours, with what was being done."""
+    """Turns an OSError into one of ours; ``verb`` is what was being done to the file."""
 
     def __init__(self, verb: str, path: Path) -> None:
         self.verb, self.path = verb, path

@@ -1,8 +1,9 @@
-"""Read a source's bytes by position. Pages that were read are given back.
+"""Read a source's bytes at given offsets, and release the pages that were read.
 
-Three ways, the user's choice (``--io``). ``direct`` goes past the page cache, but takes from it what is there already;
-where the file system has no direct transfer it is ``pread``. ``pread`` goes through the page cache and drops what it
-read. ``mmap`` copies from a map of the file: an I/O error becomes SIGBUS, and its pages count as resident memory.
+The user chooses one of three ways with ``--io``. ``direct`` goes past the page cache, unless the cache already has most
+of the file; where the file system has no direct transfers it works like ``pread``. ``pread`` goes through the page
+cache and drops what it read. ``mmap`` copies from a map of the file: an I/O error there is a SIGBUS, and the mapped
+pages count as resident memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
 
 IO_MODES = ("direct", "pread", "mmap")
 OPEN_FILES = 32
-"""How many files each thread has open at most."""
+"""The most files that one thread has open."""
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
 _DROP_LAG = 64 << 20
 # Dropping after each short read would cost more than the read.
@@ -58,7 +59,7 @@ class _Positional:
 
 
 class _Direct:
-    """Long reads go past the page cache, whole pages around what is wanted; short ones through it."""
+    """Long reads go past the page cache, in whole pages around the wanted bytes; short ones go through it."""
 
     def __init__(self, path: Path) -> None:
         self.buffered = _Positional(path)
@@ -89,7 +90,7 @@ class _Direct:
 
 
 def _read(fd: int, offset: int, buffer: memoryview) -> int:
-    """Fill the buffer as far as the file reaches."""
+    """Fill the buffer as far as the file reaches; returns the number of bytes read."""
     done = 0
     while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
         done += count
@@ -99,10 +100,10 @@ def _read(fd: int, offset: int, buffer: memoryview) -> int:
 def _mostly_cached(fd: int) -> bool:
     """Whether most of a file is in the page cache: Linux's ``cachestat`` (6.5), which Python does not wrap."""
     syscall = ctypes.CDLL(None, use_errno=True).syscall
-    whole, found = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
-    if syscall(_CACHESTAT, fd, whole, found, 0) != 0:
+    whole, counts = (ctypes.c_uint64 * 2)(0, 0), (ctypes.c_uint64 * 5)()
+    if syscall(_CACHESTAT, fd, whole, counts, 0) != 0:
         return False
-    return int(found[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
+    return int(counts[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
 
 
 class _Mapped:
@@ -117,7 +118,7 @@ class _Mapped:
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         if self.map is None:
             return 0
-        # The size may have changed since the map was made; reading behind the end would be SIGBUS.
+        # The size may have changed since the map was made; reading past the end would raise SIGBUS.
         count = max(0, min(nbytes, os.fstat(self.fd).st_size - offset))
         with memoryview(self.map) as view:
             memoryview(buffer)[position : position + count] = view[offset : offset + count]
@@ -137,10 +138,10 @@ _OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": 
 
 
 def check_io_mode(mode: str) -> None:
-    """Refuse a word that is none of :data:`IO_MODES`.
+    """Check that ``mode`` is one of :data:`IO_MODES`.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not.
     """
     if mode not in IO_MODES:
         raise UsageError(f"--io {mode}: no such mode", remedy=f"choose one of {', '.join(IO_MODES)}")
@@ -155,13 +156,13 @@ class SourceFiles:
         self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
 
     def read_into(self, path: Path, offset: int, buffer: Buffer, position: int, nbytes: int) -> None:
-        """Bring ``nbytes`` of ``path`` from ``offset`` into ``buffer`` at ``position``.
+        """Read ``nbytes`` at ``offset`` of ``path`` into ``buffer`` at ``position``.
 
-        The rest of the pages that the bytes lie in, before and behind, may be overwritten too, if
-        :func:`streamconv.io.direct.is_direct`.
+        A direct read (:func:`streamconv.io.direct.is_direct`) may also overwrite the rest of the first and the last
+        page of these bytes in the buffer.
 
         Raises:
-            DamagedError: the file ends before.
+            DamagedError: the file ends before ``offset + nbytes``.
             StorageError: the system refused.
         """
         try:

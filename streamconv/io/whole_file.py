@@ -16,7 +16,7 @@ _PIECE = 1 << 20
 
 
 def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> int:
-    """Write a file of ``nbytes``, in place of what is there; how many bytes the pieces had.
+    """Write a file of ``nbytes``, replacing an existing one; returns how many bytes the pieces had.
 
     Raises:
         DiskSpaceError, StorageError: the system refused.
@@ -36,11 +36,11 @@ def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> int:
 
 
 def copy_file(origin: Path, path: Path) -> None:
-    """Copy a file byte for byte, in place of what is there.
+    """Copy a file byte for byte, replacing an existing one.
 
     Raises:
         SourceError: ``origin`` is not a regular file, nor a link to one.
-        DamagedError: it was changed meanwhile.
+        DamagedError: ``origin`` was changed while it was copied.
         DiskSpaceError, StorageError: the system refused.
     """
     try:
@@ -59,7 +59,7 @@ def copy_file(origin: Path, path: Path) -> None:
 
 
 def _pieces(fd: int, origin: Path) -> Iterable[bytes]:
-    """What follows in an open file."""
+    """The rest of an open file, in pieces."""
     try:
         while piece := os.read(fd, _PIECE):
             yield piece

@@ -1,1 +1,1 @@
-"""The memory budget, and what may be asked for within it."""
+"""The memory budget, and the threads and blocks that fit it."""

@@ -1,4 +1,4 @@
-"""The memory budget: what ``--max-ram`` means, and what this host can give.
+"""The memory budget: what ``--max-ram`` means, and how much memory this host has.
 
 The budget bounds the resident memory of the whole process: interpreter, plan, buffers and, in mapped mode, the
 mapped pages. It also sets how much written data may wait in the page cache, so that a run finishes inside a
@@ -28,7 +28,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """A promise in bytes, and the words that it came from."""
+    """A bound on resident memory in bytes, and the words of the option that set it."""
 
     nbytes: int
     source: str
@@ -73,10 +73,10 @@ def parse_budget(text: str) -> MemoryBudget:
 
 
 def parse_size(text: str, flag: str) -> int:
-    """Bytes of a size such as ``8M`` or ``512K``, said with ``flag``.
+    """The bytes of a size such as ``8M`` or ``512K``, the value of the option ``flag``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS or not int(match[1]):
@@ -86,7 +86,7 @@ def parse_size(text: str, flag: str) -> int:
 
 
 def _total_nbytes() -> int:
-    import psutil  # here and below: what only shows sizes does without it
+    import psutil  # imported here and below: code that only formats sizes does not need it
 
     limits = [limit for limit, _ in _cgroup_levels()]
     return min([psutil.virtual_memory().total, *limits])
@@ -119,17 +119,17 @@ def _cgroup_levels() -> list[tuple[int, int]]:
 def _walk(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[tuple[int, int]]:
     import psutil
 
-    found = []
+    levels = []
     folder = root / path.lstrip("/")
-    # Inside a container the path may be the host's and not exist here; its own root then stands for it.
+    # Inside a container the path may be the host's and not exist here; then the container's own root is used.
     folders = [folder, *folder.parents] if folder.exists() else [root]
     for level in folders:
         if not level.is_relative_to(root):
             break
         top, used = _read_int(level / limit), _read_int(level / usage)
         if top is not None and used is not None and top < psutil.virtual_memory().total:
-            found.append((top, max(0, used - _stat(level / "memory.stat", reclaimable))))
-    return found
+            levels.append((top, max(0, used - _stat(level / "memory.stat", reclaimable))))
+    return levels
 
 
 def _read_int(path: Path) -> int | None:

@@ -1,7 +1,7 @@
-"""From a memory budget to threads and blocks: how many, how large, and what is left over.
+"""Choose the number of threads and the block size for a memory budget.
 
-Who needs memory says in a :class:`MemoryNeed` what its buffers take. What the process has resident already, and a
-margin, are taken off the budget first.
+A caller describes the size of its buffers in a :class:`MemoryNeed`. The memory that the process already has resident,
+and a margin, are subtracted from the budget first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class MemoryNeed:
     """What a piece of work needs of a budget; all sizes in bytes.
 
     Attributes:
-        what: the work, as a refusal names it.
-        nbytes: what is needed for (a block of so many bytes, so many threads); it grows with both.
-        smallest: the least block that works.
-        largest: a larger block gains nothing.
-        step: a block is a multiple of it, or the smallest.
+        what: the work, as an error message names it.
+        nbytes: returns the bytes needed for (bytes of a block, number of threads); they grow with both.
+        smallest: the smallest block that works.
+        largest: the largest block that is of use.
+        step: a block is a multiple of ``step``, or is ``smallest``.
         margin: what is needed besides, whatever the block.
-        threads: (threads, block), the most threads first: so many are taken where blocks of that size fit for each.
-            Where no row fits it is one thread.
+        threads: rows of (threads, block), the most threads first. The first row whose blocks fit gives the number of
+            threads; if none fits, it is 1.
         block_asked: whether the block is what the user asked for.
     """
 
@@ -47,8 +47,14 @@ class MemoryNeed:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """What a budget gives: threads and their block; ``floor``, the least budget; ``free``, what is there for buffers,
-    and ``spare``, what they leave of it. All sizes in bytes.
+    """The threads and the block that fit a budget; all sizes in bytes.
+
+    Attributes:
+        floor: the smallest budget that works.
+        threads: the number of threads.
+        block: the size of a block.
+        free: what the budget leaves for buffers.
+        spare: what the buffers leave of ``free``.
     """
 
     floor: int
@@ -59,7 +65,7 @@ class Fitted:
 
 
 def fit_budget(need: MemoryNeed, budget: MemoryBudget, jobs: int | None = None) -> Fitted:
-    """Fit a need into a budget, in this process as it is now.
+    """Choose threads and a block for a need, given the memory that this process has resident now.
 
     Args:
         need: what is needed.
@@ -67,8 +73,8 @@ def fit_budget(need: MemoryNeed, budget: MemoryBudget, jobs: int | None = None) 
         jobs: the threads that the user asked for.
 
     Raises:
-        MemoryBudgetError: the budget is below the least that works; the message says which budget does.
-        UsageError: so many threads make no sense.
+        MemoryBudgetError: the budget is below the smallest that works; the message names that one.
+        UsageError: the number of threads is out of range.
     """
     fewest = checked_jobs(jobs) or 1
     used = psutil.Process().memory_info().rss + need.margin
@@ -83,13 +89,13 @@ def fit_budget(need: MemoryNeed, budget: MemoryBudget, jobs: int | None = None) 
 
 
 def largest_block(nbytes: int, needed: Callable[[int], int], smallest: int, largest: int, step: int = 1) -> int:
-    """The largest block for which ``nbytes`` are enough; the smallest if they are enough for none.
+    """The largest block that fits into ``nbytes``; ``smallest`` if none does.
 
     Args:
-        nbytes: bytes that there are.
-        needed: bytes that a block of so many bytes needs; they grow with it.
+        nbytes: the bytes that are available.
+        needed: returns the bytes needed for a block of a given size; they grow with it.
         smallest, largest: bounds of the block.
-        step: the block is a multiple of it, or the smallest.
+        step: the block is a multiple of ``step``, or is ``smallest``.
     """
     steps = range(1, largest // step + 1)
     return max(smallest, step * bisect_right(steps, nbytes, key=lambda count: needed(count * step)))
@@ -110,10 +116,10 @@ def _refusal(need: MemoryNeed, budget: MemoryBudget, threads: int, floor: int) -
 
 
 def checked_jobs(asked: int | None) -> int | None:
-    """The number of threads that was asked for.
+    """The number of threads that the user asked for, checked; None if it was left open.
 
     Raises:
-        UsageError: it is below 1, or more than any machine has a use for.
+        UsageError: it is below 1, or above 16 for each processor.
     """
     most = 16 * (os.cpu_count() or 1)
     if asked is not None and not 1 <= asked <= most:

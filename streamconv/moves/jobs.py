@@ -31,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class RunJob:
-    """One run of ``numel`` elements, from byte ``start`` of a storage to one or more (file, record, start)."""
+    """One run of ``numel`` elements, from byte ``start`` of a storage to one or more sinks, (file, record, start)."""
 
     storage: Storage
     start: int
@@ -47,17 +47,17 @@ class RunJob:
 
     @property
     def length(self) -> int:
-        """How many elements there are; a tile is a range of them."""
+        """The number of elements; a tile is a range of them."""
         return self.numel
 
     @property
     def smallest_block(self) -> int:
-        """A run can be cut anywhere."""
+        """The smallest block in bytes: a page, since a run can be cut anywhere."""
         return PAGE
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it writes first, for ordering."""
+        """(file, offset) of its first write; jobs are sorted by it."""
         file, record, start = self.sinks[0]
         return file, record + start
 
@@ -72,7 +72,7 @@ class RunJob:
             first = stop
 
     def tile(self, first: int, last: int) -> Tile:
-        """The step that does elements ``first`` to ``last``."""
+        """The tile of elements ``first`` to ``last``."""
         count, size = last - first, self.target.itemsize
         start = self.start + first * self.source.itemsize
         read = Read(self.storage, start, count * self.source.itemsize, congruent(0, self.storage.offset + start))
@@ -94,7 +94,7 @@ class RowsJob:
 
     @property
     def read_nbytes(self) -> int:
-        """Bytes of all pieces; a storage that two targets read in common is counted once for each."""
+        """Bytes to read; those that two targets share are counted for each of them."""
         pieces = (piece for target in self.targets for piece in target.tensor.pieces)
         return sum(piece.numel * view.dtype.itemsize for piece in pieces for view in piece.views)
 
@@ -102,7 +102,7 @@ class RowsJob:
     def row_nbytes(self) -> int:
         """Bytes that one row of all targets takes in the input or the output buffer, whichever is more.
 
-        What is computed is so in double precision: its rows count sixteen bytes an element more.
+        Sums and means are computed in double precision, which takes 16 bytes more for each element.
         """
         rows = max(1, self.targets[0].tensor.shape[0]) if self.targets[0].tensor.shape else 1
         written = sum(target.tensor.nbytes for target in self.targets)
@@ -112,27 +112,27 @@ class RowsJob:
 
     @property
     def length(self) -> int:
-        """How many rows there are; a tile is a range of them."""
+        """The number of rows; a tile is a range of them."""
         return self.targets[0].tensor.shape[0] if self.targets[0].tensor.shape else 1
 
     @property
     def smallest_block(self) -> int:
-        """One row of all targets."""
+        """The smallest block in bytes: one row of all targets."""
         return max(PAGE, self.row_nbytes)
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it writes first, for ordering."""
+        """(file, offset) of its first write; jobs are sorted by it."""
         return min((target.file, target.offset) for target in self.targets)
 
     def cut(self, first: int, last: int, block: int) -> Iterator[tuple[int, int]]:
-        """Ranges of as many rows as fit ``block`` bytes of output; their input takes at most twice that."""
+        """Ranges of as many rows as fit into ``block`` bytes of output; their input takes at most twice that."""
         step = max(1, block // self.row_nbytes)
         for start in range(first, last, step):
             yield start, min(start + step, last)
 
     def tile(self, first: int, last: int) -> Tile:
-        """The step that does rows ``first`` to ``last``."""
+        """The tile of rows ``first`` to ``last``."""
         parts: list[tuple[Piece, Target, int]] = []
         writes: list[Write] = []
         position = 0
@@ -147,20 +147,19 @@ class RowsJob:
             position = after
         reads, places = plan_reads([(view, piece.shape) for piece, _, _ in parts for view in piece.views])
         moves: list[Move] = []
-        source = iter(places)
+        next_places = iter(places)
         for piece, target, base in parts:
-            found = tuple(next(source) for _ in piece.views)
-            moves.append(_move(piece, found, target.tensor, base))
+            sources = tuple(next(next_places) for _ in piece.views)
+            moves.append(_move(piece, sources, target.tensor, base))
         return Tile(first, last, tuple(reads), tuple(moves), tuple(writes))
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksJob:
-    """A matrix that is stored transposed, in blocks: bands of rows, cut into columns.
+    """A matrix that is stored transposed, moved in blocks: bands of rows, each cut along its columns.
 
-    A row of the matrix is a column of the storage, so whole rows would be gathered element by element. A band of
-    :attr:`height` rows is read in runs of as many elements, and written in runs as long as the block is wide. It is
-    cut along its columns, band after band.
+    A row of the matrix is a column of the storage, so whole rows would have to be gathered element by element. A band
+    of :attr:`height` rows is read in runs of ``height`` elements, and written in runs as long as the block is wide.
     """
 
     target: Target
@@ -168,12 +167,12 @@ class BlocksJob:
 
     @property
     def read_nbytes(self) -> int:
-        """Bytes of all pieces."""
+        """Bytes to read."""
         return sum(piece.numel * view.dtype.itemsize for piece in self.target.tensor.pieces for view in piece.views)
 
     @property
     def length(self) -> int:
-        """How many columns all bands have together; a tile is a range of them."""
+        """The number of columns of all bands together; a tile is a range of them."""
         rows, columns = self.target.tensor.shape
         return -(-rows // self.height) * columns
 
@@ -186,16 +185,16 @@ class BlocksJob:
 
     @property
     def smallest_block(self) -> int:
-        """One column of a band."""
+        """The smallest block in bytes: one column of a band."""
         return max(PAGE, self.column_nbytes)
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where it writes first, for ordering."""
+        """(file, offset) of its first write; jobs are sorted by it."""
         return self.target.file, self.target.offset
 
     def cut(self, first: int, last: int, block: int) -> Iterator[tuple[int, int]]:
-        """Ranges of as many columns of one band as fit ``block`` bytes."""
+        """Ranges of as many columns of one band as fit into ``block`` bytes."""
         columns, step = self.target.tensor.shape[1], max(1, block // self.column_nbytes)
         while first < last:
             stop = min(first + step, last, (first // columns + 1) * columns)
@@ -203,7 +202,7 @@ class BlocksJob:
             first = stop
 
     def tile(self, first: int, last: int) -> Tile:
-        """The step that does columns ``first`` to ``last``, all of one band."""
+        """The tile of columns ``first`` to ``last``, all of one band."""
         tensor, size = self.target.tensor, self.target.tensor.dtype.itemsize
         rows, columns = tensor.shape
         top, left = first // columns * self.height, first % columns

@@ -1,4 +1,4 @@
-"""From target tensors to jobs: what is one long run, and what must be filled together."""
+"""Turn target tensors into jobs: long runs, transposed matrices, and groups of tensors that are filled together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streamconv.moves.jobs import BlocksJob, Job, RowsJob, RunJob, Target
 
 __all__ = ["lower"]
 
-# Shorter runs are gathered in memory: a read of its own costs more than moving them.
+# Shorter runs are gathered in memory: a separate read costs more than moving them.
 _SMALL_RUN = 64 << 10
 
 
@@ -38,7 +38,7 @@ def lower(targets: Iterable[Target]) -> list[Job]:
 
 
 def _by_rows(target: Target) -> Target:
-    """The same bytes without leading axes of size 1: jobs are cut along the first axis."""
+    """The target without leading axes of size 1, because jobs are cut along the first axis."""
     tensor = target.tensor
     while len(tensor.shape) > 1 and tensor.shape[0] == 1:
         tensor = tensor.flatten(0)
@@ -46,8 +46,8 @@ def _by_rows(target: Target) -> Target:
 
 
 def _straight_runs(target: Target) -> list[tuple[Storage, int, int, DType, int]] | None:
-    """(storage, start byte, elements, dtype, start byte in the target) of each piece, if all are runs and worth a
-    read each.
+    """(storage, start byte, elements, dtype, start byte in the target) of each piece; None unless every piece is a run
+    that is worth a read of its own.
     """
     tensor = target.tensor
     if len(tensor.pieces) > 1 and tensor.nbytes // len(tensor.pieces) < _SMALL_RUN:
@@ -104,9 +104,9 @@ def _sharing(targets: Sequence[Target]) -> Iterator[list[Target]]:
             for view in piece.views:
                 start, nbytes = view.span(piece.shape)
                 spans[view.storage, rows].append((start, start + nbytes, number))
-    for found in spans.values():
+    for storage_spans in spans.values():
         reach, last = -1, -1
-        for start, stop, number in sorted(found):
+        for start, stop, number in sorted(storage_spans):
             if start < reach:
                 parent[root(number)] = root(last)
             if stop > reach:

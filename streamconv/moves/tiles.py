@@ -21,7 +21,7 @@ __all__ = ["Move", "Read", "Tile", "Write", "buffer_nbytes", "placed", "plan_rea
 class Read:
     """``nbytes`` of a storage from byte ``start``, into the input buffer at ``position``.
 
-    A long read has whole pages of the buffer for itself, and its place in them is its place in the pages of the file.
+    A long read shares its pages of the buffer with no other, and its position equals its file offset modulo a page.
     """
 
     storage: Storage
@@ -51,7 +51,7 @@ class Write:
     """``nbytes`` from byte ``start`` of the record at ``record`` in output file ``file``.
 
     They come from ``position`` of the output buffer, or of the input buffer if the tile has no moves. In the output
-    buffer a long write's place in the page is its place in the pages of the file.
+    buffer the position of a long write equals its file offset modulo a page.
     """
 
     file: int
@@ -63,7 +63,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Elements or rows ``first`` to ``last`` of a job. Without moves the bytes of its one read are what is written."""
+    """Elements or rows ``first`` to ``last`` of a job. Without moves the bytes of its only read are written."""
 
     first: int
     last: int
@@ -73,22 +73,24 @@ class Tile:
 
 
 def tile_nbytes(block: int) -> tuple[int, int]:
-    """Bytes of the input and the output buffer that every tile of a block fits: spans may be half unwanted, each part
-    of :data:`DIRECT_NBYTES` may take two pages more, and each shorter one less than a cache line.
+    """(bytes of the input buffer, bytes of the output buffer) that are enough for every tile of a block.
+
+    Half of a span that is read may be unwanted. A part of :data:`DIRECT_NBYTES` or more takes up to two pages more, a
+    shorter one less than a cache line more.
     """
     slack = 16 * PAGE
     return 2 * block + block // 8 + slack, block + block // 16 + slack
 
 
 def buffer_nbytes(block: int, threads: int) -> int:
-    """Bytes of all buffers."""
+    """Bytes of the buffers of all threads."""
     return threads * sum(tile_nbytes(block))
 
 
 def placed(position: int, nbytes: int, offset: int) -> tuple[int, int]:
-    """Where ``nbytes`` that lie at ``offset`` of a file go in a buffer that is free from ``position`` on, and what is
-    free behind them. Long parts get pages of their own, others begin on a cache line; short ones are packed, or the
-    padding would outgrow them.
+    """(position of ``nbytes`` from file ``offset``, first free position after them) in a buffer that is free from
+    ``position`` on. Long parts get pages of their own. Others are padded to a cache line, unless they are below 4096
+    bytes, where padding could outgrow them.
     """
     if nbytes >= DIRECT_NBYTES:
         position = congruent(position, offset)
@@ -99,7 +101,7 @@ def placed(position: int, nbytes: int, offset: int) -> tuple[int, int]:
 def plan_reads(
     boxes: Sequence[tuple[View, tuple[int, ...]]],
 ) -> tuple[list[Read], list[tuple[int, tuple[int, ...]]]]:
-    """Reads that bring the boxes into the input buffer, and (position, byte strides) of each box there.
+    """The reads that fill the input buffer with the boxes, and (position, byte strides) of each box there.
 
     Boxes whose spans touch in storage are read in one go if at least half of that span is wanted; else run by run.
     """
@@ -148,7 +150,7 @@ def _touching(ordered: Sequence[int], spans: Sequence[tuple[int, int]]) -> Itera
 
 
 def _runs(view: View, shape: tuple[int, ...], position: int) -> tuple[list[Read], tuple[int, ...], int]:
-    """Reads of each contiguous run of a box, packed in the buffer, with the packed byte strides and their total."""
+    """(reads of each contiguous run of a box, packed in the buffer; byte strides of the packed box; its bytes)."""
     size = view.dtype.itemsize
     loops = sorted((axis for axis in range(len(shape)) if shape[axis] > 1), key=lambda axis: -view.strides[axis])
     packed = [0] * len(shape)

@@ -14,7 +14,7 @@ NDArray = npt.NDArray[Any]
 
 
 def bits_differ(left: NDArray, right: NDArray) -> NDArray | None:
-    """Which elements of two arrays of one shape and dtype differ in any bit; None if no one does."""
+    """Which elements of two arrays of one shape and dtype differ in any bit; None if none does."""
     size = left.dtype.itemsize
     raw = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (left, right)]
     if np.array_equal(raw[0], raw[1]):
@@ -24,7 +24,7 @@ def bits_differ(left: NDArray, right: NDArray) -> NDArray | None:
 
 
 def numbers(array: NDArray) -> NDArray:
-    """An array's elements as numbers to calculate with: double precision, or complex as they are."""
+    """An array in double precision, to calculate with; complex arrays as they are."""
     return array if np.issubdtype(array.dtype, np.complexfloating) else array.astype(np.float64)
 
 

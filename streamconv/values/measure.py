@@ -16,9 +16,9 @@ from streamconv.values.sweep import Part, SweepSettings, sweep
 __all__ = ["tensor_statistics"]
 
 NDArray = npt.NDArray[Any]
-# Elements that are taken to double precision at a time: their temporaries stay in the processor's cache.
+# The elements converted to double precision at a time: their temporaries stay in the processor's cache.
 _CHUNK = 1 << 16
-# A sum of squares around the mean, taken as a difference, is good if the mean takes away no more than this.
+# The sum of squares around the mean is computed as a difference; that is accurate up to this ratio of the two sums.
 _CANCELLED = 1e4
 
 
@@ -33,8 +33,8 @@ def tensor_statistics(
         DamagedError, StorageError: see :func:`streamconv.values.sweep.sweep`.
     """
     names = [name for name, tensor in tensors.items() if not tensor.dtype.name.startswith("complex")]
-    found = sweep([(tensors[name],) for name in names], _look, settings, progress)
-    return {name: together(parts).result() for name, parts in zip(names, found, strict=True)}
+    moments = sweep([(tensors[name],) for name in names], _look, settings, progress)
+    return {name: together(parts).result() for name, parts in zip(names, moments, strict=True)}
 
 
 def _look(part: Part) -> Moments:
@@ -53,26 +53,26 @@ def _moments(values: NDArray) -> Moments:
         total = float(values.sum())
         if math.isfinite(total):
             return _finite(values, total, numel, 0)
-        # Something is no number, or the sum of float64s overflowed.
+        # There is a NaN or an infinity, or the sum of float64s overflowed.
         nan = int(np.isnan(values).sum())
         kept = values[np.isfinite(values)]
         return _finite(kept, float(kept.sum()), numel, nan) if kept.size else Moments(numel=numel, nan=nan)
 
 
 def _finite(values: NDArray, total: float, numel: int, nan: int) -> Moments:
-    """The moments of finite values in few passes, which are what the time goes into."""
+    """The moments of finite values, in few passes: most of the time goes into those."""
     count = values.size
     zeros = int(np.count_nonzero(values == 0))
     least, most, mean = float(values.min()), float(values.max()), total / count
     around_zero = _square_sum(values)
     squares = around_zero - count * mean * mean
     if around_zero > _CANCELLED * squares:
-        # The difference has lost digits: once more, around the mean.
+        # The difference has lost digits: sum again, around the mean.
         values -= mean
         squares = _square_sum(values)
     return Moments(numel, count, zeros, nan, least, most, mean, squares)
 
 
 def _square_sum(values: NDArray) -> float:
-    # Not by np.dot: its library starts threads of its own, which wait busily for each other beside ours.
+    # Not np.dot: its library starts threads of its own, whose busy waiting slows ours down.
     return float(np.einsum("i,i", values, values))

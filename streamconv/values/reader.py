@@ -1,7 +1,7 @@
-"""Read lazy tensors a part at a time into buffers that are used again: for statistics and comparisons, not for moving.
+"""Read lazy tensors part by part into reused buffers, for statistics and comparisons.
 
-A part is small enough for its elements, and for the stretch of file that each of its pieces lies in, to fit a buffer.
-So a row-parallel shard is read in long runs and picked apart in memory, whatever the other side's layout is.
+A part is small enough that its elements fit into a buffer, and so does the stretch of file that each of its pieces lies
+in. So a row-parallel shard is read in long runs and taken apart in memory, whatever the other side's layout is.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def _halved(
         return
     middle = shape[axis] // 2
     for low, high in ((0, middle), (middle, shape[axis])):
-        there = (*start[:axis], start[axis] + low, *start[axis + 1 :])
-        yield from _halved(there, tuple(tensor.slice(axis, low, high) for tensor in tensors), nbytes)
+        corner = (*start[:axis], start[axis] + low, *start[axis + 1 :])
+        yield from _halved(corner, tuple(tensor.slice(axis, low, high) for tensor in tensors), nbytes)
 
 
 def _need(tensor: LazyTensor) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def _need(tensor: LazyTensor) -> tuple[int, int]:
     spans = [(view.span(piece.shape)[1], piece, view) for piece in tensor.pieces for view in piece.views]
     if not spans:
         return tensor.nbytes, max(range(len(tensor.shape)), key=tensor.shape.__getitem__, default=0)
-    span, piece, view = max(spans, key=lambda found: found[0])
+    span, piece, view = max(spans, key=lambda entry: entry[0])
     steps = [(size - 1) * stride for size, stride in zip(piece.shape, view.strides, strict=True)]
     if span > tensor.nbytes or len(spans) == len(tensor.pieces) == 1:
         axis = max(range(len(steps)), key=lambda axis: (steps[axis], piece.shape[axis]), default=0)
@@ -64,10 +64,10 @@ def _need(tensor: LazyTensor) -> tuple[int, int]:
 
 
 class TensorReader:
-    """Two buffers and the open files of one thread. What :meth:`read` returns is valid until it is called again."""
+    """Two buffers and the open files of one thread. An array from :meth:`read` is valid until the next call."""
 
     def __init__(self, io: str, nbytes: int, checksums: SourceChecksums | None = None) -> None:
-        """With ``checksums``, what is read is held against what the files record."""
+        """With ``checksums``, the bytes that are read are compared with the recorded CRC-32s."""
         self.files, self.checksums = SourceFiles(io), checksums
         self._stretch = new_buffer(nbytes + 2 * PAGE)
         self._whole = np.empty(nbytes, np.uint8)

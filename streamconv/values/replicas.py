@@ -32,7 +32,7 @@ _SMALLEST_BLOCK = 4096
 class Drift:
     """A parameter whose copies differ: on which ranks, in how many elements at most, and by how much at most.
 
-    Where the copies are not those of ranks, there are no ``ranks``, and ``original`` is what it differs from.
+    If the copies are not those of ranks, ``ranks`` is empty, and ``original`` names what the parameter differs from.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Drift:
 
 
 def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: int) -> list[Drift]:
-    """The parameters whose copies are not bit for bit the first rank's.
+    """The parameters whose copies differ from the first one in any bit.
 
     Args:
         replicas: what to compare.
@@ -52,14 +52,14 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
         block: bytes that the comparison may take.
 
     Raises:
-        DifferenceError: there is one, and the policy is ``fail`` or the copies must be equal.
+        DifferenceError: copies differ, and the policy is ``fail`` or the copies must be equal.
         DamagedError, StorageError: a file cannot be read, or a record's CRC is not the recorded one.
     """
     checksums, nbytes = SourceChecksums(), largest_block(block, _needed_nbytes, _SMALLEST_BLOCK, block)
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(TensorReader(io, nbytes, checksums))) for _ in range(2)]
         comparison = _Comparison(readers, nbytes)
-        found = []
+        drifts = []
         for replica in replicas:
             drift = comparison.drift(replica)
             if drift is not None and replica.must_equal:
@@ -68,19 +68,19 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
                     f"{drift.largest:g}, though the configuration says that they are one",
                     remedy='say {"tie_word_embeddings": false} in --config to keep both',
                 )
-            found += [drift] if drift is not None else []
-    if found and policy == "fail":
-        worst = max(found, key=lambda drift: drift.largest)
+            drifts += [drift] if drift is not None else []
+    if drifts and policy == "fail":
+        worst = max(drifts, key=lambda drift: drift.largest)
         raise DifferenceError(
-            f"{len(found)} replicated parameters differ from their first copy; the most {worst.name}, "
+            f"{len(drifts)} replicated parameters differ from their first copy; the most {worst.name}, "
             f"by {worst.largest:g} in {worst.elements} elements",
             remedy="choose --replicated first or --replicated mean",
         )
-    return found
+    return drifts
 
 
 def _needed_nbytes(block: int) -> int:
-    # Differing elements of both copies become doubles, and so does all that is computed of them.
+    # Differing elements of both copies become doubles, and so do the results computed from them.
     return 32 * block
 
 

@@ -1,4 +1,4 @@
-"""What the values of a tensor are like, and which tensors stand out among their like."""
+"""Statistics of the values of tensors, and which layers stand out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 __all__ = ["Moments", "Statistics", "flags_of", "joined", "together"]
 
-# A layer stands out if its root mean square is so many robust standard deviations, and at least so many times, off.
+# A layer stands out if its root mean square is off by so many robust standard deviations and by this factor.
 _DEVIATIONS, _TIMES = 8.0, 3.0
 _FEWEST_LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of a tensor's finite elements: least, most, mean, standard deviation (of the whole population) and L2 norm, None
-    where there are none. Of all elements: how many are zero, NaN, infinite.
+    """Statistics of a tensor.
+
+    The least, most, mean, standard deviation (of the whole population) and L2 norm are those of the finite elements,
+    None if there are none. The numbers of zeros, NaNs and infinities are those of all elements.
     """
 
     numel: int
@@ -39,7 +41,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class Moments:
-    """Of a part of a tensor, what can be joined: counts, extremes, the mean, the sum of squared distances from it."""
+    """Statistics of a part of a tensor that can be joined: counts, extremes, mean, sum of squared distances from it."""
 
     numel: int = 0
     finite: int = 0
@@ -51,18 +53,18 @@ class Moments:
     squares: float = 0.0
 
     def join(self, other: Moments) -> None:
-        """Add what another part has: Chan, Golub and LeVeque's update, which loses no digits to cancellation."""
+        """Add another part's moments, by Chan, Golub and LeVeque's update, which loses no digits to cancellation."""
         total = self.finite + other.finite
         if other.finite:
-            apart = other.mean - self.mean
-            self.squares += other.squares + apart * apart * self.finite * other.finite / total
-            self.mean += apart * other.finite / total
+            shift = other.mean - self.mean
+            self.squares += other.squares + shift * shift * self.finite * other.finite / total
+            self.mean += shift * other.finite / total
         self.numel, self.finite = self.numel + other.numel, total
         self.zeros, self.nan = self.zeros + other.zeros, self.nan + other.nan
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
 
     def result(self) -> Statistics:
-        """The statistics of all that was joined."""
+        """The statistics of all joined parts."""
         inf = self.numel - self.finite - self.nan
         if not self.finite:
             return Statistics(self.numel, None, None, None, None, None, self.zeros, self.nan, inf)
@@ -86,33 +88,33 @@ def joined(found: Iterable[Statistics]) -> Statistics:
     return together(map(_moments_of, found)).result()
 
 
-def _moments_of(one: Statistics) -> Moments:
-    finite = one.numel - one.nan - one.inf
-    if one.least is None or one.most is None or one.mean is None or one.std is None:
-        return Moments(numel=one.numel, zeros=one.zeros, nan=one.nan)
+def _moments_of(known: Statistics) -> Moments:
+    finite = known.numel - known.nan - known.inf
+    if known.least is None or known.most is None or known.mean is None or known.std is None:
+        return Moments(numel=known.numel, zeros=known.zeros, nan=known.nan)
     return Moments(
-        one.numel, finite, one.zeros, one.nan, one.least, one.most, one.mean, one.std * one.std * finite
-    )  # fmt: skip
+        known.numel, finite, known.zeros, known.nan, known.least, known.most, known.mean, known.std * known.std * finite
+    )
 
 
 def flags_of(found: Mapping[str, Statistics], kinds: Mapping[str, str]) -> dict[str, list[str]]:
-    """What is wrong or unusual about tensors, in words, by name.
+    """Messages about wrong or unusual values, by the tensor's name.
 
-    A NaN and an infinity always are. Beyond that a tensor is compared with its like: the same parameter in the other
-    layers. One that is all zeros, or whose root mean square is far from theirs, stands out.
+    NaNs and infinities are always reported. Besides, a tensor is compared with the same parameter in the other layers:
+    it is reported if it is all zeros, or if its root mean square is far from theirs.
 
     Args:
-        found: the statistics.
-        kinds: the parameter that a tensor is, without its layer; a tensor that is not there is like no other.
+        found: the statistics of each tensor by its name.
+        kinds: the parameter that each tensor is, without its layer; a tensor without an entry is compared with none.
     """
     flags: dict[str, list[str]] = defaultdict(list)
     groups: dict[str, list[str]] = defaultdict(list)
-    for name, one in found.items():
+    for name, statistics in found.items():
         groups[kinds.get(name, name)].append(name)
-        if one.nan:
-            flags[name].append(f"{one.nan} NaN")
-        if one.inf:
-            flags[name].append(f"{one.inf} infinite")
+        if statistics.nan:
+            flags[name].append(f"{statistics.nan} NaN")
+        if statistics.inf:
+            flags[name].append(f"{statistics.inf} infinite")
     for names in groups.values():
         for name, words in _unlike({name: found[name] for name in names}):
             flags[name].append(words)
@@ -120,18 +122,18 @@ def flags_of(found: Mapping[str, Statistics], kinds: Mapping[str, str]) -> dict[
 
 
 def _unlike(group: Mapping[str, Statistics]) -> Iterator[tuple[str, str]]:
-    sizes = {name: one.rms for name, one in group.items() if one.rms is not None}
+    sizes = {name: known.rms for name, known in group.items() if known.rms is not None}
     nonzero = {name: math.log(size) for name, size in sizes.items() if size > 0}
     if nonzero and len(group) > 1:
         yield from ((name, "all zeros, unlike the other layers") for name, size in sizes.items() if size == 0)
     if len(nonzero) < _FEWEST_LAYERS:
         return
-    from statistics import median  # here: what only shows metadata does without
+    from statistics import median  # imported here: code that only shows metadata does not need it
 
     middle = median(nonzero.values())
     spread = 1.4826 * median(abs(size - middle) for size in nonzero.values())
     for name, size in nonzero.items():
-        apart = abs(size - middle)
-        if apart > max(_DEVIATIONS * spread, math.log(_TIMES)):
+        deviation = abs(size - middle)
+        if deviation > max(_DEVIATIONS * spread, math.log(_TIMES)):
             times = math.exp(min(size - middle, 700.0))
             yield name, f"root mean square is {times:.3g} times the median of its like"

@@ -30,7 +30,7 @@ _MARGIN, _MARGIN_PER_THREAD = 8 * MIB, 14 * MIB
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """How elements are looked at: threads, the bytes of one tensor that a thread looks at together, the way to read."""
+    """The number of threads, the bytes of a tensor that a thread reads at a time, and the way to read (``--io``)."""
 
     threads: int
     block: int
@@ -47,7 +47,7 @@ class Part:
 
 
 def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, sides: int = 1) -> SweepSettings:
-    """Fit buffers for ``sides`` tensors a thread into a budget.
+    """Fit the buffers into a budget; each thread reads ``sides`` tensors at a time.
 
     Raises:
         MemoryBudgetError: the budget is below the smallest that works in this process.
@@ -73,31 +73,31 @@ def sweep(
     progress: Callable[[int, int], None] | None = None,
     checksums: SourceChecksums | None = None,
 ) -> list[list[T]]:
-    """What ``look`` made of each part of each item, in the order of the elements whichever thread was first.
+    """The results of ``look`` for each part of each item, in the order of the elements, whatever the threads did.
 
     Args:
         items: tensors of one shape, to be looked at together.
         look: called from several threads; the arrays are valid until it returns.
         settings: from :func:`fit_sweep`.
         progress: called with (bytes done, bytes in all), from any thread.
-        checksums: what is read is held against these.
+        checksums: compares the bytes that are read with the recorded CRC-32s.
 
     Raises:
         DamagedError, StorageError: a file cannot be read as its metadata says.
     """
-    found = _Sweep(items, look, progress)
+    collected = _Sweep(items, look, progress)
     sides = max((len(item) for item in items), default=1)
     with ExitStack() as stack:
         workers = [
             [stack.enter_context(closing(TensorReader(settings.io, settings.block, checksums))) for _ in range(sides)]
             for _ in range(settings.threads)
         ]
-        run_pool(workers, _tasks(items, settings.block), found.look_at)
-    return [[made for _, made in sorted(results, key=lambda pair: pair[0])] for results in found.results]
+        run_pool(workers, _tasks(items, settings.block), collected.look_at)
+    return [[result for _, result in sorted(pairs, key=lambda pair: pair[0])] for pairs in collected.results]
 
 
 class _Task(NamedTuple):
-    """A part of an item: which item, which of its parts, where that begins, and the part of each tensor."""
+    """A part of an item: the item's number, the part's number, where it begins, and the part of each tensor."""
 
     item: int
     position: int
@@ -112,7 +112,7 @@ def _tasks(items: Sequence[Sequence[LazyTensor]], block: int) -> Iterator[_Task]
 
 
 class _Sweep:
-    """What was made of the parts so far, of each item with the part's position."""
+    """Collects the results for each item, as (number of the part, result)."""
 
     def __init__(
         self,
@@ -126,11 +126,11 @@ class _Sweep:
         self._done, self._total = 0, sum(tensor.nbytes for item in items for tensor in item)
 
     def look_at(self, readers: Sequence[TensorReader], task: _Task) -> None:
-        """Read a part with one reader a tensor, and keep what is made of it."""
+        """Read a part, with one reader for each tensor, and keep the result of looking at it."""
         arrays = tuple(reader.read(tensor) for reader, tensor in zip(readers, task.tensors, strict=False))
-        found = self._look(Part(task.item, task.start, arrays))
+        result = self._look(Part(task.item, task.start, arrays))
         with self._lock:
-            self.results[task.item].append((task.position, found))
+            self.results[task.item].append((task.position, result))
             self._done += sum(tensor.nbytes for tensor in task.tensors)
         if self._progress is not None:
             self._progress(self._done, self._total)

@@ -20,7 +20,7 @@ _BLOCK = 256 << 10
 def all_zero(tensors: Iterable[LazyTensor]) -> bool:
     """Whether each element of each tensor is zero; reading ends at the first that is not.
 
-    Two buffers of 256 KiB are all that it takes.
+    It needs two buffers of 256 KiB.
 
     Raises:
         DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.

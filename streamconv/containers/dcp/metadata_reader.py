@@ -1,9 +1,9 @@
-"""The ``.metadata`` of ``torch.distributed.checkpoint``: which part of which tensor is where, checked.
+"""Read and check the ``.metadata`` of ``torch.distributed.checkpoint``: where each part of each tensor is stored.
 
 Layout, from ``torch/distributed/checkpoint/metadata.py`` (``Metadata``, ``TensorStorageMetadata``,
 ``ChunkStorageMetadata``, ``BytesStorageMetadata``, ``MetadataIndex``) and ``filesystem.py`` (``_StorageInfo``) of
 PyTorch: a pickle of one ``Metadata`` whose ``state_dict_metadata`` describes each tensor and names each object, and
-whose ``storage_data`` has the file, the offset and the length of each chunk and object.
+whose ``storage_data`` records the file, the offset and the length of each chunk and object.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHOWN = 80
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Bytes of one file: a chunk of the tensor ``name`` that begins at ``start``, or (``start`` None) an object."""
+    """A range of bytes in a file: the chunk of tensor ``name`` that begins at ``start``, or an object (None)."""
 
     name: str
     start: tuple[int, ...] | None
@@ -50,13 +50,13 @@ class Chunk:
 
     @property
     def edges(self) -> Box:
-        """The same as (start, stop) for each axis."""
+        """The box as (start, stop) on each axis."""
         return tuple((start, start + size) for start, size in zip(self.start, self.shape, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor as a whole, and the boxes that it is stored in, which tile it, by where they begin."""
+    """A whole tensor, and by their start the chunks that it is stored in; they tile it."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -65,7 +65,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What ``.metadata`` says; ``rest`` has its entries that say nothing about places."""
+    """The content of ``.metadata``; ``rest`` contains the entries besides tensors, objects and their places."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -75,7 +75,7 @@ class Metadata:
     globals: dict[Global, int]
 
     def chunk(self, item: Item) -> Chunk:
-        """The box that an item of a tensor holds.
+        """The chunk of a tensor that an item stores.
 
         Raises:
             DamagedError: the tensor has no chunk there.
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> Metadata:
     Raises:
         SourceError: there is no such file.
         DamagedError: it is cut off or inconsistent, or the chunks of a tensor do not tile it.
-        UnsafeError: the pickle is out of bounds in what it asks for, or an item's file is not in the same folder.
+        UnsafeError: the pickle is too large or does what no checkpoint needs, or an item's file is in another folder.
         UnsupportedError: a tensor is of an unknown dtype, or items are compressed.
         StorageError: the system refused to read.
     """
@@ -138,16 +138,16 @@ class _Parser:
     def fields(self, value: Any, cls: str) -> dict[str, Any]:
         """The attributes of an object of a class of ``torch.distributed.checkpoint``."""
         if not isinstance(value, Record) or str(value.cls) != f"{_MODULE}.{cls}":
-            found = value.cls if isinstance(value, Record) else type(value).__name__
-            raise self.damaged(f"a {cls} was due, found a {str(found)[:_SHOWN]}")
+            actual = value.cls if isinstance(value, Record) else type(value).__name__
+            raise self.damaged(f"a {cls} was due, found a {str(actual)[:_SHOWN]}")
         return dict(value.attributes)
 
     def sizes(self, value: Any, name: str) -> tuple[int, ...]:
         good = isinstance(value, tuple) and len(value) <= _MAX_AXES
         if not good or not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
             raise self.damaged(f"{name[:_SHOWN]} has an offset or a size that is none")
-        found: tuple[int, ...] = value
-        return found
+        sizes: tuple[int, ...] = value
+        return sizes
 
     def tensor(self, name: str, fields: dict[str, Any]) -> TensorEntry:
         shape, chunks = self.sizes(fields.get("size"), name), fields.get("chunks")
@@ -157,10 +157,10 @@ class _Parser:
         fault = tiling_fault([box.edges for box in boxes], shape, bounded=True)
         if fault:
             raise self.damaged(f"the chunks of {name[:_SHOWN]} {shape} do not tile it: {fault}")
-        found = {box.start: box for box in boxes}
-        if len(found) != len(boxes):
+        by_start = {box.start: box for box in boxes}
+        if len(by_start) != len(boxes):
             raise self.damaged(f"two chunks of {name[:_SHOWN]} begin at the same place")
-        return TensorEntry(shape, self.dtype(name, fields.get("properties")), found)
+        return TensorEntry(shape, self.dtype(name, fields.get("properties")), by_start)
 
     def box(self, name: str, fields: dict[str, Any]) -> Chunk:
         start, shape = self.sizes(fields.get("offsets"), name), self.sizes(fields.get("sizes"), name)
@@ -169,7 +169,7 @@ class _Parser:
         return Chunk(start, shape)
 
     def dtype(self, name: str, properties: Any) -> DType:
-        """The dtype: the first part of the tuple that TensorProperties.__getstate__ gives."""
+        """The dtype: the first item of the tuple that ``TensorProperties.__getstate__`` returns."""
         state = properties.state if isinstance(properties, Record) else None
         first = state[0] if isinstance(state, tuple) and state else None
         if isinstance(state, dict):

@@ -1,10 +1,10 @@
 """Write the ``.metadata`` of ``torch.distributed.checkpoint``, without torch and without building its objects.
 
 ``filesystem.py:FileSystemWriter.finish`` pickles one ``Metadata`` (``torch/distributed/checkpoint/metadata.py``), and
-``FileSystemReader.read_metadata`` unpickles it. Its classes are dataclasses without ``__setstate__`` (but for
-``TensorProperties``), so the state of an object is the dictionary of its attributes, and one that a release of torch
-does not know yet (``version``, ``StorageMeta.modules``) or no longer is set and does no harm. The pickle is of
-protocol 2, and is written straight from the rows: a large model has tens of thousands of chunks.
+``FileSystemReader.read_metadata`` unpickles it. Its classes are dataclasses without ``__setstate__`` (except
+``TensorProperties``), so the state of an object is the dictionary of its attributes. A release of torch that does not
+know an attribute (``version``, ``StorageMeta.modules``) sets it without harm. The pickle has protocol 2. It is written
+directly from the items, without objects in between: a large model has tens of thousands of chunks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streamconv.core.dtypes import DType
 
 __all__ = ["StoredItem", "WholeTensor", "metadata_bytes"]
 
-# filesystem.py:CURRENT_DCP_VERSION, of the torch releases that note one.
+# filesystem.py:CURRENT_DCP_VERSION, of the torch releases that record one.
 _VERSION = "1.0.0"
 _NONE, _FALSE, _EMPTY_DICT, _EMPTY_LIST, _NEW = b"N", b"\x89", b"}", b"]", b")\x81"
 _SET_ITEM, _APPEND, _BUILD, _CALL_WITH_ONE = b"s", b"a", b"b", b"\x85R"
@@ -46,7 +46,7 @@ _LAYOUT = _class("_get_layout", "torch.serialization")
 
 @dataclass(frozen=True, slots=True)
 class WholeTensor:
-    """A tensor as a whole, whatever chunks it is stored in."""
+    """The shape and the dtype of a whole tensor, whatever its chunks."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -55,8 +55,8 @@ class WholeTensor:
 class StoredItem(NamedTuple):
     """An item of a ``.distcp``: a chunk of ``shape`` that begins at ``start`` of its tensor, or (both None) an object.
 
-    ``file`` is the name of the file in the folder of the ``.metadata``, ``offset`` and ``nbytes`` where the item is in
-    it, as :class:`streamconv.containers.dcp.writer.DistcpLayout` says.
+    ``file`` is the name of the file in the folder of the ``.metadata``. ``offset`` and ``nbytes`` locate the item in
+    it, as planned by :class:`streamconv.containers.dcp.writer.DistcpLayout`.
     """
 
     file: str
@@ -68,15 +68,15 @@ class StoredItem(NamedTuple):
 
 
 def metadata_bytes(tensors: Mapping[str, WholeTensor], items: Iterable[StoredItem]) -> bytes:
-    """The ``.metadata`` of a folder with these items; names that are no tensor's are objects.
+    """The ``.metadata`` of a folder with these items; an item whose name is not in ``tensors`` is an object.
 
-    The entries besides them are what Megatron-Core 0.16 writes. ``planner_data`` is None: its ``MCoreSavePlanner``
-    flattens no state dict (``megatron/core/dist_checkpointing/strategies/torch.py``). ``mcore_data``, which has the
-    shapes of flattened optimizer states, is empty: 0.14 and older releases look for it, newer ones do without.
-    ``storage_meta`` says neither where nor when the checkpoint was written, so that equal checkpoints are equal bytes.
+    The other entries are those that Megatron-Core 0.16 writes. ``planner_data`` is None: its ``MCoreSavePlanner``
+    flattens no state dict (``megatron/core/dist_checkpointing/strategies/torch.py``). ``mcore_data``, the shapes of
+    flattened optimizer states, is empty: releases up to 0.14 look for it, newer ones do without. ``storage_meta``
+    records neither the place nor the time of writing, so that equal checkpoints have equal bytes.
 
     Raises:
-        ValueError: an item is there twice, or the chunks of a tensor cannot be all of it.
+        ValueError: an item is there twice, or the chunks of a tensor do not add up to it.
     """
     listed = list(items)
     chunks: dict[str, list[StoredItem]] = {name: [] for name in tensors}
@@ -98,7 +98,7 @@ def metadata_bytes(tensors: Mapping[str, WholeTensor], items: Iterable[StoredIte
 
 
 def _check_chunks(name: str, shape: tuple[int, ...], chunks: Sequence[StoredItem]) -> None:
-    """What ``default_planner.py:_validate_global_plan`` asks, but for the overlaps."""
+    """Check the chunks of a tensor as ``default_planner.py:_validate_global_plan`` does, except for overlaps."""
     numel = 0
     for item in chunks:
         start, size = item.start, item.shape
@@ -118,14 +118,14 @@ def _ints(sizes: tuple[int, ...]) -> bytes:
 
 
 class _Writer:
-    """Instructions as they come; only what stands in many places (classes, names) is remembered."""
+    """Collects the instructions; only values that occur many times (classes, names) go into the memo."""
 
     def __init__(self) -> None:
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[str | bytes, bytes] = {}
 
     def shared(self, instruction: bytes) -> None:
-        """Something that does not change: made once, recalled from then on."""
+        """Add an instruction whose value never changes: in full the first time, recalled from the memo after that."""
         recall = self.memo.get(instruction)
         if recall is None:
             self.remember(instruction, instruction)
@@ -147,7 +147,7 @@ class _Writer:
         self.out += instruction + (b"q" if short else b"r") + number
 
     def new(self, cls: bytes) -> None:
-        """An object without its attributes, and the dictionary that they go into."""
+        """Begin an object: its class, and the dictionary for its attributes."""
         self.shared(cls)
         self.out += _NEW + _EMPTY_DICT
 
@@ -156,14 +156,14 @@ class _Writer:
         self.out += instructions + _SET_ITEM
 
     def size(self, name: str, sizes: tuple[int, ...]) -> None:
-        """An attribute that is a ``torch.Size``; its ``__reduce__`` calls the class with a tuple."""
+        """Add an attribute that is a ``torch.Size``; its ``__reduce__`` calls the class with a tuple."""
         self.text(name)
         self.shared(_SIZE)
         self.out += _ints(sizes)
         self.out += _CALL_WITH_ONE + _SET_ITEM
 
     def mapping(self, name: str, fill: Callable[[], None]) -> None:
-        """An attribute that is a dictionary."""
+        """Add an attribute that is a dictionary, whose items ``fill`` adds."""
         self.text(name)
         self.out += _EMPTY_DICT
         fill()
@@ -176,7 +176,7 @@ class _Writer:
         objects: Sequence[str],
         items: Sequence[StoredItem],
     ) -> None:
-        """The whole pickle."""
+        """Add the whole pickle."""
 
         def described() -> None:
             for name, whole in tensors.items():
@@ -227,14 +227,14 @@ class _Writer:
         self.shared(_PROPERTIES)
         self.out += _NEW + b"("
         self.shared(_class(dtype.name, "torch"))
-        self.shared(_LAYOUT)  # as torch/serialization.py tells copyreg
+        self.shared(_LAYOUT)  # as torch/serialization.py registers it with copyreg
         self.text("torch.strided")
         self.out += _CALL_WITH_ONE + _FALSE
         self.shared(_MEMORY_FORMAT)
         self.out += int_bytes(0) + _CALL_WITH_ONE + _FALSE + b"t" + _BUILD + _SET_ITEM
 
     def place(self, item: StoredItem) -> None:
-        """``MetadataIndex`` (its ``index`` is a hint without part in equality) and ``_StorageInfo`` of an item.
+        """``MetadataIndex`` (its ``index`` is a hint that equality ignores) and ``_StorageInfo`` of an item.
 
         ``_StorageInfo.__getstate__`` leaves out ``transform_descriptors`` where there are none, as older releases did.
         """

@@ -1,9 +1,9 @@
 """Open what ``torch.distributed.checkpoint`` writes: one ``.distcp`` file, or the whole folder by its ``.metadata``.
 
 Layout, from ``torch/distributed/checkpoint/filesystem.py`` (``_write_item``, ``FileSystemReader.read_data``) of
-PyTorch: a ``.distcp`` has its items one behind the other. A chunk of a tensor is a complete torch zip of that chunk;
-an object is the bytes that the planner made of it, by default a complete torch zip too. Only ``.metadata`` says what
-an item is called.
+PyTorch: a ``.distcp`` contains its items one after the other. A chunk of a tensor is a complete torch zip of that
+chunk. An object is stored as the bytes that the planner made of it, by default a complete torch zip too. Only
+``.metadata`` records the names of the items.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class DistributedCheckpoint:
     """A folder of ``torch.distributed.checkpoint``, its tensors put together from their chunks.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         tensors: each whole tensor by its name.
-        objects: where the bytes of each object are; ``value`` reads one.
+        objects: the place of each object's bytes; ``value`` reads an object.
         metadata: the other entries of ``.metadata``, such as ``planner_data``, as inert values.
-        files: what each file holds, in its order: a tensor, a part of one (``w[0:2, 0:8]``), or an object.
+        files: the items of each file, in order: a tensor, a part of one (``w[0:2, 0:8]``), or an object.
         globals: each class or function that ``.metadata`` or a tensor's pickle names, and how often it is called.
     """
 
@@ -53,12 +53,12 @@ class DistributedCheckpoint:
     globals: Mapping[Global, int]
 
     def value(self, name: str) -> Any:
-        """An object, inert, if its bytes are a torch zip; else where its bytes are.
+        """An object as an inert value if its bytes are a torch zip; otherwise the place of its bytes.
 
         Raises:
             KeyError: there is no such object.
-            DamagedError: its bytes are no longer what they were.
-            UnsafeError: its pickle is out of bounds in what it asks for.
+            DamagedError: its bytes are damaged.
+            UnsafeError: its pickle is too large or does what no checkpoint needs.
             UnsupportedError: it is a zip of something else.
             StorageError: the system refused to read.
         """
@@ -69,7 +69,7 @@ class DistributedCheckpoint:
 
 
 def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
-    """Read what is in one ``.distcp``; no tensor byte is read.
+    """Read the items of one ``.distcp``; no tensor byte is read.
 
     Its state is a flat dictionary of items: a tensor under its name, a part of one as ``w[0:2, 0:8]``, an object as
     its inert value, or as a :class:`Storage` if it is no torch zip. The names are those of the ``.metadata`` in the
@@ -77,12 +77,12 @@ def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
 
     Args:
         path: the file.
-        metadata: what ``.metadata`` says, for a caller that opens many files of a folder.
+        metadata: the content of ``.metadata``, if the caller has read it already.
 
     Raises:
         SourceError: there is no such file.
         DamagedError: the file or ``.metadata`` is cut off or inconsistent.
-        UnsafeError: a pickle is out of bounds in what it asks for.
+        UnsafeError: a pickle is too large or does what no checkpoint needs.
         UnsupportedError: an item is of a kind that is not read here, or the file is empty.
         StorageError: the system refused to read.
     """
@@ -92,8 +92,8 @@ def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
             raise UnsupportedError("an empty file", where=path)
         beside = path.with_name(NAME)
         if metadata is None and beside.is_file():
-            found = beside.stat()
-            metadata = _metadata_beside(beside, found.st_mtime_ns, found.st_size)
+            status = beside.stat()
+            metadata = _metadata_beside(beside, status.st_mtime_ns, status.st_size)
         items = [] if metadata is None else [item for item in metadata.items.values() if item.file == path.name]
         if metadata is not None and items:
             named = dict(_named(metadata, items, path, file))
@@ -111,7 +111,7 @@ def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
 
 @lru_cache(maxsize=1)
 def _metadata_beside(path: Path, _time: int, _size: int) -> Metadata:
-    """The ``.metadata`` of a folder whose files are opened one after the other."""
+    """The ``.metadata`` at ``path``, kept for the next file of the folder unless its time or size changes."""
     return read_metadata(path)
 
 
@@ -121,7 +121,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     Raises:
         SourceError: there is no ``.metadata``, or a file that it names is not there.
         DamagedError: something is cut off or inconsistent, or the chunks of a tensor do not tile it.
-        UnsafeError: a pickle is out of bounds in what it asks for, or names a file elsewhere.
+        UnsafeError: a pickle is too large or does what no checkpoint needs, or names a file elsewhere.
         UnsupportedError: an item is of a kind that is not read here.
         StorageError: the system refused to read.
     """
@@ -156,7 +156,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
 
 
 def _label(metadata: Metadata, item: Item) -> str:
-    """The name of an item: the part of the tensor stands behind the tensor's unless it is the whole."""
+    """The name of an item, followed by the box of its chunk unless that is the whole tensor."""
     if item.start is None:
         return item.name
     chunk = metadata.chunk(item)
@@ -166,7 +166,7 @@ def _label(metadata: Metadata, item: Item) -> str:
 
 
 def _ordered(items: Iterable[Item], size: int, path: Path) -> list[Item]:
-    """The items of a file in its order, checked to lie in it without overlap."""
+    """The items of a file by offset, checked to lie inside it and not to overlap."""
     ordered = sorted(items, key=lambda item: (item.offset, item.nbytes))
     for item in ordered:
         if item.offset + item.nbytes > size:
@@ -197,14 +197,14 @@ def _named(
 
 
 def _open_object(place: Storage, file: Any) -> StoredFile | None:
-    """What is in an object that is a torch zip; anything else is not opened."""
+    """The object at ``place`` if its bytes are a torch zip; otherwise None."""
     if os.pread(file.fileno(), min(4, place.nbytes), place.offset) != b"PK\x03\x04":
         return None
     return open_part(place.path, file, place.offset, place.nbytes, f"{place.name}/")
 
 
 def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> StoredFile:
-    """An item that must be a tensor of the shape and the type that ``.metadata`` says."""
+    """Open an item, and check that it is a tensor of the shape and the dtype that ``.metadata`` records."""
     entry, chunk = metadata.tensors.get(item.name), metadata.chunk(item)
     part = open_part(path, file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
     tensor = part.state
@@ -217,7 +217,7 @@ def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> Stored
             where=path,
         )
     if tensor.nbytes > item.nbytes:
-        # The planner clones what is expanded before it is written.
+        # Only an expanded tensor is larger than its item, and the planner clones such a tensor before it is written.
         raise DamagedError(
             f"{item.name[:_SHOWN]} at {item.start} is {tensor.shape}, {tensor.nbytes} bytes: they are not in "
             f"{item.nbytes}",
@@ -235,7 +235,7 @@ def _assembled(entry: TensorEntry, pieces: list[Piece]) -> LazyTensor:
 
 
 def _joined(path: Path, items: Mapping[str, StoredFile | Storage], notes: tuple[str, ...]) -> StoredFile:
-    """One file of several items."""
+    """The items of a file as one :class:`StoredFile`."""
     state: dict[str, Any] = {}
     storages: dict[str, Storage] = {}
     calls: Counter[Global] = Counter()

@@ -1,9 +1,9 @@
-"""Find the torch zips that stand one behind the other in a file, from its end, by what ends each of them.
+"""Find the torch zips that follow one another in a file, from the last to the first, by their end records.
 
 A zip's last records, from APPNOTE.TXT 4.3.14 to 4.3.16 and ``caffe2/serialize/inline_container.cc`` (miniz), which
 writes no comment and always the zip64 pair: the directory, the zip64 end (56 bytes), its locator (20), the end (22).
-The end has the directory's length, and the directory's place counted from the zip's beginning: so the zip's beginning
-follows, and the zip before it ends there. Nothing else is read.
+The end contains the directory's length and its offset from the zip's beginning. Both give the zip's beginning, which is
+where the zip before it ends. Nothing else is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def scan(descriptor: int, size: int, path: Path) -> list[tuple[int, int]]:
         DamagedError: the file does not consist of whole zips.
         OSError: the system refused to read.
     """
-    found: list[tuple[int, int]] = []
+    zips: list[tuple[int, int]] = []
     end = size
     while end > 0:
         start = _start_of(descriptor, end)
@@ -39,13 +39,13 @@ def scan(descriptor: int, size: int, path: Path) -> list[tuple[int, int]]:
                 where=path,
                 remedy="put the .metadata of its folder beside it, which says where its parts are",
             )
-        found.append((start, end - start))
+        zips.append((start, end - start))
         end = start
-    return found[::-1]
+    return zips[::-1]
 
 
 def _start_of(descriptor: int, end: int) -> int | None:
-    """Where the zip begins that ends at ``end``, if one does."""
+    """The offset of the zip that ends at ``end``; None if none does."""
     tail_nbytes = min(end, _END64.size + _LOCATOR.size + _END.size)
     tail = os.pread(descriptor, tail_nbytes, end - tail_nbytes)
     if tail_nbytes < _END.size or len(tail) < tail_nbytes:

@@ -1,13 +1,13 @@
 """Plan the ``.distcp`` file that ``torch.distributed.checkpoint`` would write, every byte's place known beforehand.
 
-The format is that of ``torch/distributed/checkpoint/filesystem.py``. ``_write_item`` notes where the stream stands,
-writes one item and notes how far it came: items stand one behind the other, with nothing between them and nothing
-around them. A tensor is what ``torch.save(tensor, stream)`` writes, a whole zip: its offsets and its alignment to 64
-bytes count from its own beginning (``torch/serialization.py:_open_zipfile_writer_buffer``; its ``PyTorchFileWriter``
-counts what it wrote), and its folder is called ``archive``, which ``caffe2/serialize/inline_container.cc`` says where
-there is no file name. An object is the bytes that the planner made of it; torch's and Megatron's planners make what
-``torch.save`` writes into a buffer. ``_write_files_from_queue`` writes the objects first. Compared byte by byte with
-torch's own files in the tests.
+The format is that of ``torch/distributed/checkpoint/filesystem.py``. ``_write_item`` records the position of the stream
+before and after each item: items follow one another, with nothing before, between or after them. A tensor is stored as
+``torch.save(tensor, stream)`` writes it, as a whole zip. Offsets and the alignment to 64 bytes count from the zip's own
+beginning (``torch/serialization.py:_open_zipfile_writer_buffer``; its ``PyTorchFileWriter`` counts the bytes that it
+wrote). The folder in the zip is called ``archive``, the name that ``caffe2/serialize/inline_container.cc`` uses without
+a file name. An object is stored as the bytes that the planner made of it; torch's and Megatron's planners use
+``torch.save`` into a buffer. ``_write_files_from_queue`` writes the objects first. The tests compare the result byte by
+byte with torch's own files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamconv.core.errors import UnsupportedError
 __all__ = ["DistcpLayout", "ItemKey", "plan_distcp_file", "torch_bytes"]
 
 ItemKey = tuple[str, tuple[int, ...] | None]
-"""The name of a tensor and where the chunk begins in the whole of it, or the name of an object and None."""
+"""(name of a tensor, start of the chunk in the whole tensor), or (name of an object, None)."""
 
 _ARCHIVE = "archive"
 _AT_ONCE = 1 << 20
@@ -32,10 +32,10 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DistcpLayout:
-    """A file that is still to be written: its size, where the bytes of each tensor go, and where each item is.
+    """The layout of a file to be written: its size, and the places of the tensors' bytes and of the items.
 
-    ``storages[key]`` is (offset, nbytes) of the bytes of the tensor with that key; ``items`` has (key, offset, nbytes)
-    of each item in the order of the file, which is what ``.metadata`` says of it. All other bytes come from
+    ``storages[key]`` is (offset, nbytes) of the bytes of the tensor with that key. ``items`` contains (key, offset,
+    nbytes) of each item in the order of the file, as ``.metadata`` records them. All other bytes come from
     :meth:`frame`.
     """
 
@@ -60,7 +60,7 @@ class DistcpLayout:
 
 
 def _joined(pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Pieces that touch as one, up to some size: a zip is framed by two dozen of a few bytes each."""
+    """The pieces, adjacent ones joined up to about 1 MiB: the frame of a zip is two dozen pieces of a few bytes."""
     start, held = 0, bytearray()
     for offset, data in pieces:
         if held and (offset != start + len(held) or len(held) >= _AT_ONCE):
@@ -78,8 +78,8 @@ def plan_distcp_file(tree: Mapping[ItemKey, StoredTensor | bytes]) -> DistcpLayo
 
     Raises:
         ValueError: the keys do not count up, two items share one (each is a zip of its own, so bytes cannot be
-            shared), or a key that is no object's has no offsets, or other axes than its tensor.
-        UnsupportedError: torch stores no tensors of a type in the way that is written here.
+            shared), or a tensor's key has no offsets, or another number of axes than the tensor.
+        UnsupportedError: torch has no storage class for a tensor's type.
     """
     tensors = [leaf for leaf in tree.values() if isinstance(leaf, StoredTensor)]
     if [tensor.key for tensor in tensors] != list(range(len(tensors))):
@@ -111,7 +111,7 @@ def _check_key(key: ItemKey, leaf: StoredTensor | bytes) -> None:
 
 
 def _planned(planned: dict[tuple[DType, tuple[int, ...]], TorchLayout], name: str, tensor: StoredTensor) -> TorchLayout:
-    """The zip of one tensor; tensors of one type and shape differ in their bytes alone, and share it."""
+    """The layout of one tensor's zip; tensors of the same type and shape share it."""
     if tensor.dtype.storage is None:
         raise UnsupportedError(
             f"torch stores no {tensor.dtype} tensors in this way", where=name, remedy="say --dtype bf16"
@@ -130,8 +130,8 @@ def torch_bytes(tree: Any, archive: str = _ARCHIVE) -> bytes:
         archive: the folder inside the zip: torch uses the file's stem, and ``archive`` for a buffer.
 
     Raises:
-        ValueError: there are tensors in it.
-        TypeError: the tree holds what is no plain data.
+        ValueError: the tree contains tensors.
+        TypeError: the tree contains something that is not plain data.
     """
     layout = plan_torch_file(archive, tree)
     if layout.storages:

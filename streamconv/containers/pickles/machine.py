@@ -1,8 +1,8 @@
-"""The stack machine that a pickle is a program for, with its dangerous instructions defused.
+"""The stack machine that runs a pickle, with its dangerous instructions defused.
 
 ``GLOBAL`` yields an inert :class:`Global`; ``REDUCE``, ``NEWOBJ`` and ``BUILD`` yield an inert :class:`Record` of
-what would have been called and set. A caller may name globals that stand for plain values
-(``collections.OrderedDict``) with functions of its own.
+what would have been called and set. For globals that make plain values (``collections.OrderedDict``) a caller may
+supply functions of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """An object that the pickle would have built: what it would have called, with what, and the state it would set."""
+    """An object that the pickle would have built: the call, its arguments, and the state that would have been set."""
 
     cls: Global
     args: tuple[Any, ...] = ()
@@ -41,7 +41,7 @@ class Record:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """The instance's attributes, as far as the state is a plain dictionary of names."""
+        """The instance's attributes: the entries of the state with string keys, if it is a dictionary."""
         if isinstance(self.state, dict):
             return {name: value for name, value in self.state.items() if isinstance(name, str)}
         return {}
@@ -49,17 +49,17 @@ class Record:
 
 Builder = Callable[..., Any]
 Step = Callable[["PickleMachine", int], int]
-"""One instruction: it is given the place behind its byte, and gives the place of the next instruction."""
+"""One instruction: it takes the position after its byte, and returns the position of the next instruction."""
 
 _STOP = ord(".")
 _LARGEST_KEY = 64
 
 
 def checked_key(key: Any, where: str) -> Any:
-    """A dictionary key, if it is one that is safe to hash.
+    """The key itself, if it is safe to hash; otherwise an :class:`UnsafeError` is raised.
 
-    A tuple nested a million deep would overflow the C stack when hashed, and one that holds itself many times over
-    would be hashed for years; no checkpoint has such a key.
+    Hashing a tuple nested a million deep would overflow the C stack, and hashing one that contains the same tuple many
+    times over on each level would take years; no checkpoint has such a key.
     """
     items, seen = [key], 0
     while items:
@@ -73,10 +73,10 @@ def checked_key(key: Any, where: str) -> Any:
 
 
 class PickleMachine:
-    """The stack machine of one pickle: ``data``, its name in messages, and what the caller put in for some names.
+    """The stack machine of one pickle: ``data``, its name in messages, and the caller's functions for some globals.
 
-    ``stack`` reaches down to the last mark; what lies below it is the last of ``below``. ``named`` has each global
-    that the pickle names, once; ``called`` has one of them for each call.
+    ``stack`` contains the values above the last mark; those below it are the last item of ``below``. ``named`` contains
+    each global that the pickle names, once; ``called`` contains the global of each call.
     """
 
     __slots__ = ("below", "builders", "called", "data", "end", "memo", "named", "persistent", "stack", "where")
@@ -102,25 +102,25 @@ class PickleMachine:
         return self.data[position:end], end + 1
 
     def ended(self, what: str) -> DamagedError:
-        """The error that says that the pickle is cut off."""
+        """The error for a pickle that is cut off."""
         return DamagedError(f"pickle ends at byte {len(self.data)}, {what}", where=self.where)
 
     # -- the stack -------------------------------------------------------------------------------------------------
 
     def mark(self) -> None:
-        """Begin a stack of its own."""
+        """Set a mark: begin a new stack above it."""
         self.below.append(self.stack)
         self.stack = []
 
     def name(self, module: str, name: str) -> Global:
-        """A class or function as an inert value, the same one each time."""
-        found = self.named.get((module, name))
-        if found is None:
-            found = self.named[module, name] = Global(module, name)
-        return found
+        """A class or function as an inert value, the same object each time."""
+        value = self.named.get((module, name))
+        if value is None:
+            value = self.named[module, name] = Global(module, name)
+        return value
 
     def pop_to_mark(self) -> list[Any]:
-        """Everything above the last mark, which goes too."""
+        """Remove the last mark and everything above it, which is returned."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -145,7 +145,7 @@ class PickleMachine:
             raise DamagedError(f"pickle appends to a {type(target).__name__}", where=self.where)
 
     def call(self, function: Any, args: Any) -> Any:
-        """What a call would give: a builder of the caller's, or an inert record."""
+        """The result of a call: that of the caller's function for it, or an inert record."""
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise UnsafeError(f"pickle calls a {type(function).__name__}", where=self.where)
         self.called.append(function)
@@ -153,7 +153,7 @@ class PickleMachine:
         return Record(function, args) if builder is None else builder(*args)
 
     def build(self) -> None:
-        """Note the state that would be set on a record."""
+        """Keep the state that would be set on a record."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Record):
             target.state = state
@@ -163,9 +163,9 @@ class PickleMachine:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self, steps: Sequence[Step | None], start: int = 0) -> Any:
-        """The value of the pickle that begins at ``start``, with ``steps`` as its instructions by their byte.
+        """Run the pickle that begins at ``start``; returns its value.
 
-        ``end`` is where it ended.
+        ``steps`` contains the instructions by their byte. Afterwards ``end`` is the position where the pickle ended.
         """
         data, position = self.data, start
         try:
@@ -184,8 +184,8 @@ class PickleMachine:
             ) from error
 
     def count_into(self, named: dict[Global, int]) -> None:
-        """Add each global that was named, with how often it was called."""
-        # By identity: a global is one object here, and hashing each call by its names would take longer.
+        """Add to ``named`` each global of this pickle, with the number of calls of it."""
+        # Counted by identity: a global is one object here, and hashing its names for each call is slower.
         calls = Counter(map(id, self.called))
         for value in self.named.values():
             named[value] = named.get(value, 0) + calls[id(value)]

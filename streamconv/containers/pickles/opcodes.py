@@ -1,10 +1,11 @@
 """The instructions of the pickle machine, protocols 0 to 5, by the byte that each has in a pickle.
 
-Names and meanings are those of the standard library's ``pickletools``. What would import or call something makes an
-inert :class:`Global` or :class:`Record` instead; extension codes, which name registered classes, are not there.
+Names and meanings are those of the standard library's ``pickletools``. An instruction that would import or call
+something makes an inert :class:`Global` or :class:`Record` instead. Extension codes, which name registered classes, are
+not supported.
 
-Reading behind the end of the pickle or below the last mark raises an ``IndexError`` or a ``struct.error``, which the
-machine turns into a refusal; only a slice must be looked at.
+Reading past the end of the pickle or below the last mark raises an ``IndexError`` or a ``struct.error``, which the
+machine turns into a refusal. Only a slice raises nothing, so its length is checked.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _quoted(line: bytes) -> str:
 
 
 def _do(act: Callable[[PickleMachine], object]) -> Step:
-    """Do something with the machine alone."""
+    """An instruction without an operand that calls ``act``."""
 
     def step(machine: PickleMachine, position: int) -> int:
         act(machine)
@@ -59,7 +60,7 @@ def _do(act: Callable[[PickleMachine], object]) -> Step:
 
 
 def _push(make: Callable[[PickleMachine], Any]) -> Step:
-    """Push what is made of the machine alone."""
+    """An instruction without an operand that pushes the value from ``make``."""
 
     def step(machine: PickleMachine, position: int) -> int:
         value = make(machine)
@@ -70,7 +71,7 @@ def _push(make: Callable[[PickleMachine], Any]) -> Step:
 
 
 def _line(make: Callable[[PickleMachine, bytes], Any]) -> Step:
-    """Push what the rest of the line stands for."""
+    """Push the value that ``make`` returns for the rest of the line."""
 
     def step(machine: PickleMachine, position: int) -> int:
         line, position = machine.line(position)
@@ -81,7 +82,7 @@ def _line(make: Callable[[PickleMachine, bytes], Any]) -> Step:
 
 
 def _number(layout: str) -> Step:
-    """Push a number, laid out as ``struct`` writes it."""
+    """Push a number in a layout of ``struct``."""
     unpack, width = Struct(layout).unpack_from, Struct(layout).size
 
     def step(machine: PickleMachine, position: int) -> int:
@@ -92,7 +93,7 @@ def _number(layout: str) -> Step:
 
 
 def _sized(layout: str, decode: Callable[[bytes], Any]) -> Step:
-    """Push what bytes stand for whose count stands before them."""
+    """Push the value that ``decode`` returns for some bytes; their count comes before them."""
     unpack, width = Struct(layout).unpack_from, Struct(layout).size
 
     def step(machine: PickleMachine, position: int) -> int:

@@ -1,4 +1,4 @@
-"""Read a pickle without importing or calling anything that it names, and walk what came out of it."""
+"""Read a pickle without importing or calling anything that it names, and walk through the result."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def loads(
     Args:
         data: the pickle.
         where: its name in messages.
-        builders: ``"module.name"`` to a function of the caller's that stands in for it.
-        persistent: what to make of a persistent id (torch's storages); without it such an id is refused.
-        named: each global that the pickle names is added here, with how often the pickle called it.
+        builders: the caller's replacements for some functions, by ``"module.name"``.
+        persistent: returns the value for a persistent id (torch's storages); without it such an id is refused.
+        named: each global that the pickle names is added here, with the number of calls of it.
 
     Raises:
         DamagedError: the pickle is cut off or inconsistent.
@@ -50,7 +50,7 @@ def load_from(
     persistent: Callable[[Any], Any] | None = None,
     named: dict[Global, int] | None = None,
 ) -> tuple[Any, int]:
-    """What :func:`loads` gives of the pickle that begins at ``start``, and where it ends: other bytes may follow.
+    """(the value of the pickle that begins at ``start``, where it ends); see :func:`loads`. Other bytes may follow.
 
     Raises:
         DamagedError: the pickle is cut off or inconsistent.
@@ -75,7 +75,7 @@ def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 
 def leaves_of(kind: type[Leaf], tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Leaf]]:
-    """What :func:`walk` gives, as far as it is of one kind."""
+    """The items of :func:`walk` whose leaf is of one type."""
     if not isinstance(tree, _CONTAINERS):
         if isinstance(tree, kind):
             yield (), tree

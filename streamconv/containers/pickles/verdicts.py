@@ -1,9 +1,9 @@
-"""What a class or function that a pickle names would mean to someone who unpickles it.
+"""What unpickling would do with the classes and functions that a pickle names.
 
 ``streamconv`` itself imports none of them. The table of what plain torch accepts is that of
 ``torch/_weights_only_unpickler.py:_get_allowed_globals`` of PyTorch 2.13, written down here so that torch is not
 needed. The modules that run code or touch the system are those that the scanners of pickles (picklescan, fickling)
-warn of, and what stands beside them.
+warn of, and similar ones.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _MODULES = frozenset(
     | _all("", "importlib imp runpy zipimport pkgutil code codeop ctypes _ctypes cffi marshal bdb pdb doctest timeit")
     | _all("", "trace profile cProfile pydoc idlelib lib2to3 distutils setuptools pip ensurepip venv gc atexit types")
     | _all("", "py_compile compileall sysconfig site")
-    # another pickle within
+    # loading another pickle
     | _all("", "pickle _pickle cPickle pickletools dill cloudpickle joblib shelve copyreg")
-    # calls kept for later
+    # calls that are run later
     | _all("", "concurrent asyncio multiprocessing threading _thread sched")
     # the network and other programs
     | _all("", "socket _socket socketserver ssl http httplib urllib urllib2 urllib3 requests aiohttp httpx ftplib")
     | _all("", "smtplib poplib imaplib nntplib telnetlib xmlrpc webbrowser paramiko antigravity sqlite3 _sqlite3")
-    # what numpy and torch have of the same
+    # modules of the same kinds in numpy and torch
     | _all("numpy.", "testing f2py distutils ctypeslib")
     | _all("torch.", "hub package jit fx onnx ops classes multiprocessing _inductor _dynamo _ops _classes")
     | _all("torch.distributed.", "rpc run launcher elastic")
@@ -103,7 +103,7 @@ _HARMLESS = frozenset(
 
 
 def modern_name(value: Global) -> str:
-    """The full name, a name of Python 2 as the one of today, which is how unpicklers read it."""
+    """The full name; a name of Python 2 becomes that of Python 3, as in unpicklers."""
     module, name = value.module, value.name
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]
@@ -113,11 +113,11 @@ def modern_name(value: Global) -> str:
 
 
 def verdict(value: Global) -> str:
-    """What unpickling it would mean.
+    """What unpickling a class or function would mean.
 
     Returns:
         "plain": ``torch.load`` with ``weights_only=True`` accepts it without ``add_safe_globals``. "executes": it is
-        refused there, and is or belongs to what runs code, loads code, or touches files, processes or the network.
+        refused there, and it or its module runs code, loads code, or touches files, processes or the network.
         "refused": any other, such as a class of a training framework.
     """
     full = modern_name(value)
@@ -133,6 +133,6 @@ def verdict(value: Global) -> str:
 
 
 def _reaches_through(name: str) -> bool:
-    """Whether a dotted name goes through another module or an object's inside (``serialization.os.system``)."""
+    """Whether a dotted name goes through another module or a special attribute (``serialization.os.system``)."""
     parts = name.split(".")
     return len(parts) > 1 and any(part in _MODULES or part.startswith("__") for part in parts)

@@ -1,7 +1,7 @@
 """Write the pickle of a state dict, instruction for instruction as ``torch.save`` writes it, without torch.
 
-Protocol 2, the instructions and the memo of CPython's own pickler (``Modules/_pickle.c``), and for a tensor what
-``torch.Tensor.__reduce_ex__`` gives: ``torch._utils._rebuild_tensor_v2`` on a persistent id for its storage. So
+Protocol 2, with the instructions and the memo of CPython's own pickler (``Modules/_pickle.c``). A tensor is what
+``torch.Tensor.__reduce_ex__`` returns: ``torch._utils._rebuild_tensor_v2`` on a persistent id for its storage. So
 torch's serialiser is the oracle for this one, byte by byte.
 """
 
@@ -29,15 +29,15 @@ _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 _ORDERED_DICT = b"ccollections\nOrderedDict\n"
 _NAMESPACE = b"cargparse\nNamespace\n"
 _TUPLE = {1: b"\x85", 2: b"\x86", 3: b"\x87"}
-# What may be called: torch's shapes, and an enum that bigscience's loader compares.
+# The only calls that are written: torch's shapes, and an enum that bigscience's loader compares.
 _CALLED = frozenset({Global("torch", "Size"), Global("megatron.enums", "PositionEmbeddingType")})
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An object that a class makes of plain arguments: ``torch.Size((2, 3))``, or the member of an enum by its value.
+    """A call of a class with plain arguments: ``torch.Size((2, 3))``, or the member of an enum by its value.
 
-    ``torch.Size.__reduce__`` and ``enum.Enum.__reduce_ex__`` give both this way.
+    ``torch.Size.__reduce__`` and ``enum.Enum.__reduce_ex__`` return such calls.
     """
 
     cls: Global
@@ -62,7 +62,7 @@ class StoredTensor:
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major strides in elements, as ``torch.empty(shape).stride()`` gives them."""
+    """Row-major strides in elements, as ``torch.empty(shape).stride()`` returns them."""
     strides: list[int] = []
     step = 1
     for size in reversed(shape):
@@ -81,7 +81,7 @@ def _is_plain(value: Any, depth: int, known: set[int]) -> bool:
         return value.module == "torch" and value.name in DTYPES
     if not isinstance(value, dict | list | tuple):
         return value is None or isinstance(value, bool | int | float | str)
-    # A container may stand in many places: once it is known to be plain, it is not looked at again.
+    # A container may occur in many places: once it is known to be plain, it is not checked again.
     if id(value) in known:
         return True
     if depth >= _DEEPEST or (isinstance(value, dict) and not all(isinstance(key, str | int) for key in value)):
@@ -107,7 +107,7 @@ def dumps(tree: Any) -> bytes:
 class _Writer:
     def __init__(self) -> None:
         self.out: list[bytes] = []
-        # As in CPython, the memo goes by identity; the object is kept alive beside its index.
+        # As in CPython, the keys are identities; so the object is kept alive beside its index.
         self.memo: dict[Any, tuple[int, Any]] = {}
         self.memo_length = 0
         self.storage_keys: dict[int, str] = {}
@@ -120,7 +120,7 @@ class _Writer:
         self.count()
 
     def count(self) -> None:
-        """Put an object into the memo that nothing will recall."""
+        """Use up an index of the memo, for an object that is never recalled."""
         index = self.memo_length
         self.memo_length = index + 1
         self.out.append(b"q%c" % index if index < 256 else b"r" + struct.pack("<I", index))
@@ -172,7 +172,7 @@ class _Writer:
             self.memoize(id(value), value)
             self.save_batches(value.items(), b"s", b"u", len(value) == 1)
             if value and len(value) % _BATCH == 0:
-                self.emit(b"(u")  # CPython looks for a batch behind each full one
+                self.emit(b"(u")  # CPython begins another batch after each full one
         elif isinstance(value, argparse.Namespace):
             self.save_namespace(value)
         elif isinstance(value, StoredTensor):
@@ -183,7 +183,7 @@ class _Writer:
             raise TypeError(f"cannot write a {type(value).__name__}: not plain data")
 
     def save_global(self, value: Global) -> None:
-        # The names are lines of the pickle: one that held a line break would go on as instructions.
+        # The names are lines of the pickle: after a line break in one, the rest would be instructions.
         if not (_NAME.fullmatch(value.module) and _NAME.fullmatch(value.name)):
             raise TypeError(f"cannot write a global named {value.module!r} {value.name!r}")
         self.save_name(f"c{value.module}\n{value.name}\n".encode())
@@ -212,16 +212,16 @@ class _Writer:
     def save_batches(
         self, rows: Iterable[tuple[Any, ...]], single: bytes, many: bytes, alone: bool | None = None
     ) -> None:
-        """Items in batches; ``alone`` says that a list or dict has one item, None that CPython counts each batch."""
+        """Save items in batches; ``alone``: whether there is one item in all, None if CPython decides by batch."""
         iterator = iter(rows)
         while batch := list(islice(iterator, _BATCH)):
-            one = len(batch) == 1 if alone is None else alone
-            if not one:
+            is_single = len(batch) == 1 if alone is None else alone
+            if not is_single:
                 self.emit(b"(")
             for row in batch:
                 for item in row:
                     self.save(item)
-            self.emit(single if one else many)
+            self.emit(single if is_single else many)
 
     def save_namespace(self, value: argparse.Namespace) -> None:
         self.save_name(_NAMESPACE)
@@ -257,7 +257,7 @@ class _Writer:
         self.memoize(id(value), value)
 
     def save_sizes(self, sizes: tuple[int, ...]) -> None:
-        """A tuple of integers that stands nowhere else."""
+        """Save a tuple of integers that occurs only here."""
         if not sizes:
             self.emit(b")")
             return

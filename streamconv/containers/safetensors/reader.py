@@ -1,4 +1,4 @@
-"""Open a ``.safetensors`` file: a JSON header, and behind it the tensors with no hole between them.
+"""Open a ``.safetensors`` file: a JSON header, followed by the tensors without gaps.
 
 Layout, from ``safetensors/src/tensor.rs`` (``SafeTensors::read_metadata``, ``Metadata::validate``) and the format's
 description in its README: 8 bytes of header length, at most 100 MB of JSON ``{name: {"dtype", "shape",
@@ -24,7 +24,7 @@ from streamconv.core.views import Storage
 __all__ = ["DTYPE_NAMES", "MAX_HEADER_NBYTES", "METADATA", "open_safetensors"]
 
 METADATA = "__metadata__"
-"""The header's entry for words beside the tensors, and the key of them in the state."""
+"""The header's entry for strings beside the tensors; the state has them under the same key."""
 MAX_HEADER_NBYTES = 100_000_000
 """The longest header that safetensors reads, padding included, the 8 bytes of its length not."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -45,18 +45,18 @@ DTYPE_NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-"""The header's word for a type, and ours: safetensors/src/tensor.rs:Dtype, as far as this package has the type."""
+"""Our name for each of the header's types [safetensors/src/tensor.rs:Dtype] that this package supports."""
 
 
 def open_safetensors(path: Path) -> StoredFile:
     """Read the header; no tensor byte is read.
 
-    The state is a flat dictionary: each tensor under its own name, dots and all, and under ``__metadata__`` the
-    header's words if it has any. No tensor can have that name.
+    The state is a flat dictionary: each tensor under its whole dotted name, and under ``__metadata__`` the header's
+    strings if it has any. No tensor can have that name.
 
     Raises:
         SourceError: there is no such file.
-        DamagedError: the file is cut off, its header is no such header, or the tensors do not tile the data.
+        DamagedError: the file is cut off, its header is not valid, or the tensors do not tile the data.
         UnsupportedError: a tensor is of a type that is not known here.
         UnsafeError: the header is longer than the format allows.
         StorageError: the system refused to read.
@@ -81,10 +81,10 @@ def open_safetensors(path: Path) -> StoredFile:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return entries
 
 
 def _parse(header: bytes, path: Path) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _parse(header: bytes, path: Path) -> dict[str, Any]:
         "".join(entries).encode()
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"its header is not one of safetensors: {str(error)[:_SHOWN]}", where=path) from error
-    found: dict[str, Any] = entries
-    return found
+    parsed: dict[str, Any] = entries
+    return parsed
 
 
 def _words(entry: Any, path: Path) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _dtype(name: str, word: str, path: Path) -> DType:
 def _check_tiling(storages: list[Storage], data: int, size: int, path: Path) -> None:
     """Refuse a hole, an overlap, and bytes that are missing or left over at the end."""
     placed = sorted(storages, key=lambda s: (s.offset, s.nbytes))
-    # Two ends without bytes of their own: the header's, and the file's.
+    # Two empty storages mark the ends of the data: the header's end and the file's.
     fences = [Storage(path, data, 0, "the header"), *placed, Storage(path, size, 0, "the file's end")]
     for left, right in pairwise(fences):
         end = left.offset + left.nbytes

@@ -3,9 +3,9 @@
 The format is that of ``safetensors/src/tensor.rs``: 8 bytes of header length, little-endian; a JSON header of at most
 ``MAX_HEADER_SIZE`` bytes, padded with spaces so that the data begin at a multiple of 8 (``prepare``); the tensors in
 the order of the header, without holes (``Metadata::validate``). There are no checksums. ``prepare`` sorts by dtype,
-the widest first, and then by name. Here the widest are first too, because that is what keeps each tensor aligned, but
-tensors of one width stay in the order in which they are given. Compared byte by byte with the package's own files,
-where the orders agree, in the tests.
+the widest first, and then by name. Here too the widest come first, which keeps each tensor aligned, but tensors of one
+width keep the order in which they are given. Where the orders agree, the tests compare the result byte by byte with the
+package's own files.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _WORD_OF = {name: word for word, name in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsLayout:
-    """A file that is still to be written: its size, and where the bytes of each storage go.
+    """The layout of a file to be written: its size, and the place of each storage.
 
-    ``storages[key]`` is (offset, nbytes) of the tensor with that key. All other bytes are ``header``, its length of 8
-    bytes and its padding included, with which the file begins.
+    ``storages[key]`` is (offset, nbytes) of the tensor with that key. All other bytes are ``header``, at the beginning
+    of the file: the 8 bytes of its length, the JSON and its padding.
     """
 
     nbytes: int
@@ -40,7 +40,7 @@ class SafetensorsLayout:
     header: bytes
 
     def frame(self, crcs: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of everything but the storages; their checksums have no place in this container."""
+        """(offset, bytes) of everything but the storages; this container records no checksums."""
         yield 0, self.header
 
 
@@ -48,8 +48,8 @@ def plan_safetensors_file(tree: Mapping[str, StoredTensor]) -> SafetensorsLayout
     """Lay out the tensors of ``tree``, whose keys are 0, 1, 2 .. in the order of the names.
 
     Raises:
-        ValueError: the keys do not count up, or two names share one: safetensors knows no tensor of two names.
-        UnsupportedError: a type, a name, or a header of this length is not for safetensors.
+        ValueError: the keys do not count up, or two names share one, which safetensors does not support.
+        UnsupportedError: safetensors does not support a type, a name, or the length of the header.
     """
     if [tensor.key for tensor in tree.values()] != list(range(len(tree))):
         raise ValueError("storage keys must count up from 0 in the order of the names, each of them once")

@@ -1,9 +1,9 @@
 """Open a file of ``torch.save`` before 1.6, or with ``_use_new_zipfile_serialization=False``.
 
-Layout, from ``torch/serialization.py``: ``_legacy_save`` and ``_legacy_load`` of PyTorch: five pickles one behind the
+Layout, from ``torch/serialization.py``: ``_legacy_save`` and ``_legacy_load`` of PyTorch: five pickles one after the
 other (a magic number, the protocol version 1001, a description of the machine, the object, the list of storage keys),
 and then for each key its number of elements as 64 bits and its bytes. There are no checksums. A storage's place
-follows from the sizes of those before it, and their types stand in the object's pickle: so that is read twice.
+follows from the sizes of those before it, and the object's pickle contains their types: so that pickle is read twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COUNT = struct.Struct("<q")
 def is_torch_old(head: bytes) -> bool:
     """Whether a file that begins with ``head`` (64 bytes are enough) begins with torch's magic number.
 
-    A file that ends within that number is one too, a damaged one.
+    A file that ends inside that number counts too, as a damaged one.
     """
     binary = _MAGIC.to_bytes(10, "little")
     cut_off = 3 < len(head) < 15 and (b"\x80\x02\x8a\x0a" + binary).startswith(head)
@@ -46,7 +46,7 @@ def open_torch_old(path: Path) -> StoredFile:
         SourceError: there is no such file.
         UnsupportedError: it has no such magic number, is of another version, or of a big-endian machine.
         DamagedError: it is cut off, or a storage is not what its pickle says.
-        UnsafeError: a pickle is out of bounds in what it asks for, or ends behind 64 MiB.
+        UnsafeError: a pickle is too large or does what no checkpoint needs, or does not end in the first 64 MiB.
         StorageError: the system refused to read.
     """
     with reading(path) as file:
@@ -78,7 +78,7 @@ class _Reader:
         return StoredFile(self.path, "torch before 1.6", state, self.storages, globals=named, notes=notes)
 
     def check_preamble(self, head: mmap.mmap) -> int:
-        """Read what stands before the object, which begins where this says."""
+        """Check the pickles before the object's; returns where that one begins."""
         magic, end = load_from(head, 0, self.where)
         protocol, end = load_from(head, end, self.where)
         if magic != _MAGIC or protocol != _PROTOCOL:
@@ -93,7 +93,7 @@ class _Reader:
         return end
 
     def place(self, keys: Any, position: int) -> int:
-        """Find the storages, which begin at ``position``, and where they end."""
+        """Locate the storages, the first at ``position``; returns where the last ends."""
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise DamagedError("the list of storage keys is no list of names", where=self.path)
         if len(set(keys)) != len(keys) or set(keys) != set(self.ids):
@@ -105,31 +105,31 @@ class _Reader:
             count = os.pread(self.descriptor, _COUNT.size, position)
             if len(count) < _COUNT.size:
                 raise DamagedError(f"the file of {self.size} bytes ends before storage {key[:40]}", where=self.path)
-            (numel,), known = _COUNT.unpack(count), self.ids[key]
+            (numel,), expected = _COUNT.unpack(count), self.ids[key]
             # As caffe2's readers do in torch/csrc/serialization.cpp:THPStorage_readFileRaw.
-            if numel != known.numel:
+            if numel != expected.numel:
                 raise DamagedError(
-                    f"storage {key[:40]} has {numel} elements, its pickle says {known.numel}", where=self.path
+                    f"storage {key[:40]} has {numel} elements, its pickle says {expected.numel}", where=self.path
                 )
-            offset, position = position + _COUNT.size, position + _COUNT.size + known.nbytes
+            offset, position = position + _COUNT.size, position + _COUNT.size + expected.nbytes
             if position > self.size:
                 raise DamagedError(
                     f"storage {key[:40]}: bytes {offset} to {position} are not in a file of {self.size}",
                     where=self.path,
                 )
-            self.storages[key] = Storage(self.path, offset, known.nbytes, key)
+            self.storages[key] = Storage(self.path, offset, expected.nbytes, key)
         return position
 
     def note(self, identifier: Any) -> Global | None:
-        """Note a storage on the first way through the pickle: the type that it is first used with is its own."""
+        """Record a storage on the first pass through the pickle; its type is that of its first use."""
         cls = self.class_in(identifier)
         if cls is None:
-            found = storage_id(identifier, self.path)
-            self.ids.setdefault(found.key, found)
+            whole = storage_id(identifier, self.path)
+            self.ids.setdefault(whole.key, whole)
         return cls
 
     def class_in(self, identifier: Any) -> Global | None:
-        """The class in ("module", class, file, source): one of a model saved whole, and where its code was."""
+        """The class in the id ("module", class, file, source) of a model saved whole; None for any other id."""
         if not isinstance(identifier, tuple) or not isinstance(identifier[0], str) or identifier[0] != "module":
             return None
         cls = identifier[1]
@@ -142,18 +142,18 @@ class _Reader:
         cls = self.class_in(identifier)
         if cls is not None:
             return cls
-        found = storage_id(identifier, self.path)
-        storage = self.storages[found.key]
-        if found.nbytes > storage.nbytes:
+        whole = storage_id(identifier, self.path)
+        storage = self.storages[whole.key]
+        if whole.nbytes > storage.nbytes:
             raise DamagedError(
-                f"storage {found.key[:40]} has {storage.nbytes} bytes, {found.numel} elements need {found.nbytes}",
+                f"storage {whole.key[:40]} has {storage.nbytes} bytes, {whole.numel} elements need {whole.nbytes}",
                 where=self.path,
             )
-        view = found.rest[0] if found.rest else None
-        return StorageRef(storage, found.dtype) if view is None else self.view_of(storage, found, view)
+        view = whole.rest[0] if whole.rest else None
+        return StorageRef(storage, whole.dtype) if view is None else self.view_of(storage, whole, view)
 
     def view_of(self, storage: Storage, whole: StorageId, view: Any) -> StorageRef:
-        """A part of a storage, which releases before 0.4 wrote; later ones always write None."""
+        """A part of a storage, as releases before 0.4 recorded it; later ones always write None."""
         key, offset, numel = view
         if not isinstance(key, str) or type(offset) is not int or type(numel) is not int:
             raise DamagedError(f"a part of storage {whole.key[:40]} has no key, offset and size", where=self.path)

@@ -1,4 +1,4 @@
-"""Open a file of ``torch.save`` of any age, and say what another file looks like."""
+"""Open a file of ``torch.save`` in either format, and tell what any other file looks like."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _OLD_PICKLES = (b"(dp", b"(lp", b"(i", b"ccopy_reg\n", b"ccopyreg\n", b"c__built
 
 
 def open_torch(path: Path) -> StoredFile:
-    """Read the metadata of a file of ``torch.save``; which of its two formats it is, its first bytes say.
+    """Read the metadata of a file of ``torch.save``; its first bytes tell which of the two formats it has.
 
     Raises:
         SourceError: there is no such file.
-        UnsupportedError: it is something else; the message says what it looks like.
+        UnsupportedError: it is something else; the message tells what it looks like.
         DamagedError: it is cut off or inconsistent.
-        UnsafeError: its pickle is out of bounds in what it asks for.
+        UnsafeError: its pickle is too large or does what no checkpoint needs.
         StorageError: the system refused to read.
     """
     with reading(path) as file:
@@ -49,7 +49,7 @@ def open_torch(path: Path) -> StoredFile:
 
 
 def looks_like(head: bytes) -> tuple[str, str | None]:
-    """What a file that begins so (512 bytes are enough) seems to be, and what to do about it if something helps."""
+    """(what a file that begins with ``head`` seems to be, what to do about it or None); 512 bytes are enough."""
     if not head:
         return "an empty file", "copy or download it again"
     for beginning, words, remedy in _BEGINNINGS:
@@ -68,7 +68,7 @@ def looks_like(head: bytes) -> tuple[str, str | None]:
 
 
 def _text(head: bytes) -> str | None:
-    """What kind of text it is, if it is one."""
+    """The kind of text in a file that begins with ``head``; None if it is not ASCII text."""
     start = head.lstrip().lower()
     if any(byte < 9 for byte in head) or not head.isascii():
         return None

@@ -1,8 +1,8 @@
-"""Tensors in the pickles of ``torch.save``: what torch's rebuilding functions stand for, without torch.
+"""Tensors in the pickles of ``torch.save``, rebuilt as lazy tensors without torch.
 
 A tensor in such a pickle is a call of ``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ..)`` whose
 storage is a persistent id ``("storage", class, key, location, numel, ..)``. The zip and the older format share this;
-where a storage's bytes are is the container's to say.
+each locates the bytes of a storage in its own way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["StorageId", "StorageRef", "TorchBuilders", "storage_id"]
 
 @dataclass(slots=True, eq=False)
 class StorageRef:
-    """A storage as a pickle refers to it: located, and of a type unless it is a plain run of bytes."""
+    """A located storage that a pickle refers to; ``dtype`` is None for untyped bytes."""
 
     storage: Storage
     dtype: DType | None
@@ -51,13 +51,13 @@ class StorageId:
 
 
 def storage_id(identifier: Any, path: Path) -> StorageId:
-    """A persistent id ("storage", class, key, location, numel, ..), checked.
+    """Parse and check a persistent id ("storage", class, key, location, numel, ..).
 
     Raises:
         UnsafeError: it refers to something that is no storage.
         UnsupportedError: the storage is of a class that is not known.
         DamagedError: its number of elements is negative.
-        ValueError: it has too few parts (the pickle machine makes a refusal of it).
+        ValueError: it has too few parts; the pickle machine turns this into a :class:`DamagedError`.
     """
     tag, cls, key, _, numel, *rest = identifier
     known = isinstance(tag, str) and tag == "storage" and isinstance(cls, Global) and isinstance(numel, int)
@@ -72,7 +72,7 @@ def storage_id(identifier: Any, path: Path) -> StorageId:
 
 
 class TorchBuilders:
-    """Functions that stand in for torch's own, for one file (``where`` is its name in messages)."""
+    """Functions that replace torch's own, for one file; ``where`` is its name in messages."""
 
     def __init__(self, path: Path, where: str) -> None:
         self.path, self.where = path, where
@@ -95,7 +95,7 @@ class TorchBuilders:
         return builders
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
-        """What ``OrderedDict(pairs)`` stands for."""
+        """The plain dictionary for ``OrderedDict(pairs)``."""
         return {key if type(key) is str else checked_key(key, self.where): value for key, value in pairs}
 
     def rebuild(

@@ -1,4 +1,4 @@
-"""Open the file that ``torch.save`` writes: a zip of stored records around one pickle.
+"""Open the file that ``torch.save`` writes: a zip of one pickle and uncompressed records.
 
 Layout, from ``torch/serialization.py`` and ``caffe2/serialize/inline_container.cc`` of PyTorch: ``<name>/data.pkl``,
 ``<name>/byteorder``, ``<name>/data/<key>`` for each storage, never compressed. Only the zip directory, the pickle and
@@ -42,7 +42,7 @@ def open_torch_zip(path: Path) -> StoredFile:
         SourceError: there is no such file.
         UnsupportedError: it is not a zip (torch before 1.6 wrote a bare pickle), or big-endian.
         DamagedError: the zip or its pickle is cut off, or a record is smaller than its tensor.
-        UnsafeError: the pickle is out of bounds in what it asks for.
+        UnsafeError: the pickle is too large or does what no checkpoint needs.
         StorageError: the system refused to read.
     """
     with reading(path) as file:
@@ -56,18 +56,20 @@ def open_torch_zip(path: Path) -> StoredFile:
 
 
 def open_part(path: Path, file: Any, start: int, nbytes: int, label: str) -> StoredFile:
-    """Read the metadata of a torch zip that is ``nbytes`` from ``start`` of an open file; ``label`` names its records.
+    """Read the metadata of a torch zip inside an open file: ``nbytes`` from ``start``.
+
+    Its records are named by their names in the zip, with ``label`` before them.
 
     Raises:
         UnsupportedError: it is a zip of something else, or big-endian.
         DamagedError: the zip or its pickle is cut off, or a record is smaller than its tensor.
-        UnsafeError: the pickle is out of bounds in what it asks for.
+        UnsafeError: the pickle is too large or does what no checkpoint needs.
     """
     return _Reader(path, _Window(file.fileno(), start, nbytes), start, start + nbytes, label).open()
 
 
 class _Window:
-    """A part of an open file as a file of its own, as far as ``zipfile`` uses one."""
+    """A part of an open file, with as much of a file's interface as ``zipfile`` uses."""
 
     def __init__(self, descriptor: int, start: int, nbytes: int) -> None:
         self.descriptor, self.start, self.nbytes, self.position = descriptor, start, nbytes, 0
@@ -116,7 +118,7 @@ class _Reader:
             )
         self.root = roots[0]
         self.storages: dict[str, Storage] = {}
-        # Of tensor data only: torch.serialization.skip_data leaves 0 there and true checksums elsewhere.
+        # Only of tensor data: torch.serialization.skip_data records 0 there, and true checksums elsewhere.
         data = [info.CRC for info in infos if info.file_size and info.filename.startswith(f"{self.root}data/")]
         self.crc_disabled = bool(data) and not any(data)
 
@@ -138,14 +140,14 @@ class _Reader:
         return StoredFile(self.path, "torch zip", state, self.storages, self.crc_disabled, named, (), locate)
 
     def locate(self, name: str) -> Storage:
-        """Where the bytes of a record below the root are."""
+        """The place of the bytes of a record below the root."""
         info = self.infos.get(self.root + name)
         if info is None:
             raise DamagedError(f"record {name} is missing", where=self.path)
         return self.located(info, name)
 
     def located(self, info: zipfile.ZipInfo, name: str) -> Storage:
-        """Where a record's bytes are: the zip directory has the local header's place, the header has their start."""
+        """The place of a record's bytes: the directory locates the local header, which tells where they begin."""
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
             raise UnsupportedError(f"record {name} is compressed or encrypted", where=self.path)
         place = self.start + info.header_offset
@@ -165,38 +167,38 @@ class _Reader:
         """A small record, checked against its CRC-32 if it has one."""
         record = self.locate(name)
         data = os.pread(self.descriptor, record.nbytes, record.offset)
-        recorded, found = self.infos[self.root + name].CRC, zlib.crc32(data)
-        if recorded not in (0, found):
-            raise DamagedError(f"record {name}: its CRC-32 is {found:08x}, recorded is {recorded:08x}", where=self.path)
+        recorded, crc = self.infos[self.root + name].CRC, zlib.crc32(data)
+        if recorded not in (0, crc):
+            raise DamagedError(f"record {name}: its CRC-32 is {crc:08x}, recorded is {recorded:08x}", where=self.path)
         return data
 
     def persistent(self, identifier: Any) -> StorageRef:
         """A persistent id ("storage", class, key, location, numel) as a located record."""
-        found = storage_id(identifier, self.path)
-        key = found.key
-        if found.rest:
-            raise UnsafeError(f"the id of storage {key[:40]} has {len(found.rest) + 5} parts", where=self.path)
+        parsed = storage_id(identifier, self.path)
+        key = parsed.key
+        if parsed.rest:
+            raise UnsafeError(f"the id of storage {key[:40]} has {len(parsed.rest) + 5} parts", where=self.path)
         if key not in self.storages:
             self.storages[key] = self.locate(f"data/{key}")
         storage = self.storages[key]
-        if storage.nbytes < found.nbytes:
+        if storage.nbytes < parsed.nbytes:
             raise DamagedError(
-                f"record data/{key} has {storage.nbytes} bytes, its storage of {found.numel} elements needs "
-                f"{found.nbytes}",
+                f"record data/{key} has {storage.nbytes} bytes, its storage of {parsed.numel} elements needs "
+                f"{parsed.nbytes}",
                 where=self.path,
             )
-        return StorageRef(storage, found.dtype)
+        return StorageRef(storage, parsed.dtype)
 
     def records(self) -> tuple[Storage, ...]:
-        """Every record; one beside the tensor data has no checksum where 0 is recorded, as torch reads it."""
-        found = []
+        """Every record. For those other than tensor data a recorded CRC-32 of 0 means none, as it does to torch."""
+        records = []
         for info in self.infos.values():
             name = info.filename.removeprefix(self.root)
             record = self.located(info, name)
             if not name.startswith("data/"):
                 record = Storage(self.path, record.offset, record.nbytes, record.name, info.CRC or None)
-            found.append(record)
-        return tuple(found)
+            records.append(record)
+        return tuple(records)
 
 
 def _records(path: Path, start: int, end: int, label: str) -> tuple[Storage, ...]:

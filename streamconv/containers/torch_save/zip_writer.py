@@ -1,9 +1,9 @@
 """Plan the file that ``torch.save`` would write, with every byte's place known before the first is written.
 
 The zip dialect is that of ``caffe2/serialize/inline_container.cc`` and its miniz: local headers with flags 0x808 and
-zero CRC and sizes, a data descriptor behind each record, data aligned to 64 bytes by an ``FB`` extra field of Z's,
-zip64 fields where a size or an offset reaches 2^32 - 1, always a zip64 end record. Compared byte by byte with torch's
-own files in the tests.
+zero CRC and sizes, a data descriptor after each record, data aligned to 64 bytes by an ``FB`` extra field of Z's,
+zip64 fields where a size or an offset reaches 2^32 - 1, always a zip64 end record. The tests compare the result byte by
+byte with torch's own files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Record:
 
     @property
     def flags(self) -> int:
-        # miniz announces no data descriptor, and writes none, for a record without bytes.
+        # For an empty record miniz neither announces nor writes a data descriptor.
         return _FLAGS if self.nbytes else _FLAGS & ~_HAS_DESCRIPTOR
 
     def header(self) -> bytes:
@@ -96,7 +96,7 @@ def _zip64_extra(nbytes: int, compressed: int, header_offset: int) -> bytes:
 
 def _place(name: str, header_offset: int, nbytes: int, content: bytes | None = None) -> _Record:
     raw = name.encode()
-    # torch builds the local field before the data is written: its compressed size stands at 0 there.
+    # torch builds the local field before it writes the data, so the compressed size in it is 0.
     zip64 = _zip64_extra(nbytes, 0, header_offset)
     start = header_offset + 30 + len(raw) + len(zip64) + 4
     padding = -start % _ALIGNMENT
@@ -106,7 +106,7 @@ def _place(name: str, header_offset: int, nbytes: int, content: bytes | None = N
 
 @dataclass(frozen=True, slots=True)
 class TorchLayout:
-    """A file that is still to be written: its size, and where the bytes of each storage go.
+    """The layout of a file to be written: its size, and the place of each storage.
 
     ``storages[key]`` is (offset, nbytes) of record ``data/<key>``. All other bytes come from :meth:`frame`.
     """
@@ -141,7 +141,7 @@ class TorchLayout:
 
 
 def _serialization_id(crcs: Mapping[int, int]) -> bytes:
-    """40 digits that differ when the content does; torch hashes names and checksums to as many."""
+    """40 digits that depend on the content. torch makes as many from a hash of names and checksums."""
     data = struct.pack(f"<{len(crcs)}I", *(crcs[key] for key in sorted(crcs)))
     return f"{crc32(data):020d}{crc32(data, 1):020d}".encode()
 

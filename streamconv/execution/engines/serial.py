@@ -1,4 +1,4 @@
-"""The reference engine: one tile after another on the calling thread, to hold the others against."""
+"""The reference engine: one tile after another on the calling thread, to compare the others with."""
 
 from __future__ import annotations
 

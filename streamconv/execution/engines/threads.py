@@ -1,4 +1,4 @@
-"""The usual engine: a few threads take tiles from one iterator, while the calling thread looks after the journal."""
+"""The usual engine: a few threads take tiles from one iterator, while the calling thread writes the journal."""
 
 from __future__ import annotations
 
