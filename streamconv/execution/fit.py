@@ -25,8 +25,8 @@ _SMALLEST_BLOCK = 64 << 10
 _THREADS, _FEW_THREADS = 4, 2
 # Thread stacks, the directory and the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
-# The memory of numpy, which making a plan does not import.
-_NUMPY = 18 * MIB
+# The memory of numpy, and of the modules that move bytes. Making a plan imports numpy only if it reads values.
+_NUMPY, _MOVERS = 12 * MIB, 6 * MIB
 
 
 class RunChoices(TypedDict, total=False):
@@ -101,10 +101,16 @@ def _need(work: Plan, choices: RunChoices, held: int, engine: Engine) -> MemoryN
         smallest=least,
         largest=largest,
         step=PAGE,
-        margin=_MARGIN + (0 if "numpy" in sys.modules else _NUMPY) + held,
+        margin=_MARGIN + _to_come() + held,
         threads=((_threads(engine), largest), (min(_FEW_THREADS, _threads(engine)), least)),
         block_asked=asked is not None,
     )
+
+
+def _to_come() -> int:
+    """What a conversion will load that this process has not."""
+    parts = (("numpy", _NUMPY), ("streamconv.execution.tile_worker", _MOVERS))
+    return sum(nbytes for module, nbytes in parts if module not in sys.modules)
 
 
 def _needed_nbytes(block: int, threads: int) -> int:

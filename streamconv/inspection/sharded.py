@@ -55,7 +55,7 @@ class KnownModel:
 def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
     """A model with its family, or with the refusal of all families."""
     try:
-        return KnownModel(*recognise(model, num_heads))
+        return KnownModel(*recognise(model, num_heads, by_args=True))
     except StreamconvError as error:
         return KnownModel(_with_family_fact(model), refusal=error)
 

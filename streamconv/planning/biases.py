@@ -95,6 +95,8 @@ def settle_biases(model: StoredModel, family: ModelFamily, target: TargetFormat,
 
 def _not_zero(model: StoredModel, stored: Collection[str], said: Mapping[str, Any]) -> Iterator[str]:
     """The stored biases of each pair of which an element of one is not zero, or that is said to be the model's."""
+    if not stored:
+        return
     # Here, because most plans look at no values and need no numpy.
     from streamconv.values.zeros import all_zero
 

@@ -27,13 +27,17 @@ class Recognised(NamedTuple):
     sizes: ModelSizes
 
 
-def recognise(model: StoredModel, num_heads: int | None, named: str | None = None) -> Recognised:
+def recognise(
+    model: StoredModel, num_heads: int | None, named: str | None = None, *, by_args: bool = False
+) -> Recognised:
     """The family whose table has exactly the keys that are stored, and the sizes that all shapes agree with.
 
     Args:
         model: what a format opened.
         num_heads: the number of attention heads as the user says it; otherwise the training arguments say it.
         named: the family that a configuration names, to choose among families with the same parameters.
+        by_args: where args contradict the family that the keys name, take one of the same parameters that they do not.
+            That is enough to look at values; a conversion wants the name.
 
     Raises:
         UnsupportedError: no family has these keys, or the arguments name a mechanism that none of them has.
@@ -41,6 +45,9 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
     """
     by_layer = model.keys_by_layer()
     family, evidence = nearest_family(model, named)
+    if by_args and not (model.family or named) and (other := _alike(family, model)):
+        evidence = Fact(f"family {other.title}", f"{evidence.evidence}; not {family.title}, as args say")
+        family = other
     _refuse_mechanisms(family, model)
     family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
@@ -115,11 +122,28 @@ def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
     if reason is None and up and down and not family.gated and up[0].shape[0] == 2 * down[0].shape[1]:
         reason = "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns)"
     if reason is not None:
+        remedy = f"families so far in such folders: {_titles(model)}"
+        if other := _alike(family, model):
+            named = f'{{"model_type": "{other.huggingface.model_type}"}}'
+            remedy = f"if it is a {other.title}, which has the same parameters, say {named} in --config FILE"
         raise UnsupportedError(
             f"{reason}: not translated for the family {family.title}, which the keys name",
             where=model.path,
-            remedy=f"families so far in such folders: {_titles(model)}",
+            remedy=remedy,
         )
+
+
+def _alike(family: ModelFamily, model: StoredModel) -> ModelFamily | None:
+    """Where args contradict a family: one of the same parameters that they do not, if the source can hold it."""
+    args = model.args or {}
+    if next(contradictions(family, args), None) is None:
+        return None
+    layer = model.keys_by_layer().get(0, set())
+    for other in known_families():
+        same = other.only_named and other.parameters == family.parameters and layer == other.keys(Section.LAYER)
+        if same and not any(contradictions(other, args)) and not find_source(model.path).refusal(other):
+            return other
+    return None
 
 
 def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[str], section: Section) -> None:

@@ -97,7 +97,7 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
         return SourceError("a lone file", where=path)
     try:
         _, opened = open_source(path, options)
-        model, family, sizes = recognise(opened, options.num_heads)
+        model, family, sizes = recognise(opened, options.num_heads, by_args=True)
     except AmbiguousError:
         raise
     except SourceError as error:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import convert, plan, verify
+from streamconv import convert, inspect, plan, verify
 from streamconv.core.errors import UnsupportedError
 from tests import hf_models as models
+from tests import oracle
 
 RAM: dict[str, Any] = {"max_ram": "1G"}
 MEGATRON = ("megatron-core", "megatron-legacy", "deepspeed")
@@ -30,6 +31,12 @@ def edit(folder: Path, **entries: Any) -> dict[str, Any]:
     whole = {**json.loads(path.read_text()), **entries}
     path.write_text(json.dumps({name: value for name, value in whole.items() if value != "gone"}))
     return whole
+
+
+def family_shown(folder: Path) -> str | None:
+    model = inspect(folder).model
+    assert model is not None
+    return model.family
 
 
 def part(share: float) -> dict[str, Any]:
@@ -56,9 +63,44 @@ def test_a_partly_turned_head_is_no_llamas(target: str, tmp_path: Path) -> None:
     words = r"rotary positions in a part of each head \(args.rotary_percent is 0.5\): not translated for .* Llama"
     with pytest.raises(UnsupportedError, match=words):
         plan(tmp_path / "there", to="huggingface")
+    with pytest.raises(UnsupportedError) as caught:
+        plan(tmp_path / "there")
+    assert '{"model_type": "phi3"} in --config FILE' in str(caught.value.remedy)
     work = plan(tmp_path / "there", to="huggingface", config={"model_type": "phi3"})
     config = json.loads(next(text for name, text in work.texts.items() if name == "config.json"))
     assert (work.family, config["partial_rotary_factor"]) == ("Phi-3", 0.5)
+
+
+@pytest.mark.parametrize("target", MEGATRON)
+def test_a_partly_turned_head_is_verified_and_named_without_a_configuration(target: str, tmp_path: Path) -> None:
+    """Where values lie is the same for Llama and Phi-3; the arguments deny Llama alone."""
+    model = models.make("phi3", tmp_path / "hf", **part(0.75))
+    convert(tmp_path / "hf", tmp_path / "there", to=target, tp=2, **RAM)
+    found = verify(tmp_path / "there", tmp_path / "hf", **RAM)
+    assert (found.exit_code, found.comparison and found.comparison.compared) == (0, 39)
+    family = "Llama-like (RMSNorm, no biases)" if target == "megatron-core" else "Phi-3"
+    assert family_shown(tmp_path / "there") == family
+    with torch.no_grad():
+        model.model.layers[2].self_attn.qkv_proj.weight[40, 3] += 1
+    model.save_pretrained(tmp_path / "other")
+    wrong = verify(tmp_path / "there", tmp_path / "other", **RAM)
+    assert wrong.exit_code == 7
+    assert wrong.comparison is not None
+    assert [one.name for one in wrong.comparison.values] == ["layers.2.self_attention.query_key_value.weight.key"]
+
+
+def test_a_partly_turned_head_is_no_llama_with_biases(tmp_path: Path) -> None:
+    """Phi-3 has none, so nothing is there to be named instead."""
+    models.make("llama", tmp_path / "hf", attention_bias=True, mlp_bias=True)
+    convert(tmp_path / "hf", tmp_path / "there", to="megatron-core", container="torch", **RAM)
+    path = tmp_path / "there" / "release" / "mp_rank_00" / "model_optim_rng.pt"
+    state = oracle.load_plain(path)
+    state["args"].rotary_percent = 0.5
+    torch.save(state, path)
+    assert family_shown(tmp_path / "there") is None
+    with pytest.raises(UnsupportedError, match="for the family Llama") as caught:
+        plan(tmp_path / "there", to="huggingface")
+    assert "model_type" not in str(caught.value.remedy)
 
 
 def test_flags_say_the_part_where_args_do_not(tmp_path: Path) -> None:
