@@ -20,7 +20,7 @@ __all__ = ["Recognised", "need_heads", "recognise"]
 
 
 class Recognised(NamedTuple):
-    """A stored model with what was found out, its family, and its sizes."""
+    """A stored model with the facts about it, its family, and its sizes."""
 
     model: StoredModel
     family: ModelFamily
@@ -28,15 +28,15 @@ class Recognised(NamedTuple):
 
 
 def recognise(model: StoredModel, num_heads: int | None, named: str | None = None) -> Recognised:
-    """The family whose table has exactly the keys that are stored, and the sizes that all shapes agree with.
+    """The family whose table has exactly the stored keys, and the sizes with which all shapes agree.
 
     Args:
         model: what a format opened.
-        num_heads: the number of attention heads as the user says it; otherwise the training arguments say it.
+        num_heads: the user's number of attention heads; None takes that of the training arguments.
         named: the family that a configuration names, to choose among families with the same parameters.
 
     Raises:
-        UnsupportedError: no family has these keys, or the arguments name a mechanism that none of them has.
+        UnsupportedError: no family has these keys, or the arguments name a mechanism that the family lacks.
         DamagedError: keys or shapes contradict each other or the training arguments.
     """
     by_layer = model.keys_by_layer()
@@ -68,19 +68,19 @@ def recognise(model: StoredModel, num_heads: int | None, named: str | None = Non
 
 
 def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[ModelFamily, Fact]:
-    """The family that is named, else the one whose keys are nearest; what differs is refused by its name later."""
+    """The named family, else the one with the nearest keys; keys that differ are refused by name later."""
     embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
-    found = []
+    candidates = []
     for family in known_families():
         allowed_head = {p.key for p in family.parameters if p.section is Section.HEAD}
         if embedding == family.keys(Section.EMBEDDING) and head <= allowed_head:
-            found.append(family)
+            candidates.append(family)
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
-    chosen = {family.name: family for family in found}.get(named or "")
+    chosen = {family.name: family for family in candidates}.get(named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
     if chosen is not None and (model.family or layer - chosen.choices == chosen.keys(Section.LAYER)):
         return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
-    by_keys = [family for family in found if not family.only_named]
+    by_keys = [family for family in candidates if not family.only_named]
     if by_keys:
         family = min(by_keys, key=lambda family: _distance(family, layer))
         return family, Fact(f"family {family.title}", words)
@@ -92,7 +92,7 @@ def _family(model: StoredModel, layer: set[str], named: str | None) -> tuple[Mod
 
 
 def _distance(family: ModelFamily, layer: set[str]) -> tuple[int, int]:
-    """How far the keys of a layer are from those of any model of a family, then from what all of them have."""
+    """The number of a layer's keys that differ from any model of a family, then from the keys that all models have."""
     keys = family.keys(Section.LAYER)
     return len((layer - family.choices) ^ keys), len(layer ^ keys)
 
@@ -127,7 +127,7 @@ def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[s
 
 
 def _heads(model: StoredModel, num_heads: int | None) -> int | None:
-    """The number of attention heads: as the training arguments say it, else as the user does."""
+    """The number of attention heads: the user's, which must agree with the training arguments, or theirs."""
     heads = positive_int(model.args, "num_attention_heads", model.path)
     if num_heads is not None and heads not in (None, num_heads):
         raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
@@ -172,7 +172,7 @@ def _sizes(model: StoredModel, family: ModelFamily, heads: int | None) -> ModelS
 
 
 def _groups(model: StoredModel, family: ModelFamily, heads: int, head_dim: int, rows: int) -> int:
-    """How many keys and values there are, as the rows of query_key_value tell."""
+    """The number of key and value heads, from the rows of query_key_value."""
     if not family.grouped:
         return heads
     groups, rest = divmod(rows - heads * head_dim, 2 * head_dim)
@@ -201,7 +201,7 @@ def _check_args(model: StoredModel, sizes: ModelSizes) -> None:
 
 
 def _refuse_aliases(model: StoredModel) -> None:
-    """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
+    """Refuse parameters or rows that share the same bytes: no trained Megatron model has them."""
     seen: dict[tuple[Storage, int], str] = {}
     for parameter, shards in model.tensors.items():
         name = f"{parameter.key} of layer {parameter.layer}"
@@ -222,7 +222,7 @@ def need_heads(model: StoredModel, sizes: ModelSizes, tp: int, *, moved: bool, c
         model: the source.
         sizes: its sizes.
         tp: tensor-parallel size of the target.
-        moved: whether the rows are moved even where TP stays.
+        moved: whether the rows are moved even if TP does not change.
         cuts_groups: whether a rank of the target may hold a slice of a group's rows.
 
     Raises:
