@@ -1,4 +1,4 @@
-"""What Megatron-LM and Megatron-DeepSpeed record in the same way: the folder, the iteration, the vocabulary."""
+"""Records that Megatron-LM and Megatron-DeepSpeed share: the folder, the iteration, the arguments, the vocabulary."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ __all__ = [
     "whole",
 ]
 
-# NAME_MAX of Linux: what asks for more is answered with an error, not with "no such file".
+# NAME_MAX of Linux: a longer name raises OSError instead of being reported as missing.
 _LONGEST_NAME = 255
 
 
 def whole(value: Any) -> int | None:
-    """A whole number that is recorded; None for anything else. A truth value is one to Python, and is none here."""
+    """The value if it is a whole number, else None; a bool, which Python takes for one, is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def recorded_args(state: Mapping[str, Any], where: Path) -> Mapping[str, Any] | None:
-    """The training arguments beside a model, an ``argparse.Namespace`` or another object's attributes; None if there
-    are none.
+    """The training arguments beside a model, the attributes of an ``argparse.Namespace`` or another object; None if
+    there are none.
 
     Raises:
         DamagedError: ``args`` is something else.
     """
-    found = state.get("args")
-    if found is None:
+    args = state.get("args")
+    if args is None:
         return None
-    if not isinstance(found, Record):
-        raise DamagedError(f"`args` is no namespace of arguments: {str(found)[:60]}", where=where)
-    return found.attributes
+    if not isinstance(args, Record):
+        raise DamagedError(f"`args` is no namespace of arguments: {str(args)[:60]}", where=where)
+    return args.attributes
 
 
 RELEASE = "release"
@@ -51,13 +51,13 @@ RELEASE = "release"
 
 
 def first_line(path: Path) -> str:
-    """What a commit record says, whatever bytes it holds."""
+    """The text of a commit record, stripped; bytes that are not UTF-8 are replaced."""
     with path.open("rb") as file:
         return file.read(4096).decode("utf-8", errors="replace").strip()
 
 
 def is_child_name(name: str) -> bool:
-    """Whether a name can only be that of a direct child: it may come out of a file."""
+    """Whether a name, which may come from a file, can only be that of a direct child."""
     nbytes = len(name.encode("utf-8", "surrogatepass"))
     return 0 < nbytes <= _LONGEST_NAME and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
 
@@ -68,10 +68,10 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
     Args:
         path: the checkpoint's root.
         name: the tag.
-        said_by: who says the name, for the message.
+        said_by: the file that has the name, for the message.
 
     Raises:
-        DamagedError: it is not the name of a direct child.
+        DamagedError: ``name`` is not the name of a direct child.
         SourceError: there is no such folder.
     """
     if not is_child_name(name):
@@ -87,11 +87,11 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
 
 
 def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> int | None:
-    """The training iteration: as the user says it, as a rank's file records it, or as the folder is named. A release
-    that records none, or 0 as Megatron-LM wants it there, has no iteration.
+    """The training iteration: the user's, else that of a rank's file, else that of the folder's name. A ``release``
+    folder has none if nothing is recorded, or 0, which Megatron-LM requires there.
 
     Raises:
-        DamagedError: what is recorded cannot be one.
+        DamagedError: the recorded number cannot be an iteration.
     """
     if said is not None:
         return said
@@ -106,14 +106,14 @@ def find_iteration(folder: Path, state: Mapping[str, Any], said: int | None) -> 
 
 
 def iteration_of(folder_name: str) -> int | None:
-    """The iteration that a folder is named for: 3 for DeepSpeed's ``global_step3``, Megatron-LM's ``iter_0000003``."""
+    """The iteration in a folder's name: 3 for DeepSpeed's ``global_step3``, Megatron-LM's ``iter_0000003``."""
     match = re.fullmatch(r"(?:global_step|iter_)([0-9]+)", folder_name)
     return int(match[1]) if match else None
 
 
 def true_vocabulary(state: Mapping[str, Any]) -> int | None:
-    """The vocabulary without padding: ``checkpoint_info`` (bigscience) or ``universal_checkpoint_info`` (deepspeedai)
-    records it. Megatron-LM's own files do not: ``args.vocab_size`` there is what the user said, before special tokens.
+    """The vocabulary without padding, from ``checkpoint_info`` (bigscience) or ``universal_checkpoint_info``
+    (deepspeedai). Megatron-LM does not record it: its ``args.vocab_size`` is the user's, before special tokens.
     """
     for key in ("checkpoint_info", "universal_checkpoint_info"):
         info = state.get(key)

@@ -1,6 +1,6 @@
-"""All formats: which frameworks' checkpoints are read and written, and whose a folder is.
+"""All formats: the frameworks whose checkpoints are read and written, and which of them a folder belongs to.
 
-A framework is a package that holds a ``SOURCE`` in its module ``source`` and a ``TARGET`` in its module ``target``.
+A framework is a package with a ``SOURCE`` in its module ``source`` and a ``TARGET`` in its module ``target``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from streamconv.formats.target import TargetFormat
 __all__ = ["FRAMEWORKS", "find_source", "known_sources", "known_targets", "open_source", "titles_from"]
 
 FRAMEWORKS = ("deepspeed", "huggingface", "megatron.core", "megatron.legacy", "gpt_neox")
-"""The packages below ``streamconv.formats``, in the order in which they are shown."""
+"""The packages below ``streamconv.formats``, in display order."""
 
-_KNOWS_THE_OTHERS = "deepspeed"
+_REFUSES_OTHERS = "deepspeed"
 
 
 def known_sources() -> tuple[SourceFormat, ...]:
@@ -33,16 +33,16 @@ def known_targets() -> tuple[TargetFormat, ...]:
 
 
 def titles_from(*sources: str) -> str:
-    """The families that checkpoints of these formats can be of, for a message."""
+    """The families that are translated from these formats, for a message."""
     chosen = [source for source in known_sources() if source.name in sources]
     return titles(lambda family: None if any(source.refusal(family) is None for source in chosen) else "")
 
 
 def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, StoredModel]:
-    """Open a checkpoint by the format that claims it, metadata only; the format, and the model.
+    """The format that claims a checkpoint, and the model that it opened, metadata only.
 
     Raises:
-        StreamconvError: what the format refuses, and its ``open`` says.
+        StreamconvError: the format's ``open`` refuses the checkpoint.
     """
     source = find_source(path, options.tag)
     try:
@@ -53,11 +53,11 @@ def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, Store
 
 
 def find_source(path: Path, tag: str | None = None) -> SourceFormat:
-    """The format of a checkpoint. A folder that none of them claims goes to the one that refuses others by their name.
+    """The format that claims a checkpoint; without a claim, the one that refuses other frameworks' folders by name.
 
     Args:
         path: a root, or the folder of one checkpoint below it.
-        tag: which folder below the root is meant; what that holds counts first.
+        tag: the folder below the root to open; it is looked at before the root.
 
     Raises:
         AmbiguousError: two formats claim it.
@@ -74,11 +74,11 @@ def find_source(path: Path, tag: str | None = None) -> SourceFormat:
             )
         for source, _ in claims.values():
             return source
-    return next(source for source in known_sources() if source.name == _KNOWS_THE_OTHERS)
+    return next(source for source in known_sources() if source.name == _REFUSES_OTHERS)
 
 
 def _sources() -> str:
-    """Which checkpoints are opened, for a message."""
+    """The checkpoints that can be opened, for a message."""
     return (
         f"sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of "
         f"{titles_from('deepspeed', 'megatron-legacy')}; GPT-NeoX folders of {titles_from('gpt-neox')}; "

@@ -1,6 +1,6 @@
-"""What formats say and are told of a checkpoint that is opened.
+"""The types that source formats take and return.
 
-A module in this package that reads a framework's checkpoints holds a ``SOURCE``, and is found there by name.
+A framework's module ``source`` defines a ``SOURCE``; the registry finds it by name.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _MOST = 1 << 31
 
 
 def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int | None:
-    """A training argument that counts something, or None if it is not there.
+    """A training argument that is a count, None if it is missing.
 
     Raises:
-        DamagedError: it is no whole number above 0.
+        DamagedError: the value is no whole number above 0.
     """
     value = (args or {}).get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST):
@@ -47,7 +47,7 @@ def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Something that stays behind on purpose, and why."""
+    """Something that is deliberately not converted, and why."""
 
     name: str
     nbytes: int
@@ -56,7 +56,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A thing that was found out about the source, and what it was found out from."""
+    """A fact about a source or a target, and the evidence for it."""
 
     what: str
     evidence: str
@@ -64,7 +64,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the user says of a source that does not say it itself, or says it wrongly.
+    """The user's options for a source, for what it does not record or records wrongly.
 
     ``config`` are entries of a configuration: of a ``config.json``, or training arguments for a target that has them.
     """
@@ -88,10 +88,10 @@ class SourceOptions:
         iteration: int | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> SourceOptions:
-        """What the user says, in the user's words.
+        """The options from the values of command-line flags.
 
         Raises:
-            UsageError: a word is not known, or a number is too small.
+            UsageError: a choice does not exist, or a number is too small.
         """
         for flag, word, choices in (("--qkv-layout", qkv_layout, QkvLayout), ("--glu-order", glu_order, GluOrder)):
             names = [choice.value for choice in choices]
@@ -115,19 +115,19 @@ class SourceOptions:
 class StoredModel:
     """A model as it is stored: ``tensors[parameter][rank]`` is the shard of tensor-parallel rank ``rank``.
 
-    It is a finished value: whoever settles, completes or translates something returns another one.
+    It is immutable: a function that changes something returns another one.
 
-    ``stages`` is the number of layers on each pipeline stage, None where nothing says so, ``vpp`` the number of virtual
-    stages on each, and ``owned`` which layers those are, None if they follow each other. ``args`` are the training
-    arguments as plain attributes, by the names of Megatron-DeepSpeed, None where the folder has none. ``config`` is the
-    ``config.json`` of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that
-    wrote it (:mod:`streamconv.formats.deepspeed.evidence`), None if unknown. ``qkv`` and ``glu`` are orders of fused
-    rows, None where nothing is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
-    ``cuts_groups`` that they may cut a group's rows. ``spec`` is whose names Megatron-Core's norms have.
-    ``copies`` are tensors that are stored once more (a tied head on the last stage): name, the copy, what it must
-    equal; ``copies_must_equal`` refuses one that does not. ``called`` gives the name that a parameter is stored by,
-    None where that is its canonical one. ``named`` is what the pickle of each file that was opened names, and how often
-    it called it.
+    ``stages`` is the number of layers on each pipeline stage, None if unknown, ``vpp`` the number of virtual stages on
+    each, and ``owned`` the layers of each stage, None if they are consecutive. ``args`` are the training arguments as
+    plain attributes, by the names of Megatron-DeepSpeed, None if the folder has none. ``config`` is the ``config.json``
+    of a Hugging Face folder. ``family`` is the family that the folder names, ``fork`` the code that wrote it
+    (:mod:`streamconv.formats.deepspeed.evidence`), None if unknown. ``qkv`` and ``glu`` are orders of fused rows, None
+    if no parameter is fused so; ``shares`` says that ranks hold shares of the parameters that can be summed,
+    ``cuts_groups`` that they may cut a group's rows. ``spec`` is the Megatron-Core spec whose names the norms have.
+    ``copies`` are tensors that are stored a second time (a tied head on the last stage): name, copy, original;
+    ``copies_must_equal`` says that a copy that differs is refused. ``called`` returns the stored name of a parameter,
+    None if that is the canonical one. ``named`` maps each opened file to the classes and functions that its pickle
+    names, with the number of calls.
     """
 
     path: Path
@@ -161,7 +161,7 @@ class StoredModel:
     def noting(
         self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
     ) -> StoredModel:
-        """The same model, with more that was found out, is to be warned of, or stays behind."""
+        """The same model with these facts, warnings and dropped items added."""
         return replace(
             self,
             facts=(*self.facts, *facts),
@@ -171,24 +171,24 @@ class StoredModel:
 
     def keys(self, section: Section, layer: int = -1) -> set[str]:
         """The keys stored in a section."""
-        return {found.key for found in self.tensors if (found.section, found.layer) == (section, layer)}
+        return {parameter.key for parameter in self.tensors if (parameter.section, parameter.layer) == (section, layer)}
 
     def keys_by_layer(self) -> dict[int, set[str]]:
         """The keys stored in each transformer layer."""
-        found: dict[int, set[str]] = {}
+        keys: dict[int, set[str]] = {}
         for parameter in self.tensors:
             if parameter.section is Section.LAYER:
-                found.setdefault(parameter.layer, set()).add(parameter.key)
-        return found
+                keys.setdefault(parameter.layer, set()).add(parameter.key)
+        return keys
 
     @property
     def is_release(self) -> bool:
-        """Whether it is a model that has no iteration, and needs none."""
+        """Whether it is a released model, which needs no iteration."""
         return self.config is not None or self.path.name == RELEASE
 
     @property
     def layout(self) -> ParallelLayout | None:
-        """Its layout, None if it is not known, or virtual stages are not cut evenly."""
+        """The parallel layout, None if it is unknown or virtual stages are not of equal length."""
         if self.stages is None or (self.vpp > 1 and any(layers % self.vpp for layers in self.stages)):
             return None
         layout = ParallelLayout(self.tp, self.stages, self.vpp)
@@ -205,9 +205,9 @@ class StoredModel:
 class SourceFormat:
     """A framework's checkpoints as a source.
 
-    ``open`` raises what :mod:`streamconv.core.errors` says, and never returns less than the model.
-    ``claims`` says what makes a folder this framework's, in words; None if nothing does. ``refusal`` says why there are
-    no checkpoints of a family in this format, None if there are.
+    ``open`` returns the whole model, or raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
+    a folder this framework's, in words; None if nothing does. ``refusal`` returns why there are no checkpoints of a
+    family in this format, None if there are.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""What a folder of DeepSpeed's engine holds where it does not open as a model: file by file, with all that is wrong.
+"""Read a folder of DeepSpeed's engine that does not open as a model: file by file, collecting all faults.
 
 The readers of Megatron-DeepSpeed and GPT-NeoX stop at the first fault. This reads the same files with the same checks,
-keeps the faults, and goes on with what is whole. Whose layers they are, their keys say.
+keeps the faults, and goes on with the other files. The keys of the layers show which framework wrote them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Survey:
 
     Attributes:
         folder: where they are.
-        what: whose they are, in words.
-        names: all files by what their names say.
-        ranks: the files of ranks that could be opened, ZeRO-3's too.
+        what: the format, in words.
+        names: all files, sorted by their names.
+        ranks: the rank files that could be opened, including ZeRO-3's.
         layers: the layer files that could be opened.
         args: the training arguments by the names of Megatron-DeepSpeed, None if there are none.
         model: the parameters by place, if nothing is wrong and the layers are Megatron's or GPT-NeoX's.
-        faults: what is wrong.
+        faults: all faults.
     """
 
     folder: Path
@@ -64,13 +64,13 @@ class Survey:
 
     @property
     def iteration(self) -> int | None:
-        """The iteration, or as DeepSpeed counts steps."""
+        """The recorded iteration, else DeepSpeed's count of steps."""
         recorded = whole(self.ranks.state.get("iteration"))
         return whole(self.ranks.state.get("global_steps")) if recorded is None else recorded
 
     @property
     def pp(self) -> int | None:
-        """Pipeline-parallel size: what the files count, else what the arguments say."""
+        """Pipeline-parallel size: by the number of files, else by the arguments."""
         if self.names.tp and self.names.ranks:
             return self.names.model_ranks // self.names.tp
         said = whole((self.args or {}).get("pipeline_model_parallel_size"))
@@ -78,7 +78,7 @@ class Survey:
 
 
 def survey(folder: Path) -> Survey | None:
-    """Read what is whole in a folder of DeepSpeed's engine, metadata only; None if no file is named as one of it.
+    """The survey of a folder of DeepSpeed's engine, metadata only; None if no file has one of its names.
 
     Raises:
         StorageError: the folder cannot be listed.
@@ -98,7 +98,7 @@ def _read(folder: Path, names: FolderNames) -> Survey:
     rank_names = [names.ranks[rank] for rank in sorted(names.ranks)]
     ranks = open_ranks(folder, [*rank_names, *sorted(names.zero3.values())], faults)
     layers = open_layer_files(folder, names, faults)
-    what = _whose(names, layers)
+    what = _format_name(names, layers)
     args = _neox_args(ranks) if what == _NEOX else ranks.args
     return Survey(folder, what, names, ranks, layers, args, None, faults)
 
@@ -123,13 +123,13 @@ def _model(found: Survey, sections: Mapping[int, Section]) -> StoredModel | None
     )
 
 
-def _whose(names: FolderNames, layers: LayerFiles) -> str:
+def _format_name(names: FolderNames, layers: LayerFiles) -> str:
     if not names.layers:
         return "DeepSpeed, ZeRO stage 3" if names.zero3 else "DeepSpeed"
     keys = keys_of(layers).values()
     if is_neox(keys):
         return _NEOX
-    # Layer 0 of Megatron's is a cast without parameters; what cannot be opened may be anybody's.
+    # Layer 0 of Megatron is a cast without parameters, so it has no file. Without any keys Megatron is assumed.
     is_ours = is_megatron(keys) and 0 not in names.layer_indices
     return _MEGATRON if is_ours or not keys else _OTHER
 
@@ -141,7 +141,7 @@ def _neox_args(ranks: RankFiles) -> dict[str, Any] | None:
 
 
 def _sections(found: Survey) -> dict[int, Section]:
-    """What part of the model each layer is, and the faults in their numbers; nothing in somebody else's pipeline."""
+    """The part of the model that each layer is, empty for other pipelines; notes faults in the numbers."""
     layers, keys = found.layers, keys_of(found.layers)
     if found.what == _NEOX:
         if found.names.layer_indices[-1] in keys:
@@ -160,7 +160,7 @@ def _sections(found: Survey) -> dict[int, Section]:
 
 
 def _roles(keys: Mapping[int, frozenset[str]], layers: LayerFiles) -> dict[int, Section | None]:
-    """The role of each layer that could be opened. Between two transformer layers one is there though it could not."""
+    """The role of each opened layer; one that cannot be opened, between two transformer layers, is one of them."""
     roles = {index: role_of(found) for index, found in keys.items()}
     blocks = [index for index, role in roles.items() if role is Section.LAYER]
     inner = [index for index in layers if index not in keys and blocks and blocks[0] < index < blocks[-1]]
@@ -168,10 +168,10 @@ def _roles(keys: Mapping[int, frozenset[str]], layers: LayerFiles) -> dict[int, 
 
 
 def _check_recorded_layers(found: Survey) -> None:
-    """In a pipeline of a user's own, any layer may be without parameters; those with some stand in ``param_shapes``.
+    """Note the missing files of a user's own pipeline: ``param_shapes`` names the layers that have parameters.
 
-    A layer's number is its module's name [``deepspeed/runtime/pipe/module.py:_build``]. Without layer files the engine
-    has saved the modules in the rank files, as it does with experts.
+    A layer's number is the name of its module [``deepspeed/runtime/pipe/module.py:_build``]. Without layer files the
+    engine saved the modules in the rank files, as it does with experts.
     """
     names = found.names
     shapes = (recorded_shapes(file.state) for file in found.ranks.files if names.layers)

@@ -1,6 +1,6 @@
-"""What formats say and are told of a checkpoint that is to be laid out.
+"""The types that target formats take and return.
 
-A module in this package that writes a framework's checkpoints holds a ``TARGET``, and is found there by name.
+A framework's module ``target`` defines a ``TARGET``; the registry finds it by name.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Container", "CoreChoices", "FileLayout", "Slot", "TargetFile", "Targ
 
 
 class Slot(NamedTuple):
-    """A tensor's place in a file that is to be laid out: which parameter it is, and how it is stored there.
+    """A tensor's place in an output file: which parameter it is, and how it is stored there.
 
-    ``part`` is one part of a fused parameter by itself; a ``transposed`` matrix is stored ``(in, out)``; one that is
-    ``stacked`` has an axis of size 1 before its own, for its layer.
+    ``part`` names a single part of a fused parameter; a ``transposed`` matrix is stored ``(in, out)``; a ``stacked``
+    tensor has an axis of size 1 before its own, for its layer.
     """
 
     parameter: ParameterId
@@ -35,10 +35,10 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CoreChoices:
-    """What the user wants of a Megatron-Core checkpoint; None means the default.
+    """The user's choices for a Megatron-Core checkpoint; None means the default.
 
-    ``container`` is ``torch_dist`` or ``torch``, ``spec`` whose names the norms have, ``te`` or ``local``, ``release``
-    the Megatron-LM that is to load it.
+    ``container`` is ``torch_dist`` or ``torch``, ``spec`` is ``te`` or ``local`` and determines the names of norms,
+    ``release`` is the Megatron-LM that is to load the checkpoint.
     """
 
     container: str | None = None
@@ -48,12 +48,12 @@ class CoreChoices:
 
 @dataclass(frozen=True, slots=True)
 class TargetModel:
-    """A model that is to be laid out, and what the user wants of the result.
+    """A model to lay out, and the user's choices for the result.
 
-    ``sizes`` has the target's padded vocabulary, of which ``vocab_size`` rows are true (None if that is unknown).
+    ``sizes`` has the target's padded vocabulary, of which ``vocab_size`` rows are true (None if unknown).
     ``args`` are the source's training arguments, ``config`` its ``config.json``, if it has one. ``supplied`` are
-    entries of the target's configuration that the user says. ``iteration`` is None where the source has none.
-    ``dtype`` is what floating tensors are cast to, None if they stay; ``tensor_of`` gives a slot's tensor on rank 0,
+    the user's entries of the target's configuration. ``iteration`` is None if the source has none. ``dtype`` is the
+    dtype that floating tensors are cast to, None if they are not cast; ``tensor_of`` returns a slot's tensor on rank 0,
     for its dtype and size. ``fork`` is the code that wrote the source, if it is a DeepSpeed folder.
     """
 
@@ -77,11 +77,11 @@ class TargetModel:
 
 
 class FileLayout(Protocol):
-    """A file that is still to be written."""
+    """The byte layout of a file that is to be written."""
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """The size of the file in bytes."""
         ...
 
     @property
@@ -90,7 +90,7 @@ class FileLayout(Protocol):
         ...
 
     def frame(self, crcs: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of everything but the tensors, whose CRC-32s by key are ``crcs``."""
+        """(offset, bytes) of everything but the tensors; ``crcs`` are their CRC-32s by key."""
         ...
 
 
@@ -102,8 +102,8 @@ Container = Callable[[Any], FileLayout]
 class TargetFile:
     """A file of the result: path below the destination, its container, a tree with :class:`Slot` leaves.
 
-    ``rank`` is whose shards it holds; ``model`` is the entry
-    of the tree that is the model's state dict, empty if the tree is. Files that share a tree must share a container.
+    ``rank`` is the rank whose shards it holds. ``model`` is the entry of the tree that is the model's state dict, empty
+    if the tree itself is. Files that share a tree must share a container.
     """
 
     path: str
@@ -115,11 +115,11 @@ class TargetFile:
 
 @dataclass(frozen=True, slots=True)
 class TargetFiles:
-    """All files of a result, and what a user should know of them.
+    """All files of a result, with facts and warnings about them.
 
-    ``texts`` are the commit record, written last; ``small`` are texts that are part of the result. ``owned`` are
+    ``texts`` are the commit record, written last; ``small`` are other small files. ``owned`` are
     patterns (:mod:`fnmatch`) of names in the destination's root that are part of a checkpoint of this kind. ``orders``
-    are those of fused rows.
+    are the orders of fused rows.
     """
 
     files: tuple[TargetFile, ...]
@@ -135,10 +135,10 @@ class TargetFiles:
 class TargetFormat:
     """A framework's checkpoints as a target; the first of ``dialects`` is the default.
 
-    ``is_sharded`` says whether tensor and pipeline parallelism are kept or changed; a target that is not has one rank.
-    ``refusal`` says why a model cannot be written so, None if it can. ``takes`` are those flags, of the ones that only
-    some targets know, that mean something here. ``is_core`` says that it is Megatron-Core: its arguments can say more,
-    and a rank may hold a slice of a group's rows.
+    ``is_sharded`` says whether it has tensor- and pipeline-parallel ranks; otherwise it has one rank. ``refusal``
+    returns why a family cannot be written, None if it can. ``takes`` lists the flags of this target among those that
+    only some targets have. ``is_core`` says that it is Megatron-Core: its arguments can express more, and a rank may
+    hold a slice of a group's rows.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A DeepSpeed folder that does not open as a model: one of a family that is not translated, or one that is broken."""
+"""Describe a DeepSpeed folder that does not open as a model: its family is not translated, or it is broken."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ OWN_OPTIMIZER = "in the ranks' own files"
 def optimizer_facts(
     folder: Path, names: FolderNames
 ) -> tuple[OptimizerFacts, list[Finding], list[tuple[str, dict[Global, int]]]]:
-    """What optimizer state there is in files of its own. All are checked to be whole; the first is opened and speaks
-    for them.
+    """Describe the optimizer files of a folder. All are checked for a complete zip; only the first is opened.
 
     Returns:
-        the facts, what is broken, and the classes and functions that the opened files name.
+        the facts (the first file's, for all), findings for broken files, and the classes and functions that the opened
+        files name.
     """
     files = [names.optimizer[place] for place in sorted(names.optimizer)]
     if not files:
@@ -56,14 +56,14 @@ def optimizer_facts(
 
 
 def _optimizer_words(state: Any) -> str:
-    found = state.get("optimizer_state_dict") if isinstance(state, dict) else None
-    if not isinstance(found, dict):
+    optimizer = state.get("optimizer_state_dict") if isinstance(state, dict) else None
+    if not isinstance(optimizer, dict):
         return "of unknown kind"
-    stage = found.get("zero_stage")
+    stage = optimizer.get("zero_stage")
     number = getattr(stage, "args", (stage,))
     words = f"ZeRO stage {number[0]}" if number and isinstance(number[0], int) else "BF16 optimizer or plain"
-    master = [key for key in ("single_partition_of_fp32_groups", "fp32_flat_groups") if key in found]
-    return f"{words}{', fp32 master weights' if master else ''}{', Adam moments' if _has_moments(found) else ''}"
+    master = [key for key in ("single_partition_of_fp32_groups", "fp32_flat_groups") if key in optimizer]
+    return f"{words}{', fp32 master weights' if master else ''}{', Adam moments' if _has_moments(optimizer) else ''}"
 
 
 def _has_moments(tree: Any, depth: int = 0) -> bool:
@@ -73,8 +73,8 @@ def _has_moments(tree: Any, depth: int = 0) -> bool:
 
 
 def describe_parts(found: Survey, refusal: StreamconvError, report: InspectionReport) -> dict[str, LazyTensor]:
-    """Fill a report from files that do not make a model that is translated, each by itself; returns their tensors by
-    file and name.
+    """Fill a report from files that do not form a translated model, file by file; returns their tensors by file and
+    name.
     """
     report.args = None if found.args is None else {name: readable(v) for name, v in sorted(found.args.items())}
     report.findings += [finding_of(fault) for fault in found.faults.found]
@@ -99,18 +99,18 @@ def describe_parts(found: Survey, refusal: StreamconvError, report: InspectionRe
     return tensors
 
 
-def _add_facts(report: InspectionReport, found: Survey) -> None:
-    args, names = found.args or {}, found.names
+def _add_facts(report: InspectionReport, surveyed: Survey) -> None:
+    args, names = surveyed.args or {}, surveyed.names
     guess = guess_family(row.parameter or row.name for row in report.tensors)
     if guess is not None:
         report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))
     tp = names.tp or count(args, "tensor_model_parallel_size")
-    report.parallel = ParallelFacts(tp, found.pp, names.dp)
+    report.parallel = ParallelFacts(tp, surveyed.pp, names.dp)
     words = next((row for row in report.tensors if row.name.endswith("word_embeddings.weight")), None)
     stored = words.shape[0] * (tp or 1) if words else None
     report.model = ModelFacts(
         family=guess.family if guess else None,
-        iteration=found.iteration,
+        iteration=surveyed.iteration,
         num_layers=count(args, "num_layers"),
         hidden=count(args, "hidden_size") or (words.shape[1] if words else None),
         ffn=count(args, "ffn_hidden_size"),
@@ -118,16 +118,16 @@ def _add_facts(report: InspectionReport, found: Survey) -> None:
         kv_groups=count(args, "num_key_value_heads", "num_query_groups", "num_attention_heads"),
         vocabulary=Vocabulary(stored),
         positions=count(args, "max_position_embeddings"),
-        parameters=None if names.layers else _recorded_parameters(found.ranks.state, tp or 1),
+        parameters=None if names.layers else _recorded_parameters(surveyed.ranks.state, tp or 1),
     )
 
 
 def _recorded_parameters(state: Mapping[str, Any], tp: int) -> int | None:
-    """Parameters by ``param_shapes``, which plain DeepSpeed records for the whole model."""
+    """The number of parameters by ``param_shapes``, which plain DeepSpeed records for the whole model."""
     groups = state.get("param_shapes")
     if tp > 1 or not isinstance(groups, list | tuple):
         return None
     shapes = [shape for group in groups if isinstance(group, dict) for shape in group.values()]
-    # A foreign file may hold anything here.
+    # The file may come from anywhere, so a shape may be any value.
     sizes = [[size for size in shape if isinstance(size, int)] for shape in shapes if isinstance(shape, list | tuple)]
     return sum(map(prod, sizes)) or None

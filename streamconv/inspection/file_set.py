@@ -1,4 +1,4 @@
-"""A folder of checkpoint files that no format claims: Hugging Face's, DeepSpeed's universal one, or just files."""
+"""Describe a folder as a set of checkpoint files: Hugging Face's, DeepSpeed's universal checkpoint, or any others."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
 
     Args:
         folder: where they are.
-        refusal: what the formats said of the folder, None if it was opened.
-        report: is filled.
+        refusal: why no format opened the folder, None if one did.
+        report: the report to fill.
 
     Raises:
-        SourceError: there is no such file.
+        SourceError: there is no checkpoint file.
     """
     paths = checkpoint_files(folder)
     if not paths:
@@ -57,10 +57,10 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
     report.findings += [] if refusal is None or is_named or known else [finding_of(refusal)]
     tensors: dict[str, LazyTensor] = {}
     for file in files:
-        name, found = str(file.path.relative_to(folder)), file.tensors()
+        name, stored = str(file.path.relative_to(folder)), file.tensors()
         prefix = "" if is_hugging_face else f"{name}:"
-        report.tensors += tensor_rows(found, name, prefix)
-        tensors |= {f"{prefix}{key}": tensor for key, tensor in found.items()}
+        report.tensors += tensor_rows(stored, name, prefix)
+        tensors |= {f"{prefix}{key}": tensor for key, tensor in stored.items()}
     _add_files(folder, paths, files, report)
     if is_hugging_face and not (folder / CONFIG).is_file():
         report.findings.append(Finding("note", f"no {CONFIG}: sizes come from the tensors", str(folder)))
@@ -76,7 +76,7 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
 def _read_descriptions(
     folder: Path, files: Sequence[StoredFile], faults: Collected
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """What ``config.json`` says of a Hugging Face model, and the files that its index does not name. The index is held
+    """The ``config.json`` of a Hugging Face model, and the files that its index does not name. The index is checked
     against the shards.
     """
     path, beside = folder / CONFIG, []
@@ -131,7 +131,7 @@ def _add_model(report: InspectionReport, config: Mapping[str, Any], unique: bool
     sizes: dict[int | None, int] = {}
     for row in report.tensors:
         sizes[row.layer] = sizes.get(row.layer, 0) + prod(row.shape)
-    each = {size for layer, size in sizes.items() if layer is not None}
+    layer_sizes = {size for layer, size in sizes.items() if layer is not None}
     report.model = ModelFacts(
         family=_family(config) or (guess.family if guess else None),
         num_layers=count(config, "num_hidden_layers", "n_layer") or len(layers) or None,
@@ -142,12 +142,12 @@ def _add_model(report: InspectionReport, config: Mapping[str, Any], unique: bool
         vocabulary=Vocabulary(stored, true, stored - true if stored is not None and true is not None else None),
         positions=count(config, "max_position_embeddings", "n_positions"),
         parameters=sum(sizes.values()) if unique else None,
-        parameters_per_layer=each.pop() if unique and len(each) == 1 else None,
+        parameters_per_layer=layer_sizes.pop() if unique and len(layer_sizes) == 1 else None,
     )
 
 
 def _family(config: Mapping[str, Any]) -> str | None:
-    """The family that a configuration names: its title if it is translated, else what it is called there."""
+    """The family that a configuration names: its title if it is translated, else its ``model_type``."""
     kind = config.get("model_type")
     titles = {family.huggingface.model_type: family.title for family in known_families()}
     return titles.get(kind, kind) if isinstance(kind, str) else None

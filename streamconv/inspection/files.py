@@ -15,7 +15,7 @@ from streamconv.inspection.values import args_table, readable_values
 
 __all__ = ["inspect_file"]
 
-# Stored bytes that no tensor uses are worth a word from here on.
+# From this size and share on, stored bytes that no tensor uses are reported.
 _BLOAT_NBYTES, _BLOAT_SHARE = 1 << 20, 0.1
 
 
@@ -66,7 +66,7 @@ def _bloat(report: InspectionReport) -> list[Finding]:
 
 
 def _add_model(report: InspectionReport, file: StoredFile) -> None:
-    """What a lone file says of the model: its rank's part of it."""
+    """Add the facts about a model that a single file has; they are those of its rank."""
     guess = guess_family(row.parameter or row.name for row in report.tensors)
     if guess is not None:
         report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))

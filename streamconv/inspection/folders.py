@@ -1,4 +1,4 @@
-"""Inspect a folder: find out what it is, and describe it as far as it is whole."""
+"""Inspect a folder: recognise its format, and describe every part that can be read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_DEEPSPEED = ("deepspeed", "gpt-neox")
 
 
 def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
-    """The report on a folder, and what is needed to look further.
+    """The report on a folder, with its tensors.
 
     Raises:
         SourceError: there is no such folder, or no checkpoint in it.
@@ -48,7 +48,7 @@ def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
 
 
 def _unfinished(path: Path) -> list[Finding]:
-    """What a conversion into the folder that ended early has left there."""
+    """A finding if the folder has the work files of an unfinished conversion."""
     if not (path / WORK_FOLDER / JOURNAL).is_file():
         return []
     words = "a conversion into this folder has not finished, or is running; what it has written is not shown"
@@ -56,7 +56,7 @@ def _unfinished(path: Path) -> list[Finding]:
 
 
 def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]]:
-    """The folder that holds the files: the one that ``latest`` or Megatron's tracker names, or the only one below."""
+    """The folder of the files, and notes: the one that ``latest`` or the tracker names, or the last numbered one."""
     if not path.is_dir():
         raise SourceError("no such file or folder", where=path)
     is_tracked = (path / TRACKER).is_file()
@@ -73,7 +73,7 @@ def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]
 
 
 def _tracked(path: Path, tag: str | None) -> Path:
-    """The folder that the tracker names, if it is torch_dist's or DeepSpeed's; the others the format finds itself."""
+    """The folder that the tracker names, if it is torch_dist's or DeepSpeed's; else ``path``, which formats resolve."""
     word = first_line(path / TRACKER)
     name = tag or folder_named(word) or word
     inside = path / name if is_child_name(name) else path
@@ -91,7 +91,7 @@ def _framework_folder(folder: Path, options: SourceOptions, report: InspectionRe
     except StreamconvError as error:
         return _unopened(folder, error, report)
     if source.name == "huggingface":
-        # Its files are one whole each, so they are shown under their own names, and the index is looked at.
+        # Its tensors are whole, so they are shown under their stored names; the index is checked too.
         return Inspected(report, describe_file_set(folder, None, report))
     report.path = str(model.path)
     named: list[tuple[str, dict[Global, int]]] = []
@@ -102,14 +102,14 @@ def _framework_folder(folder: Path, options: SourceOptions, report: InspectionRe
         dp = count(model.args or {}, "data_parallel_size")
         check_partitions(model.path, names, RecordedSizes(model.tp, model.pp, dp), faults)
         report.findings += [*map(finding_of, faults.found), *broken]
-    found = recognised(model, options.num_heads)
-    places = describe_sharded(found, report, names)
+    known = recognised(model, options.num_heads)
+    places = describe_sharded(known, report, names)
     if report.optimizer is None or not report.optimizer.present:
-        report.optimizer = _optimizer_of_ranks(found)
-    named += [(str(path.relative_to(model.path)), dict(each)) for path, each in model.named.items()]
+        report.optimizer = _optimizer_of_ranks(known)
+    named += [(str(path.relative_to(model.path)), dict(names_in_file)) for path, names_in_file in model.named.items()]
     report.globals = global_rows(sorted(named, key=lambda pair: pair[0]))
     report.findings += unsafe_globals(report.globals)
-    whole, copies = canonical_tensors(found)
+    whole, copies = canonical_tensors(known)
     return Inspected(report, whole, copies, places)
 
 
@@ -139,9 +139,9 @@ def _unopened(folder: Path, refusal: StreamconvError, report: InspectionReport) 
     if surveyed.model is None:
         return Inspected(report, tensors)
     report.tensors, report.files = [], []
-    found = KnownModel(surveyed.model)
-    places = describe_sharded(found, report, names)
-    whole, copies = canonical_tensors(found)
+    known = KnownModel(surveyed.model)
+    places = describe_sharded(known, report, names)
+    whole, copies = canonical_tensors(known)
     return Inspected(report, whole, copies, places, tensors)
 
 

@@ -23,18 +23,18 @@ __all__ = ["Inspection", "InspectionReport", "inspect", "report_dict"]
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What to look at beside the metadata.
+    """Options of an inspection, beyond the metadata.
 
     Attributes:
         pattern: a glob; tensors whose names do not match are left out of the report.
-        target_tp: tensor-parallel size to map.
-        target_pp: pipeline-parallel size to map.
-        statistics: stream all values.
-        check: hold every record against its CRC-32.
-        max_ram: the budget for the two.
-        io: how they read, as ``streamconv convert``.
+        target_tp: tensor-parallel size of a target to map.
+        target_pp: pipeline-parallel size of a target to map.
+        statistics: compute statistics of all values.
+        check: compare every record with its CRC-32.
+        max_ram: the memory budget of these two.
+        io: how they read, as in ``streamconv convert``.
         jobs: threads.
-        source: what the user says of a folder.
+        source: the user's options for a folder.
     """
 
     pattern: str | None = None
@@ -55,31 +55,31 @@ def inspect(
 
     Args:
         path: a checkpoint file of any kind that is read, or a folder of them.
-        options: what to look at beside the metadata.
+        options: what to inspect beyond the metadata.
         progress: called with (bytes done, bytes in all) while values are streamed.
 
     Raises:
-        SourceError: there is nothing, or nothing that is known.
-        DamagedError: a lone file cannot be opened. In a folder that is a finding.
-        UsageError: a target that cannot be.
-        MemoryBudgetError: values cannot be streamed in so little.
+        SourceError: there is no file or folder, or no checkpoint in it.
+        DamagedError: a single file cannot be opened. In a folder that is a finding.
+        UsageError: the target to map is impossible.
+        MemoryBudgetError: the budget is too small to read values.
     """
     options, where = options or Inspection(), Path(path)
-    found = _open(where, options.source)
-    report = found.report
+    inspected = _open(where, options.source)
+    report = inspected.report
     if options.target_tp is not None or options.target_pp is not None:
-        _add_target(found, options)
+        _add_target(inspected, options)
     if options.pattern is not None:
-        _keep(found, options.pattern)
+        _keep(inspected, options.pattern)
     if options.statistics or options.check:
-        _read_data(found, options, progress)
+        _read_data(inspected, options, progress)
     return report
 
 
 def _read_data(found: Inspected, options: Inspection, progress: Callable[[int, int], None] | None) -> None:
     from streamconv.values.sweep import fit_sweep
 
-    # Fitted once: what the first sweep leaves in the process must not count against the second.
+    # Fitted once: memory that the first sweep leaves allocated must not count against the second.
     settings = fit_sweep(options.max_ram, options.io, options.jobs)
     if options.statistics:
         _add_statistics(found, settings, progress)
@@ -88,7 +88,7 @@ def _read_data(found: Inspected, options: Inspection, progress: Callable[[int, i
 
 
 def _open(path: Path, source: SourceOptions | None) -> Inspected:
-    # A lone file is looked at often, and needs none of the formats and families.
+    # Imported late: inspecting a single file is frequent and needs no formats or families.
     if not path.is_dir():
         from streamconv.inspection.files import inspect_file
 
@@ -123,7 +123,7 @@ def _keep(found: Inspected, pattern: str) -> None:
 
 
 def _add_statistics(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
-    """Statistics, what stands out, and which replicated parameters have drifted apart."""
+    """Add statistics, findings for unusual values, and findings for replicated parameters that differ."""
     from streamconv.core.replica import Replica
     from streamconv.inspection.torch_dist import by_layer
     from streamconv.values.measure import tensor_statistics
@@ -144,9 +144,9 @@ def _add_statistics(found: Inspected, settings: SweepSettings, progress: Callabl
     flags = flags_of(values, {name: kind or name for name, (layer, kind) in where.items() if layer is not None})
     report.statistics = [
         StatisticsRow(
-            name, *where[name], str(tensors[name].dtype), tensors[name].shape, one, tuple(flags.get(name, ()))
+            name, *where[name], str(tensors[name].dtype), tensors[name].shape, statistics, tuple(flags.get(name, ()))
         )
-        for name, one in values.items()
+        for name, statistics in values.items()
     ]
     for name, words in flags.items():
         files = _files_of([tensors[name]])
@@ -176,11 +176,11 @@ def _check(found: Inspected, settings: SweepSettings, progress: Callable[[int, i
     base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
     paths = [base / row.path for row in report.files if row.kind != "cannot be opened"]
     verdict = check_files(paths, settings, progress)
-    # Files that nothing else has opened, such as most of the optimizer's.
+    # Files that were not opened before, such as most optimizer files.
     known_files = {file for row in report.globals for file in row.files}
     others = [(path, named) for path, named in verdict.named if path.suffix != ".distcp"]
     named = [(str(path.relative_to(base)), named) for path, named in others]
-    added = global_rows([(name, each) for name, each in named if name not in known_files])
+    added = global_rows([(name, globals_of_file) for name, globals_of_file in named if name not in known_files])
     report.globals = joined_globals([*report.globals, *added])
     report.findings += unsafe_globals(added)
     report.checked = {"records": verdict.records, "without_crc": verdict.without_crc, "nbytes": verdict.nbytes}

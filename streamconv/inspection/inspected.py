@@ -1,4 +1,4 @@
-"""What an inspection has opened: a report for the user, and tensors for those who look further."""
+"""The result of opening something for inspection: the report, and its tensors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from streamconv.inspection.report import InspectionReport
 __all__ = ["Inspected", "Places"]
 
 Places = Mapping[tuple[int | str, int], tuple[str, ...]]
-"""The files of (layer, tensor-parallel rank); what is before the layers is ``first``, what is behind them ``last``."""
+"""The files of (layer, tensor-parallel rank); ``first`` is the part before the layers, ``last`` the part after them."""
 
 
 @dataclass(slots=True)
 class Inspected:
-    """A report, and what is needed to look further.
+    """A report, and the tensors for statistics and maps.
 
     Attributes:
         report: for the user.
-        tensors: by the names of ``report.tensors``, whole: the shards of all ranks side by side.
-        copies: of replicated ones, over ranks.
+        tensors: whole tensors by the names of ``report.tensors``, joined from the shards of all ranks.
+        copies: the copies of replicated tensors, by rank.
         places: the files of each layer and rank.
-        by_file: tensors by file and name, where ``tensors`` are put together without a family that knows how.
+        by_file: tensors by file and name, if no known family determined how ``tensors`` are joined.
     """
 
     report: InspectionReport
@@ -33,5 +33,5 @@ class Inspected:
     by_file: dict[str, LazyTensor] | None = None
 
     def stored(self) -> dict[str, LazyTensor]:
-        """The tensors as files hold them, as far as they are not whole there."""
+        """The stored tensors: ``by_file`` if there is one, else ``tensors``."""
         return self.tensors if self.by_file is None else self.by_file

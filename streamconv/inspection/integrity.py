@@ -1,4 +1,4 @@
-"""Hold every record of checkpoint files against the CRC-32 that its container has for it."""
+"""Compare every record of checkpoint files with the CRC-32 in its container."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _COPY = "its bytes have changed since it was saved: copy the file again from whe
 
 @dataclass(slots=True)
 class Verdict:
-    """Records that are as recorded, records that have no checksum, the bytes that were read, what is broken, and the
-    classes and functions that the files' pickles name.
+    """The number of records with the right CRC-32, the number without one, the bytes read, findings for broken files
+    and records, and the classes and functions that each file's pickles name.
     """
 
     records: int = 0
@@ -38,9 +38,9 @@ class Verdict:
 def check_files(
     paths: Iterable[Path], settings: SweepSettings, progress: Callable[[int, int], None] | None = None
 ) -> Verdict:
-    """Check all records of torch files, old torch files, ``.distcp`` and safetensors; other files are passed over.
+    """Check all records of torch files, old torch files, ``.distcp`` and safetensors; other files are skipped.
 
-    Safetensors files and torch's of before 1.6 have no checksums: of them only headers and extents can be checked.
+    Safetensors files and torch files from before 1.6 have no checksums: only their headers and extents are checked.
 
     Raises:
         StorageError: the system refused to read.
@@ -52,13 +52,13 @@ def check_files(
             continue
         try:
             file = open_any(path)
-            found = file.records()
+            stored = file.records()
         except StreamconvError as error:
             verdict.findings.append(Finding("damage", error.what, error.where or str(path), error.remedy, 6))
             continue
         verdict.named.append((path, dict(file.globals)))
-        records += (record for record in found if record.crc is not None)
-        verdict.without_crc += sum(record.crc is None for record in found)
+        records += (record for record in stored if record.crc is not None)
+        verdict.without_crc += sum(record.crc is None for record in stored)
     try:
         _check(records, settings, progress, verdict)
     except StreamconvError as error:

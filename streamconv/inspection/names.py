@@ -1,4 +1,4 @@
-"""What a tensor's name says: its layer, its parameter, and, of all names together, the model's family."""
+"""Read tensors' names: the layer and parameter of one, and the family that all of them show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Keys = frozenset[str]
 def place_of(name: str) -> tuple[int | None, str]:
     """(layer, parameter without its layer) of a tensor: ``(3, "mlp.dense_h_to_4h.weight")``.
 
-    Every framework numbers transformer layers behind ``layers``, ``h`` or ``blocks``.
+    In every framework the layer's number follows ``layers``, ``h`` or ``blocks``.
     """
     match = _LAYER.fullmatch(name)
     return (int(match[1]), match[2]) if match else (None, name)
@@ -23,7 +23,7 @@ def place_of(name: str) -> tuple[int | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A family by its parameters' names, and what gave it away."""
+    """A family guessed from parameters' names, and the evidence."""
 
     family: str
     evidence: str
@@ -33,7 +33,7 @@ def _ends(keys: Iterable[str], *ends: str) -> bool:
     return any(key.endswith(ends) for key in keys)
 
 
-# The first that matches: family, evidence, test on the parameters' names.
+# (family, evidence, test on the parameters' names); the first match is taken.
 # bloom and gpt in Megatron's names: families/bloom.py, families/gpt.py. The others: transformers' modeling_*.py of the
 # family, gpt-neox's megatron/model/transformer.py, megatron/core/models/gpt of Megatron-LM.
 _FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
@@ -100,7 +100,7 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
 
 
 def guess_family(parameters: Iterable[str]) -> Guess | None:
-    """The family whose parameters have such names; None if they are no transformer's that is known."""
+    """The family whose parameters have such names, None if no known transformer has them."""
     keys = frozenset(parameters)
     for family, evidence, matches in _FAMILIES:
         if matches(keys):
@@ -109,7 +109,7 @@ def guess_family(parameters: Iterable[str]) -> Guess | None:
 
 
 def count(args: Mapping[str, object], *names: str) -> int | None:
-    """The first of some training arguments or configuration entries that is a whole number above 0."""
+    """The first of the named arguments or entries that is a whole number above 0, None if none is."""
     for name in names:
         value = args.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

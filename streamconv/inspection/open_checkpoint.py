@@ -16,12 +16,12 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 
 
 class Checkpoint(Mapping[str, LazyTensor]):
-    """Tensors by name, none of them read yet.
+    """Lazy tensors by name.
 
     In a file a name is the dotted path of its keys
-    (``model.language_model.encoder.layers.0.mlp.dense_h_to_4h.weight``). In a folder the file's path below it comes
-    first: ``layer_03-model_00-model_states.pt:input_layernorm.weight``. A file's metadata is read when one of its
-    names is first asked for.
+    (``model.language_model.encoder.layers.0.mlp.dense_h_to_4h.weight``). In a folder it begins with the path of the
+    file below the folder: ``layer_03-model_00-model_states.pt:input_layernorm.weight``. A file's metadata is read at
+    the first access to one of its names.
     """
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
@@ -32,11 +32,11 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files, by path below the folder; one empty path if the checkpoint is a file."""
+        """The paths of the files below the folder; a single empty path if the checkpoint is a file."""
         return tuple(self._paths)
 
     def state(self, file: str = "") -> Any:
-        """What a file holds, with lazy tensors at their places and unknown classes as inert records."""
+        """The content of a file, with lazy tensors in it and unknown classes as inert records."""
         return self._open(file).state
 
     def _open(self, file: str) -> StoredFile:
@@ -73,12 +73,12 @@ def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:
         tag: another tag of a DeepSpeed root.
 
     Raises:
-        SourceError: there is nothing there, or no such file in the folder.
+        SourceError: ``path`` does not exist, or the folder has no such file.
     """
-    found = Path(path)
-    if found.is_file():
-        return Checkpoint(found, {"": found})
-    folder = resolve_tag(found, tag)
+    root = Path(path)
+    if root.is_file():
+        return Checkpoint(root, {"": root})
+    folder = resolve_tag(root, tag)
     files = {str(file.relative_to(folder)): file for file in checkpoint_files(folder)}
     if not files:
         raise SourceError(f"no checkpoint file ({', '.join(CHECKPOINT_SUFFIXES)}) in the folder", where=folder)

@@ -1,4 +1,4 @@
-"""Open many files without stopping at a broken one, and say what is wrong with them and what their pickles name."""
+"""Open many files without stopping at a broken one; list faults, and the classes that their pickles name."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _COULD = "which could run code when torch or pickle loads it"
 
 
 def open_all(paths: Iterable[Path]) -> tuple[list[StoredFile], list[Finding]]:
-    """Open files one by one; what cannot be opened is a finding."""
+    """The files that can be opened, and a finding for each of the others."""
     files: list[StoredFile] = []
     findings: list[Finding] = []
     for path in paths:
-        found = _try_open(path)
-        if isinstance(found, StoredFile):
-            files.append(found)
+        result = _try_open(path)
+        if isinstance(result, StoredFile):
+            files.append(result)
         else:
-            findings.append(found)
+            findings.append(result)
     return files, findings
 
 
@@ -40,14 +40,14 @@ def _try_open(path: Path) -> StoredFile | Finding:
 
 
 def broken_file(path: Path, error: StreamconvError) -> Finding:
-    """A file of a checkpoint that cannot be opened, for whatever reason."""
+    """The finding for a file that cannot be opened."""
     return Finding("damage", finding_of(error).what, str(path), error.remedy, BROKEN)
 
 
 def unfinished_zips(folder: Path, names: Collection[str]) -> tuple[list[Finding], list[str]]:
-    """The files that begin as a zip and do not end as one: they were cut off, or are still being written.
+    """Findings for files that begin as a zip and do not end as one: they were cut off, or are still being written.
 
-    Sixty-four bytes of each file are read: that is cheap for hundreds of optimizer files which are not opened.
+    Only a few bytes of each file are read, which is cheap for hundreds of optimizer files that are not opened.
 
     Returns:
         findings, and the files that do not begin as a zip.
@@ -64,7 +64,7 @@ def unfinished_zips(folder: Path, names: Collection[str]) -> tuple[list[Finding]
 
 
 def _ends_of(path: Path) -> tuple[bool, bool]:
-    """Whether a file begins, and ends, as a zip does."""
+    """Whether a file begins as a zip, and whether it ends as one."""
     if not path.is_file():
         return False, False
     size = path.stat().st_size
@@ -77,26 +77,26 @@ def _ends_of(path: Path) -> tuple[bool, bool]:
 def global_rows(files: Sequence[tuple[str, dict[Global, int]]]) -> list[GlobalRow]:
     """Every class and function that files' pickles name: those that could run code first, plain ones last."""
     return joined_globals(
-        GlobalRow(str(each), verdict(each), called, (name,)) for name, named in files for each, called in named.items()
+        GlobalRow(str(ref), verdict(ref), called, (name,)) for name, named in files for ref, called in named.items()
     )
 
 
 def joined_globals(rows: Iterable[GlobalRow]) -> list[GlobalRow]:
     """One row for each class and function, in :func:`global_rows`' order."""
     order = {"executes": 0, "refused": 1, "plain": 2}
-    found: dict[str, tuple[str, int, list[str]]] = {}
+    by_name: dict[str, tuple[str, int, list[str]]] = {}
     for row in rows:
-        _, called, where = found.setdefault(row.name, (row.verdict, 0, []))
+        _, called, where = by_name.setdefault(row.name, (row.verdict, 0, []))
         where += row.files
-        found[row.name] = row.verdict, called + row.called, where
-    joined = [GlobalRow(name, word, called, tuple(where)) for name, (word, called, where) in found.items()]
+        by_name[row.name] = row.verdict, called + row.called, where
+    joined = [GlobalRow(name, word, called, tuple(where)) for name, (word, called, where) in by_name.items()]
     return sorted(joined, key=lambda row: (order[row.verdict], row.name))
 
 
 def unsafe_globals(rows: Iterable[GlobalRow]) -> list[Finding]:
     """A finding for each class or function that could run code or touch the system if the file were unpickled."""
     named = [row for row in rows if row.verdict == "executes"]
-    # Python 3.11.0 to 3.11.3 pickled an enum's member as getattr(class, name): alone it is an enum, no attack.
+    # Python 3.11.0 to 3.11.3 pickled an enum's member as getattr(class, name): getattr alone is no attack.
     alone = [row.name for row in named] == [_GETATTR]
     return [
         Finding(

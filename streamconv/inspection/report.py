@@ -1,4 +1,4 @@
-"""What an inspection found, as values: for a person, for ``--json``, and for the HTML page alike."""
+"""The results of an inspection as values, for text, ``--json`` and the HTML page alike."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ DIFFERENT, BROKEN = 7, 6
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a person should know: ``note``, ``warning`` or ``damage``, where it is, and what helps.
+    """Something that the user should know: ``note``, ``warning`` or ``damage``, with its place and a remedy.
 
-    ``exit_code`` is what ``--strict`` makes of it: 6 for what is broken or missing, 7 for values, 0 for a note.
+    ``exit_code`` is the exit code under ``--strict``: 6 for broken or missing files, 7 for values, 0 for a note.
     """
 
     severity: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def finding_of(error: StreamconvError, severity: str | None = None) -> Finding:
-    """A refusal as a finding."""
+    """An error as a finding."""
     broken = isinstance(error, DamagedError)
     kind = severity or ("damage" if broken else "note")
     what = f"unsafe: {error.what}" if isinstance(error, UnsafeError) else error.what
@@ -56,7 +56,7 @@ def finding_of(error: StreamconvError, severity: str | None = None) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A thing that was found out, and what from."""
+    """A fact, and the evidence for it."""
 
     what: str
     evidence: str
@@ -64,8 +64,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """A stored tensor. ``offset`` is where its first element is in its file, None if it has several places;
-    ``shares`` names the tensor before it that has the same bytes.
+    """A stored tensor. ``offset`` is the position of its first element in its file in bytes, None if it is stored in
+    several places; ``shares`` names an earlier tensor with the same bytes.
     """
 
     name: str
@@ -81,7 +81,7 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Rows that are stored, that are true (None if unknown), and that pad."""
+    """The numbers of stored rows, true rows (None if unknown) and padding rows."""
 
     stored: int | None = None
     true: int | None = None
@@ -90,7 +90,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model's sizes, None where nothing says them."""
+    """A model's sizes, None if unknown."""
 
     family: str | None = None
     iteration: int | None = None
@@ -107,7 +107,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The files of one pipeline stage and tensor-parallel rank, or, of a target, the source files that it needs."""
+    """The files of one pipeline stage and tensor-parallel rank; in a target, the source files that it needs."""
 
     stage: int
     rank: int
@@ -147,7 +147,7 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class GlobalRow:
-    """A class or function that a pickle names: what plain torch would say, how often it is called, in which files."""
+    """A class or function that pickles name: plain torch's verdict, the number of calls, and the files."""
 
     name: str
     verdict: str
@@ -157,7 +157,7 @@ class GlobalRow:
 
 @dataclass(frozen=True, slots=True)
 class StatisticsRow:
-    """A tensor's statistics, and in words what stands out about them."""
+    """A tensor's statistics, and in words what is unusual about them."""
 
     name: str
     layer: int | None
@@ -170,7 +170,7 @@ class StatisticsRow:
 
 @dataclass(slots=True)
 class InspectionReport:
-    """Everything that was found. What a file holds beside tensors is in ``values``, by dotted path."""
+    """The whole report. ``values`` are a file's values other than tensors, by dotted path."""
 
     path: str
     kind: str
@@ -202,7 +202,7 @@ class InspectionReport:
         return dict(sorted(totals.items(), key=lambda pair: -pair[1]["nbytes"]))
 
     def exit_code(self) -> int:
-        """What ``--strict`` gives: the gravest finding's code."""
+        """The exit code under ``--strict``: that of the gravest finding."""
         codes = {finding.exit_code for finding in self.findings}
         return next((code for code in (BROKEN, DIFFERENT) if code in codes), 0)
 
@@ -210,7 +210,7 @@ class InspectionReport:
 def report_dict(report: InspectionReport) -> dict[str, Any]:
     """A report as plain data, as docs/inspect.md describes it; sizes in bytes, offsets in bytes from the file's start.
 
-    Numbers that JSON has no words for are None.
+    NaN and infinities are None, since JSON has neither.
     """
     plain = {
         "schema": SCHEMA,
@@ -249,22 +249,22 @@ def _target(facts: ParallelFacts) -> dict[str, Any]:
 
 
 def _statistics(row: StatisticsRow) -> dict[str, Any]:
-    one = row.values
+    values = row.values
     return {
         "name": row.name,
         "layer": row.layer,
         "parameter": row.parameter,
         "dtype": row.dtype,
         "shape": row.shape,
-        "numel": one.numel,
-        "min": one.least,
-        "max": one.most,
-        "mean": one.mean,
-        "std": one.std,
-        "norm": one.norm,
-        "zeros": one.zeros,
-        "nan": one.nan,
-        "inf": one.inf,
+        "numel": values.numel,
+        "min": values.least,
+        "max": values.most,
+        "mean": values.mean,
+        "std": values.std,
+        "norm": values.norm,
+        "zeros": values.zeros,
+        "nan": values.nan,
+        "inf": values.inf,
         "flags": row.flags,
     }
 

@@ -1,4 +1,4 @@
-"""A Megatron checkpoint that opened whole: Megatron-DeepSpeed's folders, and Megatron-LM's."""
+"""Describe a sharded checkpoint that opened whole: folders of Megatron-DeepSpeed, GPT-NeoX and Megatron-LM."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SECTIONS = {Section.EMBEDDING: 0, Section.LAYER: 1, Section.FINAL_NORM: 2, Sect
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model that was opened, with its family and sizes if it has one that is translated, and why not otherwise."""
+    """An opened model, with its family and sizes if the family is translated, else with the refusal."""
 
     model: StoredModel
     family: ModelFamily | None = None
@@ -53,7 +53,7 @@ class KnownModel:
 
 
 def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
-    """A model with its family, or with the refusal of all families."""
+    """The model with its family, or with the reason why no family fits."""
     try:
         return KnownModel(*recognise(model, num_heads, by_args=True))
     except StreamconvError as error:
@@ -91,19 +91,19 @@ def _in_order(
 
 
 def _files_by_place(model: StoredModel) -> Places:
-    """The files of each layer and rank; what is before the layers is ``first``, what is behind them ``last``."""
+    """The files of each layer and rank; ``first`` is the part before the layers, ``last`` the part after them."""
     names = _Names(model.path)
-    found: dict[tuple[int | str, int], dict[str, None]] = defaultdict(dict)
+    files_of: dict[tuple[int | str, int], dict[str, None]] = defaultdict(dict)
     for parameter, shards in model.tensors.items():
         is_first = parameter.section is Section.EMBEDDING
         where = parameter.layer if parameter.section is Section.LAYER else FIRST if is_first else LAST
         for rank, shard in enumerate(shards):
-            found[where, rank].update(dict.fromkeys(names.of(shard)))
-    return {place: tuple(files) for place, files in found.items()}
+            files_of[where, rank].update(dict.fromkeys(names.of(shard)))
+    return {place: tuple(files) for place, files in files_of.items()}
 
 
 class _Names:
-    """Paths below a folder as words; a big checkpoint has few files and many tensors."""
+    """Paths below a folder as text, cached: a big checkpoint has few files and many tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -120,7 +120,7 @@ class _Names:
 
 
 def describe_sharded(found: KnownModel, report: InspectionReport, names: FolderNames | None) -> Places:
-    """Fill a report from a model that was opened; returns the files of each layer and rank."""
+    """Fill a report from an opened model; returns the files of each layer and rank."""
     places = _files_by_place(found.model)
     model = found.model
     report.what = model.format
@@ -156,12 +156,12 @@ def _files(model: StoredModel, rows: Sequence[TensorRow]) -> list[FileRow]:
     tensors: dict[str, int] = defaultdict(int)
     for row in rows:
         tensors[row.file] += 1
-    found = []
+    files = []
     for path in sorted(path for path in model.path.rglob("*") if path.is_file()):
         name = str(path.relative_to(model.path))
         kind = "parameters" if name in tensors else "optimizer" if "optim" in name else "state"
-        found.append(FileRow(name, path.stat().st_size, kind, tensors.get(name, 0)))
-    return found
+        files.append(FileRow(name, path.stat().st_size, kind, tensors.get(name, 0)))
+    return files
 
 
 def _facts(found: KnownModel, family: str | None) -> ModelFacts:

@@ -1,4 +1,4 @@
-"""Tensors as they are stored: where each is, which share bytes, and what is stored without being used."""
+"""Facts about stored tensors: their positions, shared bytes, and bytes that no tensor uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["first_byte", "storage_facts", "tensor_rows"]
 
 
 def first_byte(tensor: LazyTensor) -> int | None:
-    """Where in its file a tensor begins, None if it is empty or lies in several places."""
+    """The offset of a tensor in its file in bytes, None if it is empty or stored in several places."""
     if len(tensor.pieces) != 1 or len(tensor.pieces[0].views) != 1:
         return None
     view = tensor.pieces[0].views[0]
@@ -21,7 +21,7 @@ def first_byte(tensor: LazyTensor) -> int | None:
 
 
 def tensor_rows(tensors: Mapping[str, LazyTensor], file: str, prefix: str = "") -> list[TensorRow]:
-    """A row for each tensor of a file, in the file's order; the names behind ``prefix`` say layer and parameter."""
+    """A row for each tensor of a file, in the file's order. Layer and parameter come from ``tensors``' names."""
     first: dict[tuple[Storage, int], str] = {}
     rows = []
     for name, tensor in tensors.items():
@@ -40,7 +40,7 @@ def tensor_rows(tensors: Mapping[str, LazyTensor], file: str, prefix: str = "") 
 
 
 def storage_facts(storages: Iterable[Storage], tensors: Iterable[LazyTensor]) -> dict[str, int]:
-    """Bytes that are stored for tensors, and how many of them some tensor uses; the difference is bloat.
+    """The number of bytes stored for tensors, the number that some tensor uses, and the difference.
 
     DeepSpeed before 0.9 stored the whole stage's storage with each layer (its issues 549 and 3303).
     """
@@ -51,7 +51,7 @@ def storage_facts(storages: Iterable[Storage], tensors: Iterable[LazyTensor]) ->
             for view in piece.views:
                 start, nbytes = view.span(piece.shape)
                 spans[view.storage].append((start, start + nbytes))
-    used = sum(_covered(found) for found in spans.values())
+    used = sum(_covered(ranges) for ranges in spans.values())
     return {"stored_nbytes": stored, "used_nbytes": used, "unused_nbytes": stored - used}
 
 

@@ -1,4 +1,4 @@
-"""Which source files a target of another TP and PP would be made of."""
+"""The source files that each rank of a target with another TP and PP needs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def map_target(
     num_layers: int,
     files: Mapping[tuple[int | str, int], Sequence[str]],
 ) -> ParallelFacts:
-    """The map of a target; what is not asked for stays as the source has it.
+    """The map of a target; a size that is None is the source's.
 
     Args:
         tp: target tensor-parallel size.
-        pp: target pipeline-parallel size; stages are as even as can be, unless it stays.
+        pp: target pipeline-parallel size; if it changes, the layers are spread as evenly as possible.
         source: the source's sizes.
         num_layers: transformer layers.
-        files: the files of (layer, source rank); ``"first"`` and ``"last"`` stand for what is before and behind the
+        files: the files of (layer, source rank); ``"first"`` and ``"last"`` stand for the parts before and after the
             layers.
 
     Raises:
@@ -55,7 +55,7 @@ def map_target(
         if stage == len(owned) - 1:
             layers.append(LAST)
         for rank in range(wanted):
-            # Shards lie side by side: target rank r of T has the part r/T to (r+1)/T of what S ranks hold.
+            # Shards are laid side by side: target rank r of T needs the part from r/T to (r+1)/T of all source shards.
             first, last = rank * ranks // wanted, -(-(rank + 1) * ranks // wanted)
             needed = [name for layer in layers for r in range(first, last) for name in files.get((layer, r), ())]
             cells.append(Cell(stage, rank, tuple(dict.fromkeys(needed))))

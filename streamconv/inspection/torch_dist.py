@@ -1,4 +1,4 @@
-"""A Megatron-Core ``torch_dist`` folder, or any other of ``torch.distributed.checkpoint``."""
+"""Describe a Megatron-Core ``torch_dist`` folder, or any other of ``torch.distributed.checkpoint``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _WRITER = re.compile(r"__(\d+)_\d+\.distcp")
 
 
 def is_torch_dist(folder: Path) -> bool:
-    """Whether a folder is one: it has ``.metadata``, or at least ``.distcp`` files."""
+    """Whether a folder is one of ``torch.distributed.checkpoint``: it has ``.metadata`` or ``.distcp`` files."""
     return folder.is_dir() and ((folder / METADATA).is_file() or any(folder.glob("*.distcp")))
 
 
@@ -74,9 +74,9 @@ def _one_by_one(folder: Path, names: list[str], report: InspectionReport) -> dic
     report.findings += [finding for finding in broken if finding.where not in {f.where for f in report.findings}]
     tensors: dict[str, LazyTensor] = {}
     for file in files:
-        found = file.tensors()
-        report.tensors += tensor_rows(found, file.path.name, f"{file.path.name}:")
-        tensors |= {f"{file.path.name}:{name}": tensor for name, tensor in found.items()}
+        stored = file.tensors()
+        report.tensors += tensor_rows(stored, file.path.name, f"{file.path.name}:")
+        tensors |= {f"{file.path.name}:{name}": tensor for name, tensor in stored.items()}
     opened = {file.path.name: len(file.tensors()) for file in files}
     for name in names:
         kind = "distcp" if name in opened else "cannot be opened"
@@ -85,11 +85,11 @@ def _one_by_one(folder: Path, names: list[str], report: InspectionReport) -> dic
 
 
 def _objects(checkpoint: DistributedCheckpoint) -> Iterator[tuple[str, str]]:
-    """The objects in words; those that are shards of one (``<name>/shard_0_4``) are one."""
-    found: dict[str, list[tuple[str, int]]] = {}
+    """(name, words) of the objects; the shards of an object (``<name>/shard_0_4``) are joined."""
+    by_base: dict[str, list[tuple[str, int]]] = {}
     for name, place in checkpoint.objects.items():
-        found.setdefault(name.rpartition("/shard_")[0] or name, []).append((name, place.nbytes))
-    for base, shards in found.items():
+        by_base.setdefault(name.rpartition("/shard_")[0] or name, []).append((name, place.nbytes))
+    for base, shards in by_base.items():
         if len(shards) == 1:
             yield shards[0][0], f"object of {shards[0][1]} bytes"
         else:
@@ -104,7 +104,7 @@ def _row(folder: Path, name: str, tensor: LazyTensor) -> TensorRow:
 
 
 def _common_state(folder: Path, checkpoint: DistributedCheckpoint, report: InspectionReport) -> Mapping[str, Any]:
-    """The state beside the tensors, empty with a finding if it cannot be read, or is not there where it must be."""
+    """The state beside the tensors; empty, with a finding, if it cannot be read or is missing."""
     try:
         common = read_common_state(folder, checkpoint)
     except StreamconvError as error:
@@ -156,7 +156,7 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Inspecti
 def _parallel(
     checkpoint: DistributedCheckpoint, words: LazyTensor | None, args: Mapping[str, Any], report: InspectionReport
 ) -> ParallelFacts:
-    """The layout that wrote it, which no reader needs: args say it, or the chunks of the word embeddings say TP."""
+    """The layout that wrote the folder: by args, or TP by the chunks of the word embeddings. No reader needs it."""
     writers = {match[1] for name in checkpoint.files if (match := _WRITER.fullmatch(name))}
     if writers:
         report.evidence.append(Evidence(f"written by {len(writers)} ranks", "the names of the .distcp files"))
@@ -168,7 +168,7 @@ def _parallel(
 
 
 def by_layer(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-    """The tensors, those that stack all layers cut into one for each: ``decoder.layers.3.mlp.linear_fc1.weight``."""
+    """The tensors, with stacks of layers cut into one for each layer: ``decoder.layers.3.mlp.linear_fc1.weight``."""
     for name, tensor in tensors.items():
         if not is_stack(name) or not tensor.shape:
             yield name, tensor

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside tensors, readable: plain data as it is, everything else in words."""
+"""A checkpoint's values other than tensors, readable: plain data as it is, everything else in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMESPACE = ("argparse.Namespace", "types.SimpleNamespace")
 
 
 def readable(value: Any, depth: int = 0) -> Any:
-    """A value as JSON can hold it: short lists and dictionaries whole, long ones and foreign objects in words."""
+    """A value that JSON can express: short lists and dictionaries whole, long ones and foreign objects in words."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
@@ -54,8 +54,8 @@ def _record(value: Record, depth: int) -> Any:
 
 
 def readable_values(state: Any) -> dict[str, Any]:
-    """What a file holds beside tensors, by dotted path. Dictionaries are walked into, and lists that hold one or a
-    tensor; ``args`` are left out, :func:`args_table` has them.
+    """A file's values other than tensors, by dotted path. Dictionaries are walked into, and lists that hold one or a
+    tensor. ``args`` are left out: see :func:`args_table`.
     """
     return dict(_walk(state, (), set()))
 
@@ -75,8 +75,8 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[st
 
 
 def args_table(state: Any) -> dict[str, Any] | None:
-    """The training arguments of a rank's file, readable and sorted, or None if it has none."""
-    found = state.get("args") if isinstance(state, dict) else None
-    if not isinstance(found, Record):
+    """The training arguments of a rank's file, readable and sorted; None if it has none."""
+    args = state.get("args") if isinstance(state, dict) else None
+    if not isinstance(args, Record):
         return None
-    return {name: readable(value) for name, value in sorted(found.attributes.items())}
+    return {name: readable(value) for name, value in sorted(args.attributes.items())}

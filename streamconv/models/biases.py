@@ -1,4 +1,4 @@
-"""The biases of a block's linear layers that a model may have or not: which of them go together, and where."""
+"""The optional biases of a block's linear layers, and which sets of them each framework can have."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ BY_ENTRY: Mapping[str, tuple[str, str]] = {
     "attention_bias": (QKV_BIAS, "self_attention.dense.bias"),
     "mlp_bias": ("mlp.dense_h_to_4h.bias", "mlp.dense_4h_to_h.bias"),
 }
-"""The keys that an entry of ``config.json`` stands for [transformers ``models/llama/modeling_llama.py``:
+"""The bias keys that each entry of ``config.json`` switches on [transformers ``models/llama/modeling_llama.py``:
 ``LlamaAttention``, ``LlamaMLP``; ``models/qwen3/modeling_qwen3.py`` has the first alone].
 """
 
 
 def bias_mechanism(biases: Collection[str]) -> Mechanism:
-    """What the blocks of a model with these biases need: a model that has some of the linear layers' needs all, zeros
-    where it has none.
+    """The bias mechanism that a framework needs for a model with these biases.
+
+    Unless they are on queries, keys and values alone, a model with any needs them all; those that it lacks are zeros.
     """
     if not biases:
         return NO_BIASES
@@ -41,17 +42,17 @@ def bias_mechanism(biases: Collection[str]) -> Mechanism:
 
 
 def entry_of(key: str) -> str:
-    """The entry that says whether a model has a bias; KeyError if none does."""
+    """The entry of ``config.json`` that switches a bias on; KeyError if no entry does."""
     return {bias: entry for entry, biases in BY_ENTRY.items() for bias in biases}[key]
 
 
 def said_by(known: Mapping[str, Any]) -> frozenset[str]:
-    """The biases that a model has by the entries of its configuration."""
+    """The biases that a configuration switches on."""
     return frozenset(bias for entry, biases in BY_ENTRY.items() if known.get(entry) for bias in biases)
 
 
 def in_transformers(biases: Collection[str]) -> frozenset[str]:
-    """The biases that transformers' model has if it is to have these: the other one of each pair too."""
+    """The biases of transformers' model if it has at least these: an entry switches on all of its biases."""
     return frozenset(_pairs(biases))
 
 
@@ -62,11 +63,11 @@ def _pairs(biases: Collection[str]) -> Iterator[str]:
 
 
 def in_megatron(biases: Collection[str]) -> frozenset[str]:
-    """The biases that a model of Megatron has if it is to have these: those of all linear layers, but for those of
-    queries, keys and values alone.
+    """The biases of Megatron's model if it has at least these: on queries, keys and values alone, or on all linear
+    layers.
 
     [``add_bias_linear`` and ``add_qkv_bias``: ``megatron/core/transformer/attention.py``, ``mlp.py``,
     ``megatron/legacy/model/transformer.py`` of Megatron-LM; Megatron-DeepSpeed has the former alone]
     """
-    found = frozenset(biases)
-    return found if found <= {QKV_BIAS} else frozenset(bias for pair in BY_ENTRY.values() for bias in pair)
+    given = frozenset(biases)
+    return given if given <= {QKV_BIAS} else frozenset(bias for pair in BY_ENTRY.values() for bias in pair)

@@ -15,9 +15,10 @@ __all__ = ["FINAL_NORM", "LAYER_NORM_BLOCK", "RMS_NORM", "block", "head", "words
 def block(
     *, norm_bias: bool, qkv_bias: bool, bias: bool, gated: bool = False, optional: bool = False
 ) -> tuple[Parameter, ...]:
-    """One transformer layer: which of its parts have biases, and whether its MLP is a gated linear unit.
+    """The parameters of one transformer layer.
 
-    ``optional`` says that a model may lack the biases of its linear layers.
+    The three biases say which of its parts have one, ``gated`` whether its MLP is a gated linear unit, and ``optional``
+    whether a model may lack the biases of its linear layers.
     """
     norm = ("weight", "bias") if norm_bias else ("weight",)
     parts = GLU if gated else ()
@@ -45,7 +46,7 @@ def words() -> Parameter:
 
 
 def head() -> Parameter:
-    """A head of its own; a model that has none is tied to the word embedding."""
+    """The head; a model without this parameter uses the word embedding as its head."""
     return Parameter(Section.HEAD, "lm_head.weight", ("vocab", "hidden"), axis=0, optional=True)
 
 

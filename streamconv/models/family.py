@@ -17,14 +17,14 @@ __all__ = ["ModelFamily"]
 class ModelFamily:
     """A family: its name, what its blocks are made of, and its parameters.
 
-    ``mechanisms`` are all that its blocks are made of; one that only some of its models have (heads that share keys and
-    values, a head size of its own) is among them. ``huggingface`` says how transformers names and configures it.
+    ``mechanisms`` are all that its blocks are made of, including those that only some of its models have (heads that
+    share keys and values, a head size of its own). ``huggingface`` says how transformers names and configures it.
     ``only_named`` says that another family has parameters of the same names, so that only a configuration tells the two
-    apart. ``widest`` are the parameters of a model that has all that some models of the family have, in order, those
-    marked as optional; empty if all models have the same.
+    apart. ``widest`` lists every parameter that any model of the family has, in order; those that a model may lack are
+    marked as optional. It is empty if all models have the same parameters.
 
     Raises:
-        ValueError: the mechanisms state no norm, or two; or so of positions, MLPs, biases.
+        ValueError: the mechanisms state no norm, or two; likewise for positions, MLP and biases.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModelFamily:
 
     @property
     def gated(self) -> bool:
-        """Whether ``dense_h_to_4h`` has the rows of a gate and of what it gates."""
+        """Whether ``dense_h_to_4h`` has two halves: a gate, and what it gates."""
         return not self.mechanisms.isdisjoint((SWIGLU, GEGLU))
 
     @property
@@ -56,7 +56,7 @@ class ModelFamily:
 
     @property
     def choices(self) -> frozenset[str]:
-        """The keys in a layer that one model of the family has and another has not."""
+        """The keys in a layer that some models of the family have and others lack."""
         return frozenset(p.key for p in self.widest if p.section is Section.LAYER and p.optional)
 
     @property
@@ -65,7 +65,7 @@ class ModelFamily:
         return self.choices & self.keys(Section.LAYER)
 
     def having(self, keys: Collection[str]) -> ModelFamily:
-        """The family as one model has it: with just those of :attr:`choices` that are among ``keys``."""
+        """The family narrowed to one model: of :attr:`choices` it keeps those in ``keys``."""
         if not self.widest:
             return self
         left_out = self.choices - set(keys)

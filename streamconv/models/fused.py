@@ -19,12 +19,12 @@ __all__ = ["gather", "part_of", "shard"]
 def gather(
     parameter: Parameter, shards: Sequence[LazyTensor], sizes: ModelSizes, orders: RowOrders
 ) -> tuple[LazyTensor, ...]:
-    """The canonical tensors of a parameter from its tensor-parallel shards: one, or one a fused part.
+    """The canonical tensors of a parameter from its tensor-parallel shards: one tensor, or one for each fused part.
 
     Query, key and value have shape ``(groups, rows of a group, ..)``, gate and up ``(ffn, ..)``, any other tensor the
-    parameter's own. A replicated parameter is given as one shard, a summed one as all of them where ranks hold shares.
-    Without the number of heads, the rows of query_key_value are joined as they stand (interleaved rows only). Where
-    ranks do not hold whole groups, they hold even slices of the rows of all groups.
+    parameter's own. Pass one shard of a replicated parameter, and all shards of a summed one if ranks hold shares.
+    If the number of heads is unknown, the rows of query_key_value are joined in stored order (for interleaved rows
+    only). Where the ranks do not divide the groups, each holds an equal slice of the rows of all groups.
     """
     if parameter.is_glu:
         parts = [_halves(shard, orders.glu) for shard in shards]
@@ -66,10 +66,10 @@ def _qkv_parts(shard: LazyTensor, sizes: ModelSizes, layout: QkvLayout) -> tuple
 
 
 def shard(parameter: Parameter, whole: Sequence[LazyTensor], tp: int, rank: int, orders: RowOrders) -> LazyTensor:
-    """One rank's tensor of a parameter from its canonical tensors, fused rows in the order asked for.
+    """One rank's tensor of a parameter, cut from its canonical tensors, with fused rows in the order of ``orders``.
 
-    Where the ranks do not divide the groups of query_key_value, a rank has an even slice of the interleaved rows of all
-    groups [``megatron/core/transformer/attention.py:SelfAttention``, whose ranks gather them before they use them].
+    Where the ranks do not divide the groups of query_key_value, a rank has an equal slice of the interleaved rows of
+    all groups [``megatron/core/transformer/attention.py:SelfAttention``; ranks gather the slices before they use them].
     """
     if len(whole) == 1:
         (tensor,) = whole
@@ -92,7 +92,7 @@ def shard(parameter: Parameter, whole: Sequence[LazyTensor], tp: int, rank: int,
 
 
 def part_of(parameter: Parameter, whole: Sequence[LazyTensor], part: str, tp: int = 1, rank: int = 0) -> LazyTensor:
-    """One rank's rows of one part of a fused parameter by itself, flat: of ``key``, or of ``gate``."""
+    """One rank's rows of a single part of a fused parameter (``key``, ``gate``), its groups flattened into rows."""
     tensor = whole[parameter.parts.index(part)]
     size = tensor.shape[0] // tp
     tensor = tensor.slice(0, rank * size, (rank + 1) * size)

@@ -1,4 +1,4 @@
-"""How transformers stores a family: names, fused rows and transposed matrices, and what its config.json says."""
+"""How transformers stores a family: names, fused rows, transposed matrices, and the settings of its config.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HfTensor", "HuggingFace", "linear", "split"]
 class HfTensor:
     """One tensor of a Hugging Face model: all of a parameter, or one part of it.
 
-    ``name`` holds ``{layer}`` where it is one of a layer. ``transposed`` matrices are stored ``(in, out)``
+    ``name`` contains ``{layer}`` if the tensor belongs to a layer. ``transposed`` matrices are stored ``(in, out)``
     [transformers ``pytorch_utils.py:Conv1D``].
     """
 
@@ -31,10 +31,10 @@ class HfTensor:
 class HuggingFace:
     """A family in transformers.
 
-    ``tensors`` are those of every model of the family, ``widest`` those of a model that has all that some have; empty
-    if all have the same. ``prefix`` is the base model's name, which files of the bare base model leave out. ``buffers``
-    are patterns (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that published
-    models keep the padded vocabulary. ``sources`` names where in transformers all of this can be read.
+    ``tensors`` lists the tensors that every model of the family has, ``widest`` those that any model has; it is empty
+    if all models have the same. ``prefix`` is the base model's name, which files of the bare base model leave out.
+    ``buffers`` are patterns (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that
+    published models keep the padded vocabulary.
     """
 
     model_type: str
@@ -60,7 +60,7 @@ def linear(name: str, key: str, *, transposed: bool = False, bias: bool = True) 
 
 
 def split(names: Mapping[str, str], key: str, *, bias: bool = False) -> Iterator[HfTensor]:
-    """The modules of a layer, by part, that one fused parameter is stored in."""
+    """The tensors of a fused parameter of a layer that is stored as a module for each part; ``names`` are by part."""
     for part, name in names.items():
         yield HfTensor(f"{name}.weight", Section.LAYER, f"{key}.weight", part)
         if bias:

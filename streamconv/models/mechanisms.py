@@ -1,8 +1,8 @@
-"""What transformer blocks are made of, by one value for each mechanism.
+"""What transformer blocks are made of: one value for each mechanism.
 
-A family states the set of its mechanisms, and every framework lists those that its model runs. What is stated and not
-listed is refused in the mechanism's words, so a new mechanism needs a constant here and nothing else: no framework
-takes it for its nearest. How bytes lie (fused rows, transposed matrices) is no mechanism.
+A family states the set of its mechanisms, and every framework lists those that its model runs. A mechanism that is
+stated and not listed is refused in its own words. So a new mechanism needs only a constant here: no framework mistakes
+it for a similar one. The layout of bytes (fused rows, transposed matrices) is no mechanism.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """A mechanism: its name in Megatron's arguments where they have one, and its words as they follow "has no"."""
+    """A mechanism: its name, as in Megatron's arguments where they have one, and the words that follow "has no"."""
 
     name: str
     words: str
@@ -50,7 +50,7 @@ ALIBI = Mechanism("alibi", "ALiBi")
 LEARNED = Mechanism("learned", "learned positions")
 ROTARY = Mechanism("rotary", "rotary positions")
 PARTIAL_ROTARY = Mechanism("partial_rotary", "rotary positions in a part of each head")
-"""Beside :data:`ROTARY`: the configuration says which part, and it may be all."""
+"""Stated together with :data:`ROTARY`. The configuration says which part; it may be the whole head."""
 
 LAYERNORM = Mechanism("layernorm", "LayerNorm")
 RMSNORM = Mechanism("rmsnorm", "RMSNorm")
@@ -58,7 +58,7 @@ NORMS_LESS_ONE = Mechanism("norms_less_one", "norms stored less 1")
 """The norm multiplies by 1 + weight."""
 
 PLAIN_MLP = Mechanism("plain", "MLP without a gate")
-"""Which function it activates with is the configuration's to say."""
+"""The configuration names its activation function."""
 
 SWIGLU = Mechanism("swiglu", "gated unit with SiLU (SwiGLU)")
 GEGLU = Mechanism("geglu", "gated unit with tanh GELU (GeGLU)")
@@ -82,7 +82,7 @@ EXCLUSIVE: tuple[tuple[str, tuple[Mechanism, ...]], ...] = (
     ("MLP", (PLAIN_MLP, SWIGLU, GEGLU)),
     ("biases", (BIASES, QKV_BIASES, NO_BIASES)),
 )
-"""What a block has one of, and the mechanisms that it may be."""
+"""What a block has exactly one of, and the mechanisms to choose from."""
 
 KNOWN = (
     *(ALIBI, LEARNED, ROTARY, PARTIAL_ROTARY, EMBEDDING_NORM, PARALLEL_RESIDUAL, LAYERNORM, RMSNORM, PLAIN_MLP),
@@ -93,10 +93,10 @@ KNOWN = (
 
 
 def check_exclusive(mechanisms: Collection[Mechanism]) -> None:
-    """Check that a set states one positions, one norm, one MLP and one way of biases.
+    """Check that a set states exactly one mechanism of each group of :data:`EXCLUSIVE`.
 
     Raises:
-        ValueError: none of a group, or two.
+        ValueError: it states none of a group, or several.
     """
     for what, group in EXCLUSIVE:
         stated = [mechanism.name for mechanism in group if mechanism in mechanisms]
@@ -106,7 +106,7 @@ def check_exclusive(mechanisms: Collection[Mechanism]) -> None:
 
 
 def in_words(mechanisms: Iterable[Mechanism]) -> str:
-    """``no ALiBi and no embedding norm``, in the order of :data:`KNOWN`; those that are not in it come last.
+    """``no ALiBi and no embedding norm``, in the order of :data:`KNOWN`; mechanisms outside it come last.
 
     Args:
         mechanisms: one or more.

@@ -97,7 +97,7 @@ class Parameter:
         return self.parts == GLU
 
     def of(self, layer: int = -1) -> ParameterId:
-        """This parameter of one layer, or of a model where it is in no layer."""
+        """The id of this parameter in a layer; -1 if it is outside the layers."""
         return ParameterId(self.section, layer, self.key)
 
 

@@ -1,4 +1,4 @@
-"""The model families: one module each in ``models/families``, holding a ``FAMILY``, found there by name."""
+"""The model families: one module each in ``models/families``, found by name, whose ``FAMILY`` is the family."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily:
     """The family that ``model_type`` names, or ``architectures`` where it is missing.
 
     Raises:
-        UnsupportedError: it is none that is known, or stored or put together as none is.
+        UnsupportedError: the family is not known, or its weights or layers are stored in a way that is not translated.
     """
     kind, architecture = config.get("model_type"), _architecture(config)
     families = ", ".join(family.huggingface.model_type for family in known_families())
@@ -41,7 +41,7 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily:
             continue
         if architecture not in (None, *names):
             raise UnsupportedError(f"the architecture {architecture}: only {names[0]} is translated")
-        _refuse_ways(config)
+        _refuse_storage(config)
         return family
     name = kind if kind is not None else architecture or "no model_type and no architectures"
     if any(part in str(name).lower() for part in ("moe", "mixtral", "deepseek")) or any(x in config for x in _EXPERTS):
@@ -61,7 +61,7 @@ def _stem(family: ModelFamily) -> str:
     return family.huggingface.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
 
 
-def _refuse_ways(config: Mapping[str, Any]) -> None:
+def _refuse_storage(config: Mapping[str, Any]) -> None:
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise UnsupportedError(

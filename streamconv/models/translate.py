@@ -1,6 +1,7 @@
 """``config.json`` and training arguments, each made from the other by a family's settings.
 
-What logits depend on is known, or asked for by its name; it is never what a default of transformers happens to be.
+A configuration that is made from arguments has every entry that logits depend on. Where nothing in the source says
+one, the user is asked for it by name; a default of transformers is never assumed.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from streamconv.models.parameter import ModelSizes
 
 __all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "neutral_args", "overruled"]
 
-# Where a model was, and code that does not come along: neither is true of the result.
+# The place of the source, and code that is not copied: neither holds for the result.
 _LEFT_BEHIND = ("_name_or_path", "_commit_hash", "auto_map")
 _TIE, _VOCABULARY, _WINDOW = "tie_word_embeddings", "vocab_size", "sliding_window"
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Training arguments, entries that no argument can say (name and value), what else should be known, and all entries
-    that are known.
+    """A translated ``config.json``: the training arguments; ``refusals``, entries (name and value) that no argument can
+    express; notes (what, from what); and all entries that are known.
     """
 
     args: dict[str, Any]
@@ -52,11 +53,11 @@ def args_of(
     Args:
         family: the family that it names.
         config: its entries.
-        defaults: whether what transformers assumes for missing entries is said too.
-        core: whether they are for Megatron-Core, not those that Megatron-DeepSpeed has.
+        defaults: whether missing entries get the values that transformers assumes.
+        core: whether the arguments are for Megatron-Core instead of Megatron-DeepSpeed.
 
     Raises:
-        DamagedError: an entry makes no sense, or two that mean the same differ.
+        DamagedError: an entry is invalid, or two that mean the same differ.
     """
     known = _read(family, config, DamagedError)
     said = set(known)
@@ -77,7 +78,7 @@ def args_of(
 
 
 def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvError]) -> dict[str, Any]:
-    """What a configuration says, in the names of the family's settings."""
+    """The entries of a configuration, by the names of the family's settings."""
     what = "--config" if kind is UsageError else "config.json"
     said: dict[str, Any] = {}
     try:
@@ -89,11 +90,11 @@ def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvE
 
 
 def overruled(family: ModelFamily, config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """A source's ``config.json`` with what the user says in its place, however either of them spells it.
+    """A source's ``config.json`` with the user's entries in place of its own, however either spells them.
 
     Raises:
-        UsageError: what the user says makes no sense.
-        DamagedError: an entry of ``config.json`` that is said in part makes no sense.
+        UsageError: one of the user's entries is invalid.
+        DamagedError: an entry of ``config.json`` that the user replaces in part is invalid.
     """
     merged = {**config, **said}
     _read(family, said, UsageError)
@@ -122,18 +123,18 @@ def config_of(
 
     Args:
         family: its family.
-        sizes: its sizes; the vocabulary's are those that are written.
+        sizes: its sizes; ``vocab`` counts the rows that are written.
         args: the training arguments of the source, if it has any.
         config: the source's own ``config.json``, if it is a Hugging Face model; its entries stay.
-        supplied: what the user says; it outweighs the source's ``config.json``.
-        dtype_name: of the tensors.
+        supplied: the user's entries; they outweigh the source's ``config.json``.
+        dtype_name: the dtype of the tensors.
         has_head: whether the head is a tensor of its own.
 
     Raises:
-        AmbiguousError: logits depend on an entry, and nothing says it.
-        UnsupportedError: the arguments say what transformers' model cannot do.
-        UsageError: what the user says contradicts tensors or arguments.
-        DamagedError: the source's own configuration contradicts its tensors, or makes no sense.
+        AmbiguousError: logits depend on an entry that is unknown.
+        UnsupportedError: the arguments require what transformers' model cannot do.
+        UsageError: the user's entries contradict tensors or arguments.
+        DamagedError: the source's own configuration contradicts its tensors, or is invalid.
     """
     shown = {_TIE: not has_head, _VOCABULARY: sizes.vocab}
     if config is None:
@@ -153,7 +154,7 @@ def config_of(
 def _from_config(
     family: ModelFamily, sizes: ModelSizes, config: dict[str, Any], supplied: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The source's own entries, checked against its tensors, and completed where transformers' versions differ."""
+    """The source's own entries, checked against its tensors, in every spelling that transformers' releases use."""
     known = _read(family, config, DamagedError)
     for setting in family.huggingface.settings:
         known |= {name: value for name, value in setting.defaults(config, known).items() if name not in known}
@@ -184,9 +185,9 @@ def _from_args(
         by_args = {name: value for setting in settings for name, value in setting.to_config(args).items()}
     except ValueError as error:
         raise DamagedError(str(error)) from error
-    found = {**by_args, **by_tensors}
-    notes = _contradictions(family, found, said, supplied, shown)
-    known = {**said, **found}
+    by_source = {**by_args, **by_tensors}
+    notes = _contradictions(family, by_source, said, supplied, shown)
+    known = {**said, **by_source}
     objections = [words for setting in settings for words in setting.objections(args, sizes, known)]
     if args.get(_WINDOW) is not None and all(_WINDOW not in setting.entries for setting in settings):
         objections.append(f"a {_WINDOW} of {args[_WINDOW]} positions, which Mistral has (--config with its model_type)")
@@ -196,7 +197,7 @@ def _from_args(
     names = {
         "the tensors": list(by_tensors),
         "training arguments": [name for name in by_args if name not in by_tensors and name not in always],
-        "--config": [name for name in supplied if name not in found],
+        "--config": [name for name in supplied if name not in by_source],
     }
     notes += [(f"config.json: {', '.join(sorted(of))}", source) for source, of in names.items() if of]
     unknown = [name for setting in settings for name in setting.entries if name not in known]
@@ -210,12 +211,16 @@ def _from_args(
 
 def _contradictions(
     family: ModelFamily,
-    found: Mapping[str, Any],
+    by_source: Mapping[str, Any],
     said: Mapping[str, Any],
     supplied: Mapping[str, Any],
     shown: Mapping[str, Any],
 ) -> list[tuple[str, str]]:
-    """Refuse what the user says against the source; where logits do not depend on it, say which one counts."""
+    """Notes on the user's entries that the source overrules, which is allowed where logits do not depend on them.
+
+    Raises:
+        UsageError: another of the user's entries contradicts the source.
+    """
     fixed = {**shown, "model_type": family.huggingface.model_type}
     faults = [
         (name, supplied[name], value)
@@ -227,11 +232,11 @@ def _contradictions(
         notes.append((f"vocab_size {shown[_VOCABULARY]}, not {vocabulary}", "the rows that are written, with padding"))
     for setting in family.huggingface.settings:
         for name in setting.entries:
-            if name in found and name in said and found[name] != said[name]:
+            if name in by_source and name in said and by_source[name] != said[name]:
                 if setting.matters:
-                    faults.append((name, said[name], found[name]))
+                    faults.append((name, said[name], by_source[name]))
                 else:
-                    notes.append((f"{name} {found[name]}, not {said[name]}", "the run's own outweighs --config"))
+                    notes.append((f"{name} {by_source[name]}, not {said[name]}", "the run's own outweighs --config"))
     if faults:
         words = "; ".join(f"{name} is {said!r} in --config and {value!r} in the source" for name, said, value in faults)
         raise UsageError(words, remedy="leave it out of --config, or give the configuration of this model")

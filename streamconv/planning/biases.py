@@ -1,7 +1,8 @@
-"""Biases of linear layers that a model may have or not: which are stored, and what becomes of them in a target.
+"""Optional biases of linear layers: which are stored, and which a target has.
 
-A framework has them on some sets of layers alone (:mod:`streamconv.models.biases`). What the target's set has beyond
-the source's is written as zeros. On the way back to transformers, biases that are zero in every element stay behind.
+A framework has biases only on certain sets of layers (:mod:`streamconv.models.biases`). Biases that the target needs
+and the source lacks are written as zeros. From Megatron to transformers, biases that are zero in every element are left
+out.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _TRANSFORMERS = "transformers has a bias on o_proj where it has biases on querie
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """What becomes of a model's biases: the family as the target has it, the keys of those that are written as zeros,
-    and of those that stay behind.
+    """The biases of a target: its family, the keys of biases that are written as zeros, and the keys of stored biases
+    that are left out.
     """
 
     family: ModelFamily
@@ -53,26 +54,26 @@ class Biases:
                 assembly.whole[bias] = gather(row, (whole,), sizes, RowOrders())
 
     def dropped(self, model: StoredModel) -> Iterator[Dropped]:
-        """Those that stay behind, and why."""
+        """The biases that are left out, and why."""
         if self.left:
-            shards = [shard for found, shards in model.tensors.items() if found.key in self.left for shard in shards]
+            shards = [shard for place, shards in model.tensors.items() if place.key in self.left for shard in shards]
             reason = "zero in every element of every layer: transformers' model goes without"
             what = f"{' and '.join(self.left)} of {model.num_layers} layers"
             yield Dropped(what, sum(shard.nbytes for shard in shards), reason)
 
     def facts(self, model: StoredModel, target: TargetFormat) -> Iterator[Fact]:
-        """What a plan says of them."""
+        """Facts about the added zeros, for the plan."""
         if self.zeros:
             what = f"zeros for {' and '.join(self.zeros)} in {model.num_layers} layers"
             yield Fact(what, f"the source has none, and {_MEGATRON if target.is_sharded else _TRANSFORMERS}")
 
 
 def settle_biases(model: StoredModel, family: ModelFamily, target: TargetFormat, said: Mapping[str, Any]) -> Biases:
-    """Decide which biases the target has.
+    """The biases of the target.
 
-    Training checkpoints have what Megatron can have. Where one goes to transformers, the values of its biases are read:
-    a pair that is zero in every bit stays behind, unless ``said``, the user's configuration, says that the model has
-    it.
+    A training checkpoint gets a set that Megatron can have. From a training checkpoint to transformers, the values of
+    the biases are read: a pair that is zero in every bit is left out, unless ``said``, the user's configuration,
+    switches it on.
 
     Raises:
         DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
@@ -94,48 +95,48 @@ def settle_biases(model: StoredModel, family: ModelFamily, target: TargetFormat,
 
 
 def _not_zero(model: StoredModel, stored: Collection[str], said: Mapping[str, Any]) -> Iterator[str]:
-    """The stored biases of each pair of which an element of one is not zero, or that is said to be the model's."""
+    """The stored biases of each pair that is not all zero, or that the user's configuration switches on."""
     if not stored:
         return
-    # Here, because most plans look at no values and need no numpy.
+    # Imported here: most plans read no values and need no numpy.
     from streamconv.values.zeros import all_zero
 
     for entry, pair in BY_ENTRY.items():
         mine = [key for key in pair if key in stored]
-        shards = (shard for found, shards in model.tensors.items() if found.key in mine for shard in shards)
+        shards = (shard for place, shards in model.tensors.items() if place.key in mine for shard in shards)
         if said.get(entry) is True or not all_zero(shards):
             yield from mine
 
 
 def stored_biases(model: StoredModel, family: ModelFamily) -> frozenset[str]:
-    """The biases that a family may have or not, and this model has in all layers.
+    """The optional biases of a family that a model has in all layers.
 
     Raises:
-        DamagedError: one is in some of the layers alone, or there are others than Megatron can have.
+        DamagedError: a bias is in only some of the layers, or Megatron cannot have this set.
     """
     by_layer = model.keys_by_layer()
-    found = frozenset(by_layer.get(0, set()) & family.choices)
+    stored = frozenset(by_layer.get(0, set()) & family.choices)
     for layer, keys in sorted(by_layer.items()):
-        for key in sorted((keys & family.choices) ^ found):
+        for key in sorted((keys & family.choices) ^ stored):
             there, gone = (layer, 0) if key in keys else (0, layer)
             name, other = (_called(model, ParameterId(Section.LAYER, number, key)) for number in (there, gone))
             raise DamagedError(f"{name} is stored, and {other} is not: all layers must be alike", where=model.path)
     if model.config is None:
-        _refuse_other_sets(model, family, found)
-    return found
+        _refuse_other_sets(model, family, stored)
+    return stored
 
 
-def _refuse_other_sets(model: StoredModel, family: ModelFamily, found: frozenset[str]) -> None:
-    """Refuse a training checkpoint with biases that Megatron's model cannot have, or without those that args name."""
-    for key in sorted(in_megatron(found) - found):
+def _refuse_other_sets(model: StoredModel, family: ModelFamily, stored: frozenset[str]) -> None:
+    """Refuse a training checkpoint with biases that Megatron cannot have, or without biases that args require."""
+    for key in sorted(in_megatron(stored) - stored):
         name = _called(model, ParameterId(Section.LAYER, 0, key))
         raise DamagedError(
-            f"{name} is missing: there are biases on {', '.join(sorted(found))}",
+            f"{name} is missing: there are biases on {', '.join(sorted(stored))}",
             where=model.path,
             remedy=_MEGATRON,
         )
     if (model.args or {}).get("add_bias_linear") is True:
-        for key in sorted(family.choices - found):
+        for key in sorted(family.choices - stored):
             raise DamagedError(
                 f"args.add_bias_linear is True, and {_called(model, ParameterId(Section.LAYER, 0, key))} is not stored",
                 where=model.path,
@@ -143,7 +144,7 @@ def _refuse_other_sets(model: StoredModel, family: ModelFamily, found: frozenset
 
 
 def stored_as(model: StoredModel, parameter: ParameterId) -> str:
-    """The name that a parameter is stored by, for the end of a message; nothing if it is the canonical one."""
+    """The stored name of a parameter, as the end of a message; empty if it is the canonical one."""
     stored = _called(model, parameter)
     return "" if stored in (parameter.name, parameter.key) else f"; stored as {stored}"
 

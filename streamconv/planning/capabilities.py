@@ -1,4 +1,4 @@
-"""Which family goes from which source to which target, or why not: one table, and the choice of a target."""
+"""Which families are converted from which sources to which targets, or why not; and the choice of a target."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MEGATRON = ("megatron-core", "megatron-legacy")
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One family from one source to one target; ``refusal`` says why that does not work, None if it does."""
+    """One family from one source to one target; ``refusal`` is why it cannot be converted, None if it can."""
 
     family: ModelFamily
     source: SourceFormat
@@ -38,12 +38,12 @@ def capability_table() -> Iterator[Capability]:
 
 
 def target_names() -> tuple[str, ...]:
-    """What ``--to`` takes."""
+    """The values of ``--to``."""
     return (NEWEST, *(target.name for target in known_targets()))
 
 
 def find_target(wanted: str, family: ModelFamily | None = None) -> TargetFormat:
-    """The format that ``--to`` names; of ``megatron`` the newest layout that can hold the family, where it is known.
+    """The format that ``--to`` names; for ``megatron`` the newest layout that can hold the family, if that is known.
 
     Raises:
         UsageError: there is no such target.
@@ -59,10 +59,10 @@ def find_target(wanted: str, family: ModelFamily | None = None) -> TargetFormat:
 
 
 def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
-    """Why this target, for what the user asked for.
+    """Why this target was chosen for the user's ``--to``, in words.
 
     Raises:
-        UnsupportedError: it cannot hold the family.
+        UnsupportedError: the target cannot hold the family.
     """
     refusal = target.refusal(family)
     if refusal is not None:

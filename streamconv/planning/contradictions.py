@@ -1,4 +1,4 @@
-"""What training arguments say that a family's mechanisms contradict."""
+"""Contradictions between training arguments and a family's mechanisms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NORMS = {
 
 
 def contradictions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
-    """What the training arguments say that a family has not, and what it has that they deny."""
+    """Mechanisms that the arguments require and the family lacks, and those that it has and they deny; in words."""
     has = family.mechanisms.__contains__
     experts = args.get("num_experts")
     most = max(experts, default=1) if isinstance(experts, list) else experts
@@ -43,7 +43,7 @@ def _norms(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
     known = _NORMS.get(norm) if isinstance(norm, str) else None
     if norm is not None and (known is None or not has(known)):
         yield "RMSNorm (Llama)" if known is made_of.RMSNORM else f"the normalization {shown(norm)}"
-    # LayerNorm's may be stored so in every family: each target says whether it can be told.
+    # Any LayerNorm may be stored less 1: each target checks whether its arguments can express that.
     if less_one and has(made_of.RMSNORM) and not has(made_of.NORMS_LESS_ONE):
         yield f"norms stored less 1 (args.apply_layernorm_1p is {shown(less_one)})"
     if less_one is False and has(made_of.NORMS_LESS_ONE):

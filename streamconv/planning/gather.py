@@ -1,4 +1,4 @@
-"""From shards to whole parameters: joined over ranks, taken apart where fused, with what is left behind and why."""
+"""Make whole, unfused parameters from shards, and record what is left out and why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ REPLICATED_POLICIES = ("first", "mean", "fail")
 
 @dataclass(slots=True)
 class Assembly:
-    """The canonical parameters of a model, and what was decided while they were made."""
+    """The canonical parameters of a model.
+
+    ``replicas`` are copies to compare, ``sources`` all stored tensors by name, ``left_out`` the boxes of them that are
+    not used (None for all of a tensor), and ``dropped`` the reasons.
+    """
 
     whole: dict[ParameterId, tuple[LazyTensor, ...]]
     replicas: list[Replica]
@@ -44,22 +48,22 @@ def assemble(
         model: what is stored.
         family: its parameters.
         sizes: its sizes.
-        vocabulary: what becomes of the vocabulary's rows.
-        replicated: which copy of a replicated parameter counts, one of :data:`REPLICATED_POLICIES`.
-        left: keys of parameters that stay behind, which the caller gives the reason for.
+        vocabulary: the rows of the vocabulary to keep.
+        replicated: which copy of a replicated parameter is used, one of :data:`REPLICATED_POLICIES`.
+        left: keys of parameters to leave out; the caller records the reason.
     """
     result = Assembly({}, [], {}, {}, [])
     copies = 0
     for stored, shards in model.tensors.items():
         parameter, name = family.parameter(stored), stored.name
         for rank, tensor in enumerate(shards):
-            found = _stored(f"{name} of rank {rank}", tensor)
-            result.sources |= found
-            result.left_out |= dict.fromkeys(found) if stored.key in left else {}
+            stored_tensors = _stored(f"{name} of rank {rank}", tensor)
+            result.sources |= stored_tensors
+            result.left_out |= dict.fromkeys(stored_tensors) if stored.key in left else {}
         if stored.key in left:
             continue
         if parameter.axis is None and not (parameter.summed and model.orders.shares):
-            chosen, spare = _one_of(shards, replicated)
+            chosen, spare = _chosen_copy(shards, replicated)
             if len(shards) > 1:
                 result.replicas.append(Replica(name, shards))
             result.left_out |= {f"{name} of rank {rank}": None for rank in spare}
@@ -76,8 +80,8 @@ def assemble(
 
 
 def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
-    """The stored tensors that a shard is joined from, mostly itself; fused rows may be stored in several, and rows that
-    follow each other in one storage are one of them.
+    """The stored tensors that a shard is joined from: usually itself. Fused rows may be stored in several; consecutive
+    rows of one storage are one of them.
     """
     if len(tensor.pieces) < 2:
         return {name: tensor}
@@ -89,8 +93,8 @@ def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     return {f"{name}, part {i}": LazyTensor.stored(run.views[0], run.shape) for i, run in enumerate(runs)}
 
 
-def _one_of(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:
-    """The tensor that stands for all copies, and the ranks whose copies are not read for it."""
+def _chosen_copy(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:
+    """The tensor that represents all copies, and the ranks whose copies are not read for it."""
     if policy == "mean" and len(shards) > 1:
         return mean(shards), range(0)
     return shards[0], range(1, len(shards))
@@ -107,7 +111,7 @@ def _drop_padding(result: Assembly, parameter: ParameterId, vocabulary: Vocabula
         result.dropped.append(Dropped(f"rows {true} to {stored - 1} of {name}", (stored - true) * row, reason))
     mine = [(source, tensor) for source, tensor in result.sources.items() if source.startswith(f"{name} of rank ")]
     for piece in whole.slice(0, true, stored).pieces:
-        source, tensor = next(found for found in mine if _holds(found[1], piece))
+        source, tensor = next(candidate for candidate in mine if _holds(candidate[1], piece))
         first = (piece.views[0].offset - tensor.pieces[0].views[0].offset) // piece.views[0].strides[0]
         padding: Box = ((first, first + piece.shape[0]), (0, whole.shape[1]))
         result.left_out[source] = [padding] if piece.shape[0] < tensor.shape[0] else None
@@ -115,7 +119,7 @@ def _drop_padding(result: Assembly, parameter: ParameterId, vocabulary: Vocabula
 
 
 def _holds(tensor: LazyTensor, piece: Piece) -> bool:
-    """Whether the rows of a piece are rows of a stored tensor."""
+    """Whether a stored tensor contains the rows of a piece."""
     if not tensor.pieces:
         return False
     stored, view = tensor.pieces[0].views[0], piece.views[0]

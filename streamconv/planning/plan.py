@@ -1,7 +1,7 @@
 """The ``Plan``: every output file with every byte's place, before anything is written.
 
-A plan is a value. What can be refused is refused while it is made: unknown or missing tensors, sizes that do not
-divide, a coverage that is not complete.
+A plan is immutable. Making it checks everything that can be checked: unknown or missing tensors, sizes that do not
+divide, incomplete coverage.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["OutputFile", "OutputTensor", "Plan"]
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A stored tensor of the result: its names in the model's state dict (a tied one has two), which parameter it is,
-    and what fills it.
+    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its parameter, and its
+    value.
     """
 
     names: tuple[str, ...]
@@ -38,8 +38,8 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of the result: its path below the destination, whose shards it holds, its layout, and what fills each
-    storage.
+    """One file of the result: its path below the destination, the rank whose shards it holds, its layout, and the
+    tensor of each storage.
     """
 
     path: str
@@ -50,13 +50,13 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion, whole and checked.
+    """A complete, checked conversion.
 
-    ``facts`` is what was found out about the source and from what; ``warnings`` is what a user should read before
-    trusting the result; ``choices`` is what was decided for the target, ``notes`` what to know of it. ``texts`` are the
-    commit record, ``small`` other texts of the result and ``copied`` files that go along byte for byte, by their names
-    in it. ``owned`` are patterns of names in the destination that make a checkpoint of this kind, ``beside`` of those
-    that belong to one.
+    ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
+    ``choices`` are decisions for the target, ``notes`` facts about it. ``texts`` are the commit record, ``small`` other
+    small files of the result, and ``copied`` files that are copied byte for byte; all by their names in the result.
+    ``owned`` are patterns of names in the destination that make up a checkpoint of this kind, ``beside`` patterns of
+    names that accompany one.
     """
 
     source: Path

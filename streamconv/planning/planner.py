@@ -1,4 +1,4 @@
-"""Make a :class:`Plan` out of a stored model and what the user wants."""
+"""Make a :class:`Plan` from a stored model and the user's options."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from streamconv.planning.vocabulary import VocabularyPlan, plan_vocabulary, unpa
 __all__ = ["REPLICATED_POLICIES", "make_plan"]
 
 _SHARD_NBYTES = 5 * 10**9
-# Entries of a config.json that say nothing of the model's function, or that its tensors show.
+# Entries of a config.json that do not affect the model's function, or that its tensors show.
 _NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
 def make_plan(path: Path, options: ConvertOptions) -> Plan:
     """Open ``path``, recognise the model, and plan its conversion. Nothing is written. Only metadata is read, and the
-    values of biases that transformers' model may go without (:mod:`streamconv.planning.biases`).
+    values of biases that transformers' model may lack (:mod:`streamconv.planning.biases`).
 
     Raises:
-        StreamconvError: whatever can be refused is refused here, with the class that says why.
+        StreamconvError: the conversion is refused; its class says why.
     """
     model, family, sizes, target = _open(path, options)
     layout = _layout(model, target, options)
@@ -62,7 +62,7 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         source=model.path,
         source_format=model.format,
         family=family.title,
-        source_layout=_words(model),
+        source_layout=_layout_words(model),
         target_format=target.name,
         target_layout=layout,
         dtype=options.dtype,
@@ -85,13 +85,13 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
 
 
 def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
-    """The model, with arguments if the target has them, and the target, which has not refused it so far."""
+    """The recognised model, with arguments if the target has them, and the target."""
     said = options.source.config
     source, stored = open_source(path, options.source)
     supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
     model, family, sizes = recognise(supplied, options.source.num_heads, named)
     if family.only_named and (refusal := source.refusal(family)):
-        # Its parameters are those of another family, so nothing but the configuration speaks for it.
+        # Another family has the same parameters, so the user's configuration is the only evidence for this one.
         raise UnsupportedError(
             f"no {source.name} checkpoint is a {family.title}: {refusal}",
             where=model.path,
@@ -143,10 +143,10 @@ def _wanted(
 
 
 def _supply(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> tuple[StoredModel, str | None]:
-    """The model with what the user's configuration says of it, and the name of the family that it names.
+    """The model with the user's configuration added, and the name of the family that the configuration names.
 
-    A ``config.json`` says only what the source does not; training arguments, which it is where the target has them and
-    neither it nor the source is a ``config.json``, outweigh the source's.
+    If ``said`` is a ``config.json``, it only adds what the source lacks. If it is training arguments, which it is for a
+    target with arguments and a source without ``config.json``, they replace the source's.
     """
     known = dict(model.args or {})
     if "model_type" not in said:
@@ -170,13 +170,14 @@ def _supply(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> t
 def _translate(
     model: StoredModel, config: Mapping[str, Any], family: ModelFamily, said: Mapping[str, Any], *, core: bool
 ) -> StoredModel:
-    """The model with its ``config.json`` as training arguments; what the user says beside its entries is one already.
+    """The model with its ``config.json`` translated to training arguments, and the user's own arguments added.
 
-    ``config`` is the source's with ``said`` in it. Where ``said`` is a ``config.json`` itself, all of it are entries.
+    ``config`` is the source's, overruled by ``said``. Entries of ``said`` that no ``config.json`` has are arguments; if
+    ``said`` is a ``config.json`` itself, it has none.
 
     Raises:
-        UnsupportedError: no argument can say an entry. ``--config`` may say it otherwise.
-        UsageError: what the user says is a size that the model has not.
+        UnsupportedError: no argument can express an entry; ``--config`` may change the entry.
+        UsageError: a size among the user's arguments differs from the model's.
     """
     translation = args_of(family, config, core=core)
     if translation.refusals:
@@ -199,7 +200,7 @@ def _translate(
 
 
 def _refuse_core_only(model: StoredModel, target: TargetFormat) -> None:
-    """What only Megatron-Core runs, as the arguments of a source say that has no ``config.json``."""
+    """Refuse arguments of a source without ``config.json`` that only Megatron-Core can run."""
     if model.config is not None or target.is_core or not target.is_sharded:
         return
     args = neutral_args(model.args)
@@ -230,7 +231,7 @@ def _vocabulary(
 
 
 def _spec_caution(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> list[str]:
-    """Names of norms that change without being asked for: a run of the source's spec would pass over them."""
+    """A warning if norms get the other spec's names by default: a run of the source's spec would ignore them."""
     renamed = target.is_core and options.core.container == "torch" and options.core.spec is None
     if not renamed or model.spec != "local":
         return []
@@ -262,7 +263,7 @@ def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
     return tokenizer_files(options.tokenizer, taken)
 
 
-def _words(model: StoredModel) -> str:
+def _layout_words(model: StoredModel) -> str:
     if model.layout is not None:
         return str(model.layout)
     known = (

@@ -20,7 +20,7 @@ __all__ = ["Recognised", "nearest_family", "need_heads", "recognise"]
 
 
 class Recognised(NamedTuple):
-    """A stored model with what was found out, its family, and its sizes."""
+    """A stored model with the facts about it, its family, and its sizes."""
 
     model: StoredModel
     family: ModelFamily
@@ -30,17 +30,17 @@ class Recognised(NamedTuple):
 def recognise(
     model: StoredModel, num_heads: int | None, named: str | None = None, *, by_args: bool = False
 ) -> Recognised:
-    """The family whose table has exactly the keys that are stored, and the sizes that all shapes agree with.
+    """The family whose table has exactly the stored keys, and the sizes with which all shapes agree.
 
     Args:
         model: what a format opened.
-        num_heads: the number of attention heads as the user says it; otherwise the training arguments say it.
+        num_heads: the user's number of attention heads; None takes that of the training arguments.
         named: the family that a configuration names, to choose among families with the same parameters.
-        by_args: where args contradict the family that the keys name, take one of the same parameters that they do not.
-            That is enough to look at values; a conversion wants the name.
+        by_args: where the training arguments contradict the family that the keys name, take a family with the same
+            parameters that they do not contradict. This is enough for comparing values, not for a conversion.
 
     Raises:
-        UnsupportedError: no family has these keys, or the arguments name a mechanism that none of them has.
+        UnsupportedError: no family has these keys, or the arguments name a mechanism that the family lacks.
         DamagedError: keys or shapes contradict each other or the training arguments.
     """
     by_layer = model.keys_by_layer()
@@ -75,7 +75,7 @@ def recognise(
 
 
 def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelFamily, Fact]:
-    """The family that the folder or a configuration names, else the one whose keys are nearest; and the evidence.
+    """The family that the folder or a configuration names, else the one with the nearest keys; and the evidence.
 
     Keys that differ are not refused here.
 
@@ -84,17 +84,17 @@ def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelF
     """
     named, layer = model.family or named, model.keys(Section.LAYER, 0)
     embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
-    found = []
+    candidates = []
     for family in known_families():
         allowed_head = {p.key for p in family.parameters if p.section is Section.HEAD}
         if embedding == family.keys(Section.EMBEDDING) and head <= allowed_head:
-            found.append(family)
+            candidates.append(family)
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
-    chosen = {family.name: family for family in found}.get(named or "")
+    chosen = {family.name: family for family in candidates}.get(named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
     if chosen is not None and (model.family or layer - chosen.choices == chosen.keys(Section.LAYER)):
         return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
-    by_keys = [family for family in found if not family.only_named]
+    by_keys = [family for family in candidates if not family.only_named]
     if by_keys:
         family = min(by_keys, key=lambda family: _distance(family, layer))
         return family, Fact(f"family {family.title}", words)
@@ -106,7 +106,7 @@ def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelF
 
 
 def _distance(family: ModelFamily, layer: set[str]) -> tuple[int, int]:
-    """How far the keys of a layer are from those of any model of a family, then from what all of them have."""
+    """The number of a layer's keys that differ from any model of a family, then from the keys that all models have."""
     keys = family.keys(Section.LAYER)
     return len((layer - family.choices) ^ keys), len(layer ^ keys)
 
@@ -158,7 +158,7 @@ def _check_keys(model: StoredModel, family: ModelFamily, where: str, keys: set[s
 
 
 def _heads(model: StoredModel, num_heads: int | None) -> int | None:
-    """The number of attention heads: as the training arguments say it, else as the user does."""
+    """The number of attention heads: the user's, which must agree with the training arguments, or theirs."""
     heads = positive_int(model.args, "num_attention_heads", model.path)
     if num_heads is not None and heads not in (None, num_heads):
         raise UsageError(f"--num-heads {num_heads}: args say {heads}", remedy="leave it out")
@@ -203,7 +203,7 @@ def _sizes(model: StoredModel, family: ModelFamily, heads: int | None) -> ModelS
 
 
 def _groups(model: StoredModel, family: ModelFamily, heads: int, head_dim: int, rows: int) -> int:
-    """How many keys and values there are, as the rows of query_key_value tell."""
+    """The number of key and value heads, from the rows of query_key_value."""
     if not family.grouped:
         return heads
     groups, rest = divmod(rows - heads * head_dim, 2 * head_dim)
@@ -232,7 +232,7 @@ def _check_args(model: StoredModel, sizes: ModelSizes) -> None:
 
 
 def _refuse_aliases(model: StoredModel) -> None:
-    """Parameters that are the same bytes, or rows that are: no trained Megatron model has them."""
+    """Refuse parameters or rows that share the same bytes: no trained Megatron model has them."""
     seen: dict[tuple[Storage, int], str] = {}
     for parameter, shards in model.tensors.items():
         name = f"{parameter.key} of layer {parameter.layer}"
@@ -253,7 +253,7 @@ def need_heads(model: StoredModel, sizes: ModelSizes, tp: int, *, moved: bool, c
         model: the source.
         sizes: its sizes.
         tp: tensor-parallel size of the target.
-        moved: whether the rows are moved even where TP stays.
+        moved: whether the rows are moved even if TP does not change.
         cuts_groups: whether a rank of the target may hold a slice of a group's rows.
 
     Raises:

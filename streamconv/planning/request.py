@@ -1,4 +1,4 @@
-"""What a conversion is asked to do."""
+"""The options of a conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ConvertOptions", "WantedLayout"]
 
 @dataclass(frozen=True, slots=True)
 class WantedLayout:
-    """What is asked of the target's layout. None means: as the source has it. ``pp_layers`` are those of each stage."""
+    """The requested layout of the target. None means the source's. ``pp_layers`` are the layers on each stage."""
 
     tp: int | None = None
     pp: int | None = None
@@ -24,10 +24,10 @@ class WantedLayout:
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """What a conversion is asked to do. None means: as the source has it, or the target's default.
+    """The options of a conversion. None means the source's value, or the target's default.
 
     ``to`` is a target format or ``megatron`` (the newest Megatron layout that can hold the model). ``replicated`` says
-    which copy of a replicated parameter counts. ``tokenizer`` is the folder of tokenizer files.
+    which copy of a replicated parameter is used. ``tokenizer`` is the folder of tokenizer files.
     """
 
     to: str = "megatron"

@@ -1,4 +1,4 @@
-"""What fills each slot of the files that a target lays out."""
+"""Make the tensor for each slot of the files that a target lays out."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["Filler"]
 
 
 class Filler:
-    """Target tensors from canonical ones.
+    """Makes target tensors from canonical ones.
 
     Args:
         assembly: the canonical parameters.
-        family: whose they are.
+        family: the family of the model.
         tp: the target's tensor-parallel size.
-        dtype: what floating tensors are cast to, None if they stay.
+        dtype: the dtype that floating tensors are cast to, None if they are not cast.
     """
 
     def __init__(self, assembly: Assembly, family: ModelFamily, tp: int, dtype: DType | None) -> None:
         self.assembly, self.family, self.tp, self.dtype = assembly, family, tp, dtype
 
     def tensor(self, slot: Slot, orders: RowOrders, rank: RankCoordinates = FIRST_RANK) -> LazyTensor:
-        """What fills a slot on a rank.
+        """The tensor of a slot on a rank.
 
         Raises:
             UsageError: the parameter does not divide over the ranks.
@@ -56,7 +56,7 @@ class Filler:
         return tensor if self.dtype is None else tensor.cast(self.dtype)
 
     def _refuse_rest(self, parameter: Parameter, name: str, whole: Sequence[LazyTensor]) -> None:
-        """What does not divide over the ranks. Groups of heads that do not are cut by their rows."""
+        """Refuse rows that do not divide over the ranks. Groups of heads that do not divide are cut by rows."""
         if parameter.axis is None:
             return
         rows = [tensor.shape[parameter.axis] for tensor in whole]
@@ -67,7 +67,7 @@ class Filler:
                 raise UsageError(f"{name}: {count} does not divide over TP {self.tp}", remedy="choose another --tp")
 
     def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
-        """The output files with what fills each storage, and all target tensors with their roles in the proof."""
+        """The output files with the tensor of each storage, and all target tensors with their roles in the proof."""
         files: list[OutputFile] = []
         roles: list[tuple[str, LazyTensor]] = []
         uses: dict[tuple[RankCoordinates, Slot], int] = defaultdict(int)
@@ -78,13 +78,13 @@ class Filler:
             entries: list[OutputTensor] = []
             if id(file.tree) not in names:
                 names[id(file.tree)] = _names(file)
-            for slot, found in names[id(file.tree)].items():
+            for slot, slot_names in names[id(file.tree)].items():
                 tensor = self.tensor(slot, laid_out.orders, file.rank)
                 slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-                entries.append(OutputTensor(found, slot.parameter, tensor))
+                entries.append(OutputTensor(slot_names, slot.parameter, tensor))
                 uses[replace(file.rank, pp=0), slot] += 1
                 roles.append((self._role(slot, file.rank, uses[replace(file.rank, pp=0), slot]), tensor))
-            # Ranks that share a tree differ in the bytes of their tensors alone, so they share its layout.
+            # Ranks that share a tree differ only in the bytes of their tensors, so they share its layout.
             key = id(file.tree), tuple(slots.values())
             if key not in layouts:
                 layouts[key] = file.container(_filled(file.tree, slots))
@@ -92,7 +92,7 @@ class Filler:
         return tuple(files), roles
 
     def _role(self, slot: Slot, rank: RankCoordinates, copy: int) -> str:
-        """Shards and parts of one parameter are proved together, each copy of it (a tied head, a replica) by itself."""
+        """The name of the group that is proved together: all shards and parts of a parameter; each copy is a group."""
         is_cut = self.family.parameter(slot.parameter).axis is not None
         return f"{slot.parameter.name}, copy {copy}" + ("" if is_cut else f" on rank {rank.tp}")
 
@@ -106,7 +106,7 @@ def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
 
 
 def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
-    """(dotted path, slot) of every leaf that is one, in the order of the tree."""
+    """(dotted path, slot) of every slot among the leaves, in the order of the tree."""
     if isinstance(tree, Slot):
         yield path, tree
     elif isinstance(tree, dict):
@@ -116,7 +116,7 @@ def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
 
 
 def _word(key: Any) -> str:
-    """A key of a tree; of a chunk of a tensor the name, and where in each axis the chunk begins: ``w[0:, 24:, 0:]``."""
+    """A key of a tree as text; a chunk of a tensor is shown with its start in each axis: ``w[0:, 24:, 0:]``."""
     if not isinstance(key, tuple):
         return str(key)
     name, start = key

@@ -1,4 +1,4 @@
-"""The layout of a target: as asked, and where nothing is asked as the source has it."""
+"""The layout of a target: as requested, otherwise that of the source."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def target_layout(
     Args:
         model: the source.
         target: the target's format.
-        wanted: what is asked for.
-        container: of Megatron-Core, ``torch_dist`` or ``torch``; None is the default.
+        wanted: the requested layout.
+        container: Megatron-Core's container, ``torch_dist`` or ``torch``; None is the default.
 
     Raises:
-        UsageError: what is asked for contradicts itself or the model.
-        AmbiguousError: the source's stages are to stay, and are not known.
+        UsageError: the request contradicts itself or the model.
+        AmbiguousError: the source's stages are to be kept, and are unknown.
     """
     tp = wanted.tp if wanted.tp is not None else model.tp
     stages = _target_stages(model, wanted)
@@ -35,14 +35,14 @@ def target_layout(
             remedy="leave it out, or say --container torch",
         )
     if vpp is None:
-        # Virtual stages stay with the stages, where the target has them.
+        # Virtual stages are kept if the stages are kept and the target has virtual ones.
         has_them = "--vpp" in target.takes and (not target.is_core or container == "torch")
         vpp = model.vpp if has_them and model.layout is not None and stages == model.stages else 1
     return ParallelLayout(tp, stages, vpp)
 
 
 def _target_stages(model: StoredModel, wanted: WantedLayout) -> tuple[int, ...]:
-    """The layers of each stage: as asked, or as the source has them."""
+    """The number of layers on each stage: as requested, otherwise the source's."""
     if wanted.pp_layers is not None:
         if wanted.pp not in (None, len(wanted.pp_layers)):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Refuse options that have no effect with the source or the target: whoever gives one expects something of it."""
+"""Refuse options that have no effect with the source or the target: a user who gives one expects an effect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def refuse_unused_options(model: StoredModel, target: TargetFormat, options: Con
     """Refuse the options that have no effect on this conversion.
 
     Raises:
-        UsageError: one is given; the message says what it is for.
+        UsageError: such an option is given; the message says what it is for.
     """
     where = f"--to {target.name}"
     if options.to not in (target.name, "null"):
@@ -40,7 +40,7 @@ def _for_whole(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
 
 
 def _for_ranks(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """Options of a training checkpoint."""
+    """Options of a target that is a training checkpoint."""
     yield options.layout.tp not in (None, 1), "--tp", "the ranks of a training checkpoint"
     yield options.layout.pp not in (None, 1), "--pp", "the stages of a training checkpoint"
     yield options.layout.pp_layers is not None, "--pp-layers", "the stages of a training checkpoint"

@@ -1,4 +1,4 @@
-"""How many rows the vocabulary has on the other side, and what fills the padding.
+"""The number of vocabulary rows in the target, and the content of its padding.
 
 Megatron pads the vocabulary to a multiple of ``make_vocab_size_divisible_by * TP``
 [``megatron/tokenizer/tokenizer.py:_vocab_size_with_padding``], so the padded size depends on TP. New padding rows
@@ -51,11 +51,11 @@ def plan_vocabulary(
     *,
     is_padded: bool = True,
 ) -> VocabularyPlan:
-    """Decide the target's padded vocabulary.
+    """The vocabulary of a target that pads it.
 
     Args:
         stored: rows in the source over all ranks.
-        recorded: true size from the checkpoint, if it has it.
+        recorded: true size from the checkpoint, None if it does not record one.
         said: true size from ``--vocab-size``.
         args: training arguments, for ``make_vocab_size_divisible_by`` and ``pad_vocab_size_to``.
         source_tp: tensor-parallel size of the source.
@@ -64,8 +64,8 @@ def plan_vocabulary(
         is_padded: whether the source is padded by the same rule; a Hugging Face model is not.
 
     Raises:
-        UsageError: the true size is more than what is stored, or less than what the checkpoint records.
-        DamagedError: an argument is not the number that it must be.
+        UsageError: the true size is above the stored rows, or below the recorded size.
+        DamagedError: an argument is not a positive number, or the padded size is too large.
         AmbiguousError: the true size is unknown and the stored rows do not divide over ``tp``.
     """
     true = _true_size(stored, recorded, said)
@@ -108,18 +108,18 @@ def _true_size(stored: int, recorded: int | None, said: int | None) -> int | Non
 def unpad_vocabulary(
     stored: int, recorded: int | None, said: int | None, policy: str | None, *, keeps_padding: bool
 ) -> VocabularyPlan:
-    """Decide the vocabulary of a target that pads nothing.
+    """The vocabulary of a target that does not pad it.
 
     Args:
         stored: rows in the source over all ranks.
-        recorded: true size from the checkpoint, if it has it.
+        recorded: true size from the checkpoint, None if it does not record one.
         said: true size from ``--vocab-size``.
         policy: one of :data:`PADDING_POLICIES`, from ``--vocab-padding``; None is ``keep`` for a family whose published
             models keep it, else ``strip``.
-        keeps_padding: whether they do.
+        keeps_padding: whether the family's published models keep the padding.
 
     Raises:
-        UsageError: the true size is more than what is stored, or less than what the checkpoint records.
+        UsageError: the true size is above the stored rows, or below the recorded size.
         AmbiguousError: padding is to be stripped and the true size is unknown.
     """
     true = _true_size(stored, recorded, said)

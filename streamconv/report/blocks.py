@@ -1,4 +1,4 @@
-"""A document of a few kinds of blocks, made once and shown twice: plain for a pipe, in colour for a terminal."""
+"""A document made of blocks. It is shown as plain text in a pipe, and in colour on a terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under headings; a heading that begins with ``>`` is of numbers, set to the right. ``marked`` rows stand
-    out.
+    """Rows under headings; a column whose heading begins with ``>`` is aligned to the right. ``marked`` rows are
+    highlighted.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Remarks:
-    """What a person should know: severity, what, where, remedy."""
+    """Findings for the user: severity, what, where, remedy."""
 
     title: str
     rows: tuple[tuple[str, str, str | None, str | None], ...]
@@ -40,12 +40,12 @@ Block = Pairs | Table | Remarks
 
 
 def printable(text: str) -> str:
-    """Without control characters: names come out of files, and a terminal obeys some of them."""
+    """The text with control characters replaced: names come from files, and a terminal obeys some characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def plain_text(blocks: Iterable[Block]) -> str:
-    """Aligned text, nothing cut off."""
+    """The blocks as aligned text, with nothing cut off."""
     return "\n\n".join("\n".join(map(printable, _lines(block))) for block in blocks)
 
 

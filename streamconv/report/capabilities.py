@@ -10,7 +10,7 @@ __all__ = ["capability_markdown", "capability_text"]
 
 
 def capability_text(cells: Sequence[Capability]) -> str:
-    """The table for a terminal: what works on one line for each source, each refusal with its reason."""
+    """The table for a terminal: a line with the targets of each source, and a line for each reason of refusals."""
     return "\n".join(_lines(cells))
 
 
@@ -27,14 +27,14 @@ def _lines(cells: Sequence[Capability]) -> Iterator[str]:
 
 
 def _refusals(cells: Sequence[Capability]) -> dict[str, list[str]]:
-    """Which sources and targets each reason keeps out."""
-    found: dict[str, list[str]] = {}
+    """The sources and targets that are refused, by reason."""
+    by_reason: dict[str, list[str]] = {}
     for cell in cells:
         for way, side in (("from", cell.source), ("to", cell.target)):
             reason = side.refusal(cell.family)
-            if reason is not None and f"{way} {side.name}" not in found.setdefault(reason, []):
-                found[reason].append(f"{way} {side.name}")
-    return found
+            if reason is not None and f"{way} {side.name}" not in by_reason.setdefault(reason, []):
+                by_reason[reason].append(f"{way} {side.name}")
+    return by_reason
 
 
 def capability_markdown(cells: Sequence[Capability]) -> str:

@@ -1,7 +1,7 @@
 """Curves for both drawings: the root mean square of each parameter kind, layer by layer.
 
-A kind is a parameter's name without its layer. Matrices and vectors (norms and biases) stand in panels of their own,
-because their sizes differ by orders of magnitude.
+A kind is a parameter's name without its layer. Matrices and vectors (norms and biases) have separate panels, because
+their sizes differ by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOG_SPAN = 30.0  # A panel whose largest value is this many times its smallest 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One parameter of one layer. ``rms`` is None where it is not a finite number; ``flags`` say what is wrong."""
+    """One parameter of one layer. ``rms`` is None if it is not finite; ``flags`` say what is unusual."""
 
     x: int
     rms: float | None
@@ -45,7 +45,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The panels that have curves, and what counts on the horizontal axis."""
+    """The panels that have curves, and the unit of the horizontal axis."""
 
     by: Literal["layer", "tensor"]
     panels: tuple[Panel, ...]
@@ -66,7 +66,7 @@ def chart(report: Mapping[str, Any]) -> Chart:
     for title, matrix in (("Weights", True), ("Norms and biases", False)):
         curves = _curves((x, kind, row) for x, kind, row in placed if (len(row.get("shape") or ()) > 1) is matrix)
         if curves:
-            panels.append(Panel(title, _asks_for_log(curves), curves))
+            panels.append(Panel(title, _needs_log_axis(curves), curves))
     return Chart(by, tuple(panels))
 
 
@@ -77,14 +77,14 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _curves(placed: Iterable[tuple[int, str, Mapping[str, Any]]]) -> tuple[Curve, ...]:
-    found: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    by_kind: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for x, kind, row in placed:
-        found.setdefault(kind, {}).setdefault(x, []).append(row)
-    return tuple(Curve(kind, tuple(_point(x, found[kind][x]) for x in sorted(found[kind]))) for kind in found)
+        by_kind.setdefault(kind, {}).setdefault(x, []).append(row)
+    return tuple(Curve(kind, tuple(_point(x, by_kind[kind][x]) for x in sorted(by_kind[kind]))) for kind in by_kind)
 
 
 def _point(x: int, rows: list[Mapping[str, Any]]) -> Point:
-    """Rows of the same place, such as the shards of a tensor, are one point: the norm of all of them."""
+    """One point for all rows of the same place, such as the shards of a tensor, from the norm of all of them."""
     norms = [row.get("norm") for row in rows]
     numel = sum(row.get("numel") or 0 for row in rows)
     finite = [float(norm) for norm in norms if norm is not None and math.isfinite(norm)]
@@ -98,6 +98,6 @@ def _flags(row: Mapping[str, Any]) -> list[str]:
     return flags or [f"{row[key]} {word}" for key, word in (("nan", "NaN"), ("inf", "Inf")) if row.get(key)]
 
 
-def _asks_for_log(curves: Iterable[Curve]) -> bool:
+def _needs_log_axis(curves: Iterable[Curve]) -> bool:
     values = [point.rms for curve in curves for point in curve.points if point.rms]
     return bool(values) and max(values) > _LOG_SPAN * min(values)

@@ -1,4 +1,4 @@
-"""What ``diff`` and ``verify`` found, as a document and as plain data."""
+"""The results of ``diff`` and ``verify``, as a document and as plain data."""
 
 from __future__ import annotations
 
@@ -27,46 +27,46 @@ def verification_blocks(found: Verification) -> list[Block]:
     return list(_verification(found))
 
 
-def _verification(found: Verification) -> Iterator[Block]:
-    report, checked = found.report, found.report.checked or {}
+def _verification(verification: Verification) -> Iterator[Block]:
+    report, checked = verification.report, verification.report.checked or {}
     rows = [("path", report.path), ("is", report.what), ("size", format_bytes(report.nbytes))]
     words = f"{checked.get('records', 0)} records, {format_bytes(checked.get('nbytes', 0))}"
     if checked.get("without_crc"):
         words += f"; {checked['without_crc']} records have none"
     rows.append(("CRC-32", words))
-    verdict = {0: "whole", 6: "not whole", 7: "whole"}[found.exit_code]
+    verdict = {0: "whole", 6: "not whole", 7: "whole"}[verification.exit_code]
     yield Pairs(f"container: {verdict}", tuple(rows))
     if report.findings:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
-    if found.drifts:
+    if verification.drifts:
         copies = [
             (drift.name, f"ranks or copies {', '.join(map(str, drift.ranks))} differ from the first in "
              f"{drift.elements} elements, by at most {drift.largest:g}")
-            for drift in found.drifts
+            for drift in verification.drifts
         ]  # fmt: skip
         yield Pairs("copies that should be equal", tuple(copies))
-    if found.comparison is not None:
-        faithful = found.comparison.is_faithful
-        yield from _comparison(found.comparison, "the values are the same" if faithful else "different")
+    if verification.comparison is not None:
+        faithful = verification.comparison.is_faithful
+        yield from _comparison(verification.comparison, "the values are the same" if faithful else "different")
 
 
-def _comparison(found: Comparison, verdict: str) -> Iterator[Block]:
-    rows = [("a", _side(found.a)), ("b", _side(found.b))]
-    rows.append(("compared", f"{found.compared} tensors, {format_bytes(found.nbytes)}, by {found.a.names} names"))
-    notes = [*found.a.notes, *(note for note in found.b.notes if note not in found.a.notes), *found.notes]
+def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
+    rows = [("a", _side(result.a)), ("b", _side(result.b))]
+    rows.append(("compared", f"{result.compared} tensors, {format_bytes(result.nbytes)}, by {result.a.names} names"))
+    notes = [*result.a.notes, *(note for note in result.b.notes if note not in result.a.notes), *result.notes]
     yield Pairs(verdict, (*rows, *(("note", note) for note in notes)))
-    for title, names in (("only in a", found.only_a), ("only in b", found.only_b)):
+    for title, names in (("only in a", result.only_a), ("only in b", result.only_b)):
         if names:
             yield Table(_titled(title, names), ("tensor",), tuple((name,) for name in names[:_MOST_ROWS]))
-    for title, pairs in (("shapes differ", found.shapes), ("dtypes differ", found.dtypes)):
+    for title, pairs in (("shapes differ", result.shapes), ("dtypes differ", result.dtypes)):
         if pairs:
             both = tuple((pair.name, pair.a, pair.b) for pair in pairs[:_MOST_ROWS])
             yield Table(_titled(title, pairs), ("tensor", "a", "b"), both)
-    if found.values:
+    if result.values:
         headings = ("tensor", ">elements", ">of", ">max abs", ">max rel", "first", ">a", ">b")
-        shown = tuple(_value(difference) for difference in found.values[:_MOST_ROWS])
-        yield Table(_titled("values differ", found.values), headings, shown)
-        yield Table("where first", ("tensor", "", "file", ">byte"), tuple(_places(found.values[:_MOST_ROWS])))
+        shown = tuple(_value(difference) for difference in result.values[:_MOST_ROWS])
+        yield Table(_titled("values differ", result.values), headings, shown)
+        yield Table("where first", ("tensor", "", "file", ">byte"), tuple(_places(result.values[:_MOST_ROWS])))
 
 
 def _titled(title: str, items: Sequence[object]) -> str:
@@ -78,23 +78,34 @@ def _side(side: Side) -> str:
     return f"{side.path} ({side.what})"
 
 
-def _value(one: ValueDifference) -> tuple[str, ...]:
-    numbers = (f"{one.elements:,}", f"{one.numel:,}", f"{one.max_abs:.4g}", f"{one.max_rel:.4g}")
-    return (one.name, *numbers, f"[{', '.join(map(str, one.first))}]", _number(one.a), _number(one.b))
+def _value(difference: ValueDifference) -> tuple[str, ...]:
+    numbers = (
+        f"{difference.elements:,}",
+        f"{difference.numel:,}",
+        f"{difference.max_abs:.4g}",
+        f"{difference.max_rel:.4g}",
+    )
+    return (
+        difference.name,
+        *numbers,
+        f"[{', '.join(map(str, difference.first))}]",
+        _number(difference.a),
+        _number(difference.b),
+    )
 
 
 def _number(place: TensorPlace) -> str:
     return "-" if place.value is None else f"{place.value:.9g}"
 
 
-def _places(found: Sequence[ValueDifference]) -> Iterator[tuple[str, ...]]:
-    for one in found:
-        yield one.name, "a", one.a.file, str(one.a.offset)
-        yield "", "b", one.b.file, str(one.b.offset)
+def _places(differences: Sequence[ValueDifference]) -> Iterator[tuple[str, ...]]:
+    for difference in differences:
+        yield difference.name, "a", difference.a.file, str(difference.a.offset)
+        yield "", "b", difference.b.file, str(difference.b.offset)
 
 
 def comparison_dict(found: Comparison) -> dict[str, Any]:
-    """What ``diff --json`` prints; a distance that is infinite is None, as JSON has no word for it."""
+    """The data that ``diff --json`` prints; an infinite distance is None, since JSON has no infinity."""
     return {
         "schema": "streamconv.diff/1",
         "equal": found.is_equal,
@@ -105,23 +116,23 @@ def comparison_dict(found: Comparison) -> dict[str, Any]:
         "nbytes": found.nbytes,
         "only_a": found.only_a,
         "only_b": found.only_b,
-        "shapes": [{"name": one.name, "a": one.a, "b": one.b} for one in found.shapes],
-        "dtypes": [{"name": one.name, "a": one.a, "b": one.b} for one in found.dtypes],
-        "values": [_value_dict(one) for one in found.values],
+        "shapes": [{"name": difference.name, "a": difference.a, "b": difference.b} for difference in found.shapes],
+        "dtypes": [{"name": difference.name, "a": difference.a, "b": difference.b} for difference in found.dtypes],
+        "values": [_value_dict(difference) for difference in found.values],
         "notes": [*found.a.notes, *found.b.notes, *found.notes],
     }
 
 
-def _value_dict(one: ValueDifference) -> dict[str, Any]:
+def _value_dict(difference: ValueDifference) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "elements": one.elements,
-        "numel": one.numel,
-        "max_abs": _finite(one.max_abs),
-        "max_rel": _finite(one.max_rel),
-        "first": list(one.first),
-        "a": {"value": _finite(one.a.value), "file": one.a.file, "offset": one.a.offset},
-        "b": {"value": _finite(one.b.value), "file": one.b.file, "offset": one.b.offset},
+        "name": difference.name,
+        "elements": difference.elements,
+        "numel": difference.numel,
+        "max_abs": _finite(difference.max_abs),
+        "max_rel": _finite(difference.max_rel),
+        "first": list(difference.first),
+        "a": {"value": _finite(difference.a.value), "file": difference.a.file, "offset": difference.a.offset},
+        "b": {"value": _finite(difference.b.value), "file": difference.b.file, "offset": difference.b.offset},
     }
 
 
@@ -130,7 +141,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def verification_dict(found: Verification) -> dict[str, Any]:
-    """What ``verify --json`` prints."""
+    """The data that ``verify --json`` prints."""
     return {
         "schema": "streamconv.verify/1",
         "exit_code": found.exit_code,

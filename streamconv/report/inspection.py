@@ -1,4 +1,4 @@
-"""An inspection's report as a document: facts first, findings last, where a terminal leaves the eye."""
+"""An inspection's report as a document: facts first, findings last, where a reader of a terminal looks first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDEST = 100
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """What is shown beside the summary: each tensor, the whole tree with all values, the classes that pickles name."""
+    """What to show beside the summary: each tensor, the whole tree with all values, the classes that pickles name."""
 
     tensors: bool = False
     tree: bool = False
@@ -38,7 +38,7 @@ def _blocks(report: InspectionReport, detail: Detail) -> Iterator[Block]:
     if report.evidence:
         yield Pairs("known from", tuple((fact.what, fact.evidence) for fact in report.evidence))
     facts = tuple(_model(report))
-    # A lone file knows its own part of a model: what it does not say is no news.
+    # A single file has only a part of a model, so its unknown facts are not shown.
     known = facts if report.kind == "folder" else tuple(row for row in facts if row[1] != "unknown")
     if known:
         yield Pairs("model", known)
@@ -129,7 +129,7 @@ def _grid(title: str, facts: ParallelFacts) -> Block:
 
 
 def _ranges(layers: Sequence[int]) -> str:
-    """``0-2,6-8``: layers that follow each other are one run; virtual stages have several."""
+    """Layers as ``0-2,6-8``: consecutive layers are one run; virtual stages have several."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -140,7 +140,7 @@ def _ranges(layers: Sequence[int]) -> str:
 
 
 def _names(cell: Cell) -> str:
-    """File names folded: those that differ in one number, and follow each other, are one run of it."""
+    """File names, with names that differ in one consecutive number folded into one."""
     runs: list[tuple[str, list[str], str]] = []
     for name in cell.files:
         match = re.fullmatch(r"(.*?(?:layer_|zero_pp_rank_))(\d+)(.*)", name)
@@ -171,12 +171,12 @@ def _files(report: InspectionReport) -> Table:
     return Table(f"files ({more} more not shown)" if more else "files", ("", ">size", ">tensors", "kind"), tuple(rows))
 
 
-def _statistics(found: Sequence[StatisticsRow], detail: Detail) -> Table:
-    """A row for each tensor; of many, one for each parameter over all layers, and those that stand out."""
-    shown = found
+def _statistics(statistics: Sequence[StatisticsRow], detail: Detail) -> Table:
+    """A row for each tensor; if there are many, one for each parameter over all layers, and the flagged ones."""
+    shown = statistics
     title = "values"
-    if len(found) > _MOST_ROWS and not (detail.tensors or detail.tree):
-        shown = [*_folded(found), *(row for row in found if row.flags)]
+    if len(statistics) > _MOST_ROWS and not (detail.tensors or detail.tree):
+        shown = [*_folded(statistics), *(row for row in statistics if row.flags)]
         title = "values, layers folded; each tensor with --tree"
     marked = frozenset(number for number, row in enumerate(shown) if row.flags)
     headings = ("tensor", ">min", ">max", ">mean", ">std", ">rms", ">zeros", ">NaN", ">Inf", "")
@@ -184,15 +184,15 @@ def _statistics(found: Sequence[StatisticsRow], detail: Detail) -> Table:
 
 
 def _values_row(row: StatisticsRow) -> tuple[str, ...]:
-    one = row.values
-    numbers = [_short(value) for value in (one.least, one.most, one.mean, one.std, one.rms)]
-    return (row.name, *numbers, str(one.zeros), str(one.nan), str(one.inf), "; ".join(row.flags))
+    values = row.values
+    numbers = [_short(value) for value in (values.least, values.most, values.mean, values.std, values.rms)]
+    return (row.name, *numbers, str(values.zeros), str(values.nan), str(values.inf), "; ".join(row.flags))
 
 
-def _folded(found: Sequence[StatisticsRow]) -> Iterator[StatisticsRow]:
-    """The layers of each parameter as one tensor."""
+def _folded(statistics: Sequence[StatisticsRow]) -> Iterator[StatisticsRow]:
+    """The statistics with the layers of each parameter joined into one row."""
     groups: dict[tuple[str | None, str], list[StatisticsRow]] = {}
-    for row in found:
+    for row in statistics:
         key = (None, row.name) if row.layer is None else (row.parameter, row.dtype)
         groups.setdefault(key, []).append(row)
     for rows in groups.values():

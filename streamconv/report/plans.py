@@ -1,4 +1,4 @@
-"""Plans and reports in words, and as plain data for machines."""
+"""Plans and reports as text, and as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["plan_dict", "plan_text", "report_dict", "report_text", "speed_dict",
 
 
 def plan_text(plan: Plan, fit: Fit | None = None, *, verbose: bool = False) -> str:
-    """A plan as lines for a person. ``verbose`` adds every output file."""
+    """A plan as text. ``verbose`` adds every output file."""
     return "\n".join(_plan_lines(plan, fit, verbose))
 
 
@@ -95,7 +95,7 @@ def plan_dict(plan: Plan, fit: Fit | None = None) -> dict[str, Any]:
 
 
 def report_text(report: Report) -> str:
-    """A finished conversion as a few lines for a person."""
+    """A finished conversion as text."""
     plan = report.plan
     lines = [
         f"wrote   {report.destination or 'nowhere (--to null)'}: {len(plan.files)} files, "
@@ -158,7 +158,7 @@ def report_dict(report: Report) -> dict[str, Any]:
 
 
 def speed_text(speed: DiskSpeed, prediction: Prediction | None, planning: float) -> str:
-    """A measured disk, and what a conversion would take on it, for a person."""
+    """A measured disk, and the predicted time of a conversion on it, as text. ``planning`` is in seconds."""
     lines = [
         f"disk    {speed.folder}: {format_bytes(speed.nbytes)} three times, sync included, medians",
         f"        {_how(speed.settings)}",
@@ -176,7 +176,7 @@ def speed_text(speed: DiskSpeed, prediction: Prediction | None, planning: float)
 
 
 def speed_dict(speed: DiskSpeed, prediction: Prediction | None, planning: float) -> dict[str, Any]:
-    """A measured disk and a prediction as plain data; bytes a second, and seconds."""
+    """A measured disk and a prediction as plain data, in bytes, bytes per second and seconds."""
     return {
         "folder": str(speed.folder),
         "nbytes": speed.nbytes,

@@ -18,7 +18,7 @@ _COLOURS = ("#2b6cb0", "#c2651d", "#3f8a4b", "#7b4fb5", "#0f8a94", "#b0327a", "#
 _DASHES = ("-", "--", ":")
 _BROKEN = "#b3261e"
 _LEGEND_ROWS = 16
-_NAMED_PLACES = 12  # So many flagged layers get their number written above the panel.
+_NAMED_PLACES = 12  # At most this many flagged layers have their numbers written above the panel.
 _STYLE = {
     "text.usetex": False,
     "text.parse_math": False,
@@ -38,7 +38,7 @@ _STYLE = {
 def plot_norms(report: Mapping[str, Any], path: Path) -> None:
     """Draw the root mean square of each parameter kind over the layers of ``report`` into the PNG ``path``.
 
-    Where no tensor belongs to a layer, they are drawn in their order.
+    If no tensor belongs to a layer, the tensors are drawn in their order.
 
     Raises:
         UsageError: the report has no statistics, or matplotlib is not installed.
@@ -96,7 +96,7 @@ def _draw(panel: Panel, axis: Any) -> None:
 
 
 def _mark(panel: Panel, axis: Any) -> bool:
-    """A band over each flagged place, its number on top, a cross at each flagged value; whether there is any."""
+    """Draw a band over each flagged place, its number above, a cross at each flagged value. False if there is none."""
     flagged = sorted({point.x for point in _flagged(panel)})
     places = [point.x for curve in panel.curves for point in curve.points]
     half = min(0.4, 0.008 * (max(places) - min(places)) + 0.01)
@@ -114,16 +114,16 @@ def _mark(panel: Panel, axis: Any) -> bool:
             fontsize=8,
             fontweight="bold",
         )
-    at = [point for point in _flagged(panel) if not math.isnan(_height(point.rms, panel))]
-    off = [point for point in _flagged(panel) if math.isnan(_height(point.rms, panel))]
-    _crosses(axis, [point.x for point in at], [_height(point.rms, panel) for point in at])
-    # What is not a number has no height: its cross stands on the upper edge.
-    _crosses(axis, [point.x for point in off], [1.0] * len(off), transform=axis.get_xaxis_transform())
+    drawn = [point for point in _flagged(panel) if not math.isnan(_height(point.rms, panel))]
+    undrawn = [point for point in _flagged(panel) if math.isnan(_height(point.rms, panel))]
+    _crosses(axis, [point.x for point in drawn], [_height(point.rms, panel) for point in drawn])
+    # A value that is not finite has no height: its cross is at the upper edge.
+    _crosses(axis, [point.x for point in undrawn], [1.0] * len(undrawn), transform=axis.get_xaxis_transform())
     return bool(flagged)
 
 
 def _scale(panel: Panel, axis: Any) -> None:
-    """A logarithmic axis has plain numbers at 1, 2 and 5 of each decade, or at decades when there are many."""
+    """Label a logarithmic axis with plain numbers at 1, 2 and 5 of each decade, or at decades if there are many."""
     if not panel.log:
         return
     ticker = importlib.import_module("matplotlib.ticker")
@@ -147,7 +147,7 @@ def _flagged(panel: Panel) -> list[Point]:
 
 
 def _height(rms: float | None, panel: Panel) -> float:
-    """Where a value stands; NaN, which leaves a gap, where it has no place on the axis."""
+    """The height of a value; NaN, which leaves a gap, if the axis cannot show it."""
     return math.nan if rms is None or (panel.log and rms <= 0) else rms
 
 

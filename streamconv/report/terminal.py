@@ -1,4 +1,4 @@
-"""Show a document on a terminal: folded to its width, in colour. rich does the work."""
+"""Show a document on a terminal with rich: wrapped to its width, and in colour."""
 
 from __future__ import annotations
 

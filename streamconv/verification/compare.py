@@ -1,7 +1,7 @@
-"""Compare the tensors of two checkpoints, streamed: in canonical names where both are models that are translated.
+"""Compare the tensors of two checkpoints, streamed; under canonical names if both are translated models.
 
-Both sides are opened anew. Nothing of the plan that made one from the other is used: each side's own format says which
-shard is what, and its family puts the shards together.
+Both sides are opened anew. The plan that made one from the other is not used: each side's own format identifies its
+shards, and its family joins them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """An element's value, and the file and byte where it is stored."""
+    """An element's value, and its file and offset in bytes."""
 
     value: float | None
     file: str
@@ -49,8 +49,8 @@ class ShapeDifference:
 
 @dataclass(frozen=True, slots=True)
 class ValueDifference:
-    """A tensor whose values differ: in how many elements, by how much at most (infinite if one side is no number and
-    the other is), relative to the larger of the two, and where first.
+    """A tensor whose values differ: the number of such elements, the largest difference (infinite if one side is NaN
+    and the other a number), the largest relative to the larger value, and the index of the first.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ValueDifference:
 
 @dataclass(slots=True)
 class Comparison:
-    """What two sides have in common and what not. ``compared`` counts the tensors that both have, copies left out."""
+    """The result of a comparison. ``compared`` counts the tensors that both sides have, without copies."""
 
     a: Side
     b: Side
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def is_faithful(self) -> bool:
-        """Whether nothing differs but dtypes, and the values are those of the other side in them."""
+        """Whether nothing differs but dtypes; values are then equal after the cast."""
         return not (self.only_a or self.only_b or self.shapes or self.values)
 
 
@@ -103,8 +103,9 @@ def compare(
         a: one side.
         b: the other.
         settings: from :func:`streamconv.values.sweep.fit_sweep` with two sides.
-        cast: ``b`` was made of ``a``: where dtypes differ, cast ``a``'s values to ``b``'s and compare bits, as a
-            conversion would. Otherwise compare as numbers, and copies of replicated parameters rank by rank too.
+        cast: True if ``b`` was made from ``a``: where dtypes differ, ``a``'s values are cast to ``b``'s as by a
+            conversion, and bits are compared. Otherwise values are compared as numbers, and copies of replicated
+            parameters are compared rank by rank too.
         progress: called with (bytes done, bytes in all).
 
     Raises:
@@ -132,8 +133,8 @@ def compare(
     if not cast:
         pairs |= {name: pair for name, pair in _copies(a, b) if pair[0].shape == pair[1].shape}
     result.nbytes = sum(tensor.nbytes for pair in pairs.values() for tensor in pair)
-    found = sweep(list(pairs.values()), _Look(list(pairs.values()), cast), settings, progress, SourceChecksums())
-    for (name, pair), parts in zip(pairs.items(), found, strict=True):
+    results = sweep(list(pairs.values()), _Look(list(pairs.values()), cast), settings, progress, SourceChecksums())
+    for (name, pair), parts in zip(pairs.items(), results, strict=True):
         difference = _joined(name, pair, [part for part in parts if part is not None])
         if difference is not None:
             result.values.append(difference)
@@ -141,7 +142,7 @@ def compare(
 
 
 def _copies(a: Side, b: Side) -> Iterator[tuple[str, tuple[LazyTensor, LazyTensor]]]:
-    """Copies on either side beside the other side's: of the same rank if it has one, else the parameter itself."""
+    """Pairs of a copy on one side and its counterpart: the other side's copy of that rank, else the parameter."""
     for name in dict.fromkeys((*a.copies, *b.copies)):
         left, right = a.copies.get(name), b.copies.get(name)
         if left is not None and right is not None:
@@ -149,8 +150,8 @@ def _copies(a: Side, b: Side) -> Iterator[tuple[str, tuple[LazyTensor, LazyTenso
         elif left is not None:
             yield _beside(name, left, b, "a")
         elif right is not None:
-            found, pair = _beside(name, right, a, "b")
-            yield found, pair[::-1]
+            label, pair = _beside(name, right, a, "b")
+            yield label, pair[::-1]
 
 
 def _beside(name: str, copy: Copy, other: Side, mine: str) -> tuple[str, tuple[LazyTensor, LazyTensor]]:
@@ -163,9 +164,9 @@ def _beside(name: str, copy: Copy, other: Side, mine: str) -> tuple[str, tuple[L
 def _same_rows(
     name: str, left: LazyTensor, right: LazyTensor, result: Comparison, *, padding: bool
 ) -> tuple[LazyTensor, LazyTensor]:
-    """The true rows of the vocabulary where a side says how many there are, else those that both sides have.
+    """Both tensors, cut to the true rows of the vocabulary if a side records their number, else to the smaller size.
 
-    ``padding`` says that padding of the same size on both sides is compared too.
+    If ``padding`` is true, padding of the same size on both sides is compared too.
     """
     if name not in result.a.vocabulary and name not in result.b.vocabulary:
         return left, right
@@ -185,7 +186,7 @@ def _same_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Difference:
     elements: int
     max_abs: float
     max_rel: float
@@ -195,25 +196,27 @@ class _Found:
 
 
 class _Look:
-    """What differs in one part of two tensors."""
+    """Compares one part of two tensors; None if it is equal."""
 
     def __init__(self, pairs: Sequence[tuple[LazyTensor, LazyTensor]], cast: bool) -> None:
         self.cast = cast
-        # What is stored may be of another type than the tensor that is meant (a mean of copies).
+        # Arrays may have another dtype than their tensor: a mean of copies is in double precision.
         self.types: list[tuple[DType, DType]] = [(left.dtype, right.dtype) for left, right in pairs]
 
-    def __call__(self, part: Part) -> _Found | None:
+    def __call__(self, part: Part) -> _Difference | None:
         boxes = _boxes((0,) * len(part.start), part.arrays[0].shape)
-        # NaNs that signal, infinities that cancel and distances beyond the largest number are no faults here.
+        # Signalling NaNs, infinities that cancel, and overflow are expected here.
         with np.errstate(invalid="ignore", over="ignore"):
-            found = [one for start, shape in boxes if (one := self._box(part, start, shape)) is not None]
-        return _together(found) if found else None
+            differences = [
+                difference for start, shape in boxes if (difference := self._box(part, start, shape)) is not None
+            ]
+        return _together(differences) if differences else None
 
-    def _box(self, part: Part, start: tuple[int, ...], shape: tuple[int, ...]) -> _Found | None:
+    def _box(self, part: Part, start: tuple[int, ...], shape: tuple[int, ...]) -> _Difference | None:
         box = tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))
         left, right = (array[box] if box else array for array in part.arrays)
         meant = self.types[part.item]
-        # In one step: what is a mean in double precision is rounded once, as by a conversion.
+        # Cast in one step: a mean in double precision is rounded once, as by a conversion.
         left, right = _as(left, meant[self.cast]), _as(right, meant[1])
         differs = (bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
         if differs is None:
@@ -223,11 +226,11 @@ class _Look:
         values = [numbers(array[differs]) for array in (left, right)]
         largest, relative = distance(*values)
         there = tuple(map(sum, zip(part.start, start, first, strict=True)))
-        return _Found(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
+        return _Difference(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
 
 
 def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A box in boxes of few elements: where values differ, each takes several arrays in double precision."""
+    """A box, cut into small ones: a box whose values differ needs several arrays in double precision."""
     axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
     if axis is None or math.prod(shape) <= _CHUNK:
         yield start, shape
@@ -237,7 +240,7 @@ def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tup
         yield from _boxes(put(start, axis, start[axis] + low), put(shape, axis, size))
 
 
-def _together(parts: Sequence[_Found]) -> _Found:
+def _together(parts: Sequence[_Difference]) -> _Difference:
     first = min(parts, key=lambda part: part.first)
     return replace(
         first,
@@ -265,7 +268,7 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, complex | np.complexfloating) else float(value)
 
 
-def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Found]) -> ValueDifference | None:
+def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Difference]) -> ValueDifference | None:
     if not parts:
         return None
     whole = _together(parts)
@@ -274,7 +277,7 @@ def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Fou
 
 
 def _place(tensor: LazyTensor, index: tuple[int, ...], value: float | None) -> TensorPlace:
-    """Where an element is stored; of a mean of copies, the first copy's."""
+    """The place of an element; for a mean of copies, that of the first copy."""
     for piece in tensor.pieces:
         inside = [at - start for at, start in zip(index, piece.start, strict=True)]
         if all(0 <= at < size for at, size in zip(inside, piece.shape, strict=True)):

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: a checkpoint's tensors under the names by which they can be compared."""
+"""The two sides of a comparison: each checkpoint's tensors, under names that both have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Copy", "Side", "open_sides"]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy of a tensor: its elements, those that it should have, and the name of the tensor if it is a whole one."""
+    """A copy of a tensor, the original that it should equal, and the name of the original if that is a whole tensor."""
 
     tensor: LazyTensor
     original: LazyTensor
@@ -33,11 +33,11 @@ class Copy:
 
 @dataclass(slots=True)
 class Side:
-    """One checkpoint: its tensors by name, and what the names are.
+    """One checkpoint: its tensors by name, and the kind of names (canonical or stored).
 
-    ``replicas`` are copies that should be equal within this side, over ranks or a tied head's; ``copies`` has those
-    that are not in ``tensors`` by names of their own. ``vocabulary`` names the tensors whose rows are tokens, ``lacks``
-    the parameters that other models of its family have.
+    ``replicas`` are copies that should be equal within this side: those of ranks, and a tied head's. ``copies`` has the
+    copies that are not in ``tensors``, under their own names. ``vocabulary`` names the tensors whose rows are tokens,
+    ``lacks`` the parameters that this model lacks and others of its family have.
     """
 
     path: str
@@ -56,15 +56,14 @@ class Side:
 def open_sides(
     a: Path, b: Path, options: SourceOptions, replicated: str = "first", options_b: SourceOptions | None = None
 ) -> tuple[Side, Side]:
-    """Open both sides under the same kind of names: canonical ones if both are models that are translated, else those
-    that are stored.
+    """Open both sides under the same kind of names: canonical ones if both are translated models, else stored ones.
 
     Args:
         a: a file or folder.
         b: another.
-        options: what the user says of both.
-        replicated: which copy of ``a``'s replicated parameters counts, ``first`` or ``mean``.
-        options_b: what the user says of ``b``, if that is enough to understand it.
+        options: the user's options for both.
+        replicated: which copy of ``a``'s replicated parameters is compared, ``first`` or ``mean``.
+        options_b: the options for ``b``; if they leave it ambiguous, ``options`` are used.
 
     Raises:
         SourceError: a side is not there, or not a checkpoint.
@@ -92,7 +91,7 @@ def open_sides(
 
 
 def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | StreamconvError:
-    """A side in canonical names, or why it has none."""
+    """A side under canonical names, or the error why it has none."""
     if not path.is_dir():
         return SourceError("a lone file", where=path)
     try:
@@ -101,7 +100,7 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
     except AmbiguousError:
         raise
     except SourceError as error:
-        # Not a model that is translated; what is broken, or needs a word of the user, is raised.
+        # Not a translated model. Errors of broken or ambiguous checkpoints are not caught.
         return error
     kept = VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored")
     assembly = assemble(model, family, sizes, kept, replicated)
@@ -141,9 +140,9 @@ def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]
 
 
 def _stored(path: Path, options: SourceOptions) -> Side:
-    """A side in the names that its files have."""
+    """A side under the names in its files."""
     if not path.is_dir():
         report, tensors = inspect_file(path)
         return Side(report.path, report.what, "stored", tensors)
-    found = inspect_folder(path, options)
-    return Side(found.report.path, found.report.what, "stored", found.stored())
+    inspected = inspect_folder(path, options)
+    return Side(inspected.report.path, inspected.report.what, "stored", inspected.stored())

@@ -1,4 +1,4 @@
-"""Prove a checkpoint: that its containers are whole and sound, and that it holds the values of another one."""
+"""Verify a checkpoint: that its containers are whole, and that it has the same values as another one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Verification:
-    """What was checked and found: the report on the checkpoint itself, copies in it that differ, and the comparison."""
+    """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison."""
 
     report: InspectionReport
     broken: list[Finding] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
-        """6 if it is not whole, 7 if values differ, 0 if it holds."""
+        """6 if the checkpoint is not whole, 7 if values differ, 0 otherwise."""
         if self.broken:
             return _BROKEN
         differs = self.comparison is not None and not self.comparison.is_faithful
@@ -56,16 +56,16 @@ def verify(
     """Verify a checkpoint.
 
     Containers first: every record's CRC-32, headers, indexes, and that no rank, layer or shard is missing. Then, if
-    there is something to compare with and the checkpoint is whole, both sides are opened anew and every element is
-    compared in canonical names; where dtypes differ, with the other side's value cast as a conversion casts it. Copies
-    inside the checkpoint (replicated parameters, a tied head) must be equal.
+    ``against`` is given and the checkpoint is whole, both sides are opened anew and every element is compared under
+    canonical names; where dtypes differ, the other side's value is first cast as by a conversion. Copies inside the
+    checkpoint (replicated parameters, a tied head) must be equal.
 
     Args:
-        dst: what is to be verified.
-        against: what it was made from, of any format.
-        options: what the user says of ``against`` (the number of heads is that of both), or of ``dst`` alone.
-        replicated: which copy of ``against``'s replicated parameters counts, ``first`` or ``mean``.
-        vocab_size: true rows of the vocabulary; otherwise those that a side records.
+        dst: the checkpoint to verify.
+        against: the checkpoint that it was made from, of any format.
+        options: the user's options for ``against`` (the number of heads is that of both), or for ``dst`` alone.
+        replicated: which copy of ``against``'s replicated parameters is compared, ``first`` or ``mean``.
+        vocab_size: true rows of the vocabulary; None takes the number that a side records.
         max_ram: the memory budget.
         io: how to read.
         jobs: threads.
@@ -73,7 +73,7 @@ def verify(
 
     Raises:
         SourceError: a side is not there or not a checkpoint.
-        DamagedError: ``dst`` is a lone file that cannot be opened, or ``against`` is broken.
+        DamagedError: ``dst`` is a single file that cannot be opened, or ``against`` is broken.
         MemoryBudgetError: the budget is too small.
     """
     options = options or SourceOptions()
@@ -84,7 +84,7 @@ def verify(
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
     if against is None or result.broken:
         return result
-    source, made = _said(open_sides(Path(against), Path(dst), options, replicated, own), vocab_size)
+    source, made = _with_vocabulary(open_sides(Path(against), Path(dst), options, replicated, own), vocab_size)
     settings = fit_sweep(max_ram, io, jobs, sides=2)
     result.drifts = compare_replicas(made.replicas, "first", io, settings.block)
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
@@ -93,7 +93,7 @@ def verify(
 
 
 def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
-    """A root whose checkpoint a framework would not find: nothing names it, or what is named is not there."""
+    """A finding if frameworks cannot find the checkpoint of a root: no file names it, or the named one is missing."""
     if report.kind != "folder" or (dst / "latest").is_file():
         return []
     remedy = "copy it from where the checkpoint was written"
@@ -105,12 +105,12 @@ def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
     except SourceError as error:
         return [Finding("damage", f"{TRACKER}: {error.what}", str(dst), remedy, _BROKEN)]
     except DamagedError:
-        pass  # a finding of the inspection
+        pass  # the inspection has reported it
     return []
 
 
-def _said(sides: tuple[Side, Side], vocab_size: int | None) -> tuple[Side, Side]:
-    """The sides, with the true size of the vocabulary as the user says it: not every format records it."""
+def _with_vocabulary(sides: tuple[Side, Side], vocab_size: int | None) -> tuple[Side, Side]:
+    """The sides with the user's true size of the vocabulary, which not every format records."""
     if vocab_size is not None:
         if vocab_size < 1:
             raise UsageError(f"--vocab-size {vocab_size}: must be at least 1")
@@ -119,11 +119,11 @@ def _said(sides: tuple[Side, Side], vocab_size: int | None) -> tuple[Side, Side]
     return sides
 
 
-def _check_source(source: Side, found: Comparison, settings: SweepSettings) -> None:
-    """Values may differ because the source is broken: shards that are read in parts are not held against their CRC-32
-    on the way.
+def _check_source(source: Side, comparison: Comparison, settings: SweepSettings) -> None:
+    """Raise if values differ because the source is broken: shards that were read in parts have not been compared with
+    their CRC-32 yet.
     """
-    tensors = [source.tensors[difference.name] for difference in found.values]
+    tensors = [source.tensors[difference.name] for difference in comparison.values]
     paths = {view.storage.path for tensor in tensors for piece in tensor.pieces for view in piece.views}
     for finding in check_files(sorted(paths), settings).findings[:1]:
         raise DamagedError(finding.what, where=finding.where, remedy=finding.remedy)
@@ -140,14 +140,14 @@ def diff(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Say what is different between two checkpoints: in canonical names if both are models that are translated, else in
-    the names that are stored. Where dtypes differ, values are compared as numbers.
+    """The differences between two checkpoints, under canonical names if both are translated models, else under stored
+    names. Where dtypes differ, values are compared as numbers.
 
     Args:
         a: a checkpoint file or folder.
         b: another.
-        options: what the user says of both.
-        vocab_size: true rows of the vocabulary; otherwise those that a side records.
+        options: the user's options for both.
+        vocab_size: true rows of the vocabulary; None takes the number that a side records.
         max_ram: the memory budget.
         io: how to read.
         jobs: threads.
@@ -157,5 +157,5 @@ def diff(
         SourceError, DamagedError: a side is not there, not a checkpoint, or broken.
         MemoryBudgetError: the budget is too small.
     """
-    sides = _said(open_sides(Path(a), Path(b), options or SourceOptions()), vocab_size)
+    sides = _with_vocabulary(open_sides(Path(a), Path(b), options or SourceOptions()), vocab_size)
     return compare(*sides, fit_sweep(max_ram, io, jobs, sides=2), cast=False, progress=progress)

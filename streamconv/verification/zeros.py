@@ -1,4 +1,4 @@
-"""Tensors of zeros on one side and nothing on the other: what a target must have and the source has not."""
+"""Tensors of zeros that only one side has: a target must have them, and its source lacks them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["without_zeros"]
 
 
 def without_zeros(names: Sequence[str], side: Side, other: Side, where: tuple[str, str]) -> tuple[list[str], list[str]]:
-    """The names of tensors that one side has alone, without those that are zero in every bit and that a model of the
-    other's family may lack; and notes that name these.
+    """``names`` without the tensors that are zero in every bit and that a model of the other's family may lack, and
+    notes that name these.
 
     Args:
-        names: those that ``side`` has alone.
+        names: the tensors that only ``side`` has.
         side: one side.
         other: the other one.
-        where: what the two are called in the notes.
+        where: the names of the two sides in the notes.
 
     Raises:
         DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.

@@ -1,4 +1,4 @@
-"""The training arguments that go into a checkpoint that is written: what every Megatron's target does to them."""
+"""The training arguments that are written to a checkpoint: the steps that the targets of all Megatrons share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["carried_args"]
 def carried_args(model: TargetModel) -> tuple[dict[str, Any], list[str]]:
     """The source's arguments with the target's sizes and dtype, and the names of those that are not plain data.
 
-    Without arguments in the source, the sizes that are known stand in.
+    If the source has no arguments, the known sizes are used instead.
     """
     sizes, layout = model.sizes, model.layout
     known = {

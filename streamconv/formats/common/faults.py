@@ -1,4 +1,4 @@
-"""What a reader does where a checkpoint is not as it should be: stop at the first fault, or note each and go on."""
+"""What a reader does with a fault in a checkpoint: stop at the first, or note each and go on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Opened = TypeVar("Opened")
 
 
 class Faults:
-    """The strict way: the first fault is raised. A conversion wants no less than the whole model."""
+    """Strict: the first fault is raised, because a conversion needs the whole model."""
 
     def note(self, fault: StreamconvError) -> None:
-        """Say that something is wrong.
+        """Report a fault.
 
         Raises:
             StreamconvError: always ``fault``; :class:`Collected` keeps it instead.
@@ -30,14 +30,14 @@ class Faults:
         raise fault
 
     def opened(self, path: Path, read: Callable[[Path], Opened]) -> Opened | None:
-        """What ``read`` makes of a file. None if it cannot, which only :class:`Collected` lets pass."""
+        """The result of ``read``; its error is raised. :class:`Collected` returns None instead."""
         return read(path)
 
 
 class Collected(Faults):
-    """The tolerant way: faults are kept, and the reader goes on with what is whole.
+    """Tolerant: faults are kept, and the reader goes on with the rest.
 
-    ``found`` are the faults in their order; ``unopened`` are files that cannot be opened, and why.
+    ``found`` lists the faults in order; ``unopened`` maps files that cannot be opened to the reason.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Collected(Faults):
         self.found.append(fault)
 
     def opened(self, path: Path, read: Callable[[Path], Opened]) -> Opened | None:
-        """What ``read`` makes of a file, None if it cannot: the reason is kept."""
+        """The result of ``read``, None if it fails; its error is kept."""
         try:
             return read(path)
         except StreamconvError as error:
@@ -59,13 +59,13 @@ class Collected(Faults):
     def knows(self, error: StreamconvError) -> bool:
         """Whether an error is one of those that were kept."""
         kept = (*self.found, *self.unopened.values())
-        return any((one.what, one.where) == (error.what, error.where) for one in kept)
+        return any((fault.what, fault.where) == (error.what, error.where) for fault in kept)
 
     def __bool__(self) -> bool:
         return bool(self.found or self.unopened)
 
 
 def listed(items: Iterable[object], count: int) -> str:
-    """The first of ``count`` items, and how many more there are; what follows the first is not looked at."""
+    """The first of ``count`` items, and how many more there are; only the first are read from ``items``."""
     shown = [str(item) for item, _ in zip(items, range(min(count, _SHOWN)), strict=False)]
     return ", ".join(shown) + (f" and {count - _SHOWN} more" if count > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""What a framework's code does not run, and what any framework's folder may be that is not translated, by name."""
+"""Refusals by name: families that a framework does not run, and folders of a kind that is not translated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["OtherCheckpointError", "Run", "Runs", "refusal_of", "refuse_keys", "
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A code that runs a mechanism: its first release that does, or the commit that was read; and the file there."""
+    """Where a framework's code runs a mechanism: the first release that does, or the commit that was read; the file."""
 
     code: str
     where: str
 
 
 Runs = Mapping[Mechanism, Run]
-"""What one code runs, as far as its checkpoints are translated: each mechanism has its line in what is written."""
+"""The mechanisms that one code runs, as far as its checkpoints are translated: the target can write each of them."""
 
 
 def refusal_of(who: str, family: ModelFamily, *codes: Runs) -> str | None:
@@ -31,15 +31,15 @@ def refusal_of(who: str, family: ModelFamily, *codes: Runs) -> str | None:
 
     Args:
         who: the framework, for the message.
-        family: it may have mechanisms that nobody knew when the codes were listed.
-        codes: what each code of the framework runs; of several, the one that lacks least is spoken of.
+        family: it may have mechanisms that were unknown when the codes were listed.
+        codes: the mechanisms that each code of the framework runs; the message names the code that lacks fewest.
     """
     missing = min((family.mechanisms - runs.keys() for runs in codes), key=len)
     return f"{who} has {in_words(missing)}" if missing else None
 
 
 class OtherCheckpointError(UnsupportedError):
-    """A checkpoint of a kind that no format opens; who knows all formats says which there are."""
+    """A checkpoint of a kind that no format opens; a caller that knows all formats adds which there are."""
 
 
 def titles(refusal: Callable[[ModelFamily], str | None]) -> str:
@@ -48,10 +48,10 @@ def titles(refusal: Callable[[ModelFamily], str | None]) -> str:
 
 
 def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
-    """Name a folder that is another framework's checkpoint.
+    """Refuse a folder that is another framework's checkpoint, by name.
 
     Raises:
-        OtherCheckpointError: it is one.
+        OtherCheckpointError: the folder is one.
     """
     has = set(names).__contains__
     kinds = (
@@ -66,15 +66,15 @@ def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
 
 
 def refuse_keys(keys: Collection[str], path: Path, families: str) -> None:
-    """Name a family or mechanism whose keys give it away in one layer.
+    """Refuse a family or mechanism that the keys of one layer show, by name.
 
     Args:
-        keys: those of the layer.
+        keys: the keys of the layer.
         path: its file, for the message.
-        families: the titles of those that such folders can be of.
+        families: the titles of the families that are translated from such folders.
 
     Raises:
-        UnsupportedError: the keys do.
+        UnsupportedError: the keys show one.
     """
     neox = ("attention.", "final_linear.", "norm.")
     kinds = (

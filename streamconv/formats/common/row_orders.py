@@ -1,4 +1,4 @@
-"""Settle the orders of fused rows that Megatron's code of several years leaves open."""
+"""Settle the orders of fused rows, which differ between forks and years of Megatron."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Order = TypeVar("Order", bound=Enum)
 def weigh(
     flag: str, said: Order | None, evidence: tuple[Order, str] | None
 ) -> tuple[tuple[Order, str] | None, list[str]]:
-    """The order and what tells it, and what to warn of: what the user says outweighs the evidence, but not unsaid."""
+    """The order with its evidence, and warnings: ``said``, the user's choice, outweighs evidence, with a warning."""
     if said is None:
         return evidence, []
     against = evidence is not None and evidence[0] is not said
@@ -31,13 +31,15 @@ def weigh(
 
 
 def first_weight(model: StoredModel, key: str) -> LazyTensor | None:
-    """A weight of the first layer on rank 0."""
+    """A weight matrix of the first layer on rank 0; None if there is none."""
     shards = model.tensors.get(ParameterId(Section.LAYER, 0, key))
     return shards[0] if shards and len(shards[0].shape) == 2 else None
 
 
 def join_separate_heads(model: StoredModel, options: SourceOptions) -> StoredModel | None:
-    """Join ``query`` and ``key_value`` of deepspeedai's fork into one query_key_value in blocks, if they are there.
+    """The model with ``query`` and ``key_value`` of deepspeedai's fork joined into one query_key_value in blocks.
+
+    None if the model has no such pairs.
 
     Grouped heads were stored apart from d6c9d841 (2023-07) to 8415d03e (2023-11): the rows of ``query`` are
     ``[heads, head_dim]``, those of ``key_value`` ``[groups, 2, head_dim]`` on each rank, split only after the view by
@@ -45,7 +47,7 @@ def join_separate_heads(model: StoredModel, options: SourceOptions) -> StoredMod
 
     Raises:
         AmbiguousError: the number of heads is needed and unknown.
-        DamagedError: rows do not divide into heads, or some layers are stored so and others not.
+        DamagedError: rows do not divide into heads, or only some layers are stored in this way.
     """
     places = [place for place in model.tensors if place.key.startswith(_KEY_VALUE)]
     pairs = [(place, _beside(place, _QUERY)) for place in places]
@@ -67,7 +69,7 @@ def join_separate_heads(model: StoredModel, options: SourceOptions) -> StoredMod
 
 
 def _beside(place: ParameterId, module: str) -> ParameterId:
-    """The same leaf of another module than ``key_value``."""
+    """The parameter of ``module`` beside one of ``key_value``: weight beside weight, bias beside bias."""
     return place.beside(module + place.key.removeprefix(_KEY_VALUE))
 
 
@@ -89,8 +91,8 @@ def _in_blocks(model: StoredModel, query: LazyTensor, key_value: LazyTensor, hea
     """One rank's queries, then its keys, then its values."""
     groups, rest = divmod(key_value.shape[0], 2 * head_dim)
     if (query.shape[1:], query.dtype) != (key_value.shape[1:], key_value.dtype):
-        found = f"query is {query.shape} {query.dtype}, key_value {key_value.shape} {key_value.dtype}"
-        raise DamagedError(f"{found}: they do not belong together", where=model.path)
+        shapes = f"query is {query.shape} {query.dtype}, key_value {key_value.shape} {key_value.dtype}"
+        raise DamagedError(f"{shapes}: they do not belong together", where=model.path)
     if rest or query.shape[0] % head_dim:
         raise DamagedError(
             f"query has {query.shape[0]} rows and key_value {key_value.shape[0]}: no whole heads of {head_dim} rows",
@@ -103,15 +105,15 @@ def _in_blocks(model: StoredModel, query: LazyTensor, key_value: LazyTensor, hea
 
 
 def settle_glu(model: StoredModel, options: SourceOptions, gate_up: str | None) -> StoredModel:
-    """Decide which half of a gated ``dense_h_to_4h`` comes first, if its rows say that it has two.
+    """The model with the order of the halves of a gated ``dense_h_to_4h``; unchanged if it is not gated.
 
     Args:
         model: what was opened.
-        options: what the user says outweighs the evidence.
-        gate_up: what speaks for ``gate-up`` where the arguments do not tell, None if nothing does.
+        options: the user's choice, which outweighs the evidence.
+        gate_up: evidence for ``gate-up``, used where the arguments do not determine the order; None without any.
 
     Raises:
-        AmbiguousError: nothing tells.
+        AmbiguousError: nothing determines the order.
         UnsupportedError: the arguments name an activation that is not SwiGLU, or none.
     """
     up, down = first_weight(model, "mlp.dense_h_to_4h.weight"), first_weight(model, "mlp.dense_4h_to_h.weight")
@@ -138,7 +140,7 @@ def settle_glu(model: StoredModel, options: SourceOptions, gate_up: str | None) 
 
 
 def _glu_evidence(model: StoredModel, gate_up: str | None) -> tuple[GluOrder, str] | None:
-    """The order that the arguments mean, else what else speaks for ``gate-up``.
+    """The order that the arguments imply, or else ``gate-up`` if there is other evidence for it.
 
     bigscience's fork has ``glu_activation`` [``megatron/model/glu_activations.py``: ``x1 * f(x2)``]. deepspeedai's has
     ``swiglu`` [``megatron/model/transformer.py:ParallelMLP``: ``silu(x[0]) * x[1]``] since the merge 9e72d571

@@ -1,4 +1,4 @@
-"""What the ranks hold, joined: which shards belong together, and along which axis."""
+"""Join the tensors of several ranks: which shards belong together, and along which axis they are cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["count_layers", "join_ranks", "likely_axis"]
 def join_ranks(
     ranks: Sequence[Mapping[ParameterId, LazyTensor]], names: Sequence[str], folder: Path
 ) -> dict[ParameterId, tuple[LazyTensor, ...]]:
-    """The shards of each place over ranks that must all have the same keys, shapes and dtypes.
+    """The shards of each parameter, in the order of the ranks, which must have the same keys, shapes and dtypes.
 
     Raises:
         DamagedError: two ranks differ.
@@ -38,12 +38,12 @@ def join_ranks(
 
 
 def count_layers(tensors: Mapping[ParameterId, Any], folder: Path) -> int:
-    """How many transformer layers there are; their numbers must be 0, 1, 2 and on.
+    """The number of transformer layers, which must be numbered 0, 1, 2 and on.
 
     Raises:
         DamagedError: a number is missing, or there is no layer.
     """
-    numbers = {found.layer for found in tensors if found.section is Section.LAYER}
+    numbers = {parameter.layer for parameter in tensors if parameter.section is Section.LAYER}
     if not numbers or numbers != set(range(len(numbers))):
         raise DamagedError(
             f"transformer layers are numbered {sorted(numbers)[:8]}, not from 0 without a gap", where=folder
@@ -54,8 +54,8 @@ def count_layers(tensors: Mapping[ParameterId, Any], folder: Path) -> int:
 def likely_axis(parameter: ParameterId) -> int | None:
     """The axis along which a parameter of an unknown family is cut, None if every rank holds a copy.
 
-    A family that has such a key says it; else a matrix is cut by rows, but for the two row-parallel ones of each block
-    [``megatron/core/tensor_parallel/layers.py``].
+    A family that has the key decides it. Otherwise a matrix is cut by rows, except the two row-parallel ones of each
+    block [``megatron/core/tensor_parallel/layers.py``].
     """
     for family in known_families():
         if row := family.rows.get((parameter.section, parameter.key)):

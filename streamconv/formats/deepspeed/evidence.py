@@ -1,4 +1,4 @@
-"""What a Megatron-DeepSpeed folder says of itself, weighed: parallel sizes, the orders of fused rows, who wrote it."""
+"""Weigh the evidence in a Megatron-DeepSpeed folder: parallel sizes, orders of fused rows, the fork that wrote it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 BIGSCIENCE = "bigscience"
-"""bigscience-workshop/Megatron-DeepSpeed. As who numbers layer files: or deepspeedai's fork before 53db2b14
+"""bigscience-workshop/Megatron-DeepSpeed. As a numbering of layer files also deepspeedai's fork before 53db2b14
 (2023-07).
 """
 
@@ -31,7 +31,7 @@ DEEPSPEEDAI_2024_11 = "deepspeedai-2024-11"
 """deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12): rows of query_key_value are interleaved."""
 
 DEEPSPEEDAI = "deepspeedai"
-"""deepspeedai/Megatron-DeepSpeed since 676a482c. As who numbers layer files: since 53db2b14 (2023-07)."""
+"""deepspeedai/Megatron-DeepSpeed since 676a482c. As a numbering of layer files since 53db2b14 (2023-07)."""
 
 _BIGSCIENCE_ARGS = ("embed_layernorm", "glu_activation", "kill_switch_path", "sync_tp_duplicated_parameters")
 _FPDT = "ds_sequence_parallel_fpdt"
@@ -39,7 +39,7 @@ _FPDT = "ds_sequence_parallel_fpdt"
 
 @dataclass(frozen=True, slots=True)
 class ParallelSize:
-    """A size that was agreed on (None if nothing says it), from what, and what spoke against it."""
+    """A size (None if unknown), the facts that it follows from, and warnings of evidence against it."""
 
     value: int | None
     facts: list[Fact]
@@ -47,8 +47,10 @@ class ParallelSize:
 
 
 def agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None, files: str) -> ParallelSize:
-    """One parallel size out of what is recorded and how many files there are; the record counts before the
-    arguments.
+    """One parallel size from ``said``, its records with the most trusted first, and ``counted``, the number of files.
+
+    Raises:
+        DamagedError: the most trusted record differs from the number of files.
     """
     facts = [f"{source} says {value}" for source, value in said.items()]
     if counted is not None:
@@ -72,11 +74,11 @@ def settle_rows(model: StoredModel, options: SourceOptions, numbered_by: str | N
 
     Args:
         model: what was opened.
-        options: what the user says outweighs the evidence.
-        numbered_by: whose numbers the layer files have, :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI`, None if unknown.
+        options: the user's choices, which outweigh the evidence.
+        numbered_by: the fork that numbers layer files so, :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI`, None if unknown.
 
     Raises:
-        AmbiguousError: nothing tells an order.
+        AmbiguousError: nothing determines an order.
         UnsupportedError: a gated linear unit is none that a family has.
         DamagedError: query and key_value are apart and do not fit together.
     """
@@ -100,15 +102,15 @@ def _fork(model: StoredModel, numbered_by: str | None, is_before_blocks: bool) -
 
 
 def settle_qkv(model: StoredModel, options: SourceOptions, bigscience_numbering: bool) -> StoredModel:
-    """The model with the row order of query_key_value, which no key and no shape shows, and its evidence.
+    """The model with the row order of query_key_value and its evidence; no key and no shape shows the order.
 
     Args:
         model: what was opened.
-        options: what the user says outweighs the evidence.
-        bigscience_numbering: whether the files are numbered as only forks without blocks number them.
+        options: the user's choice, which outweighs the evidence.
+        bigscience_numbering: whether the files are numbered in a way that only forks without blocks use.
 
     Raises:
-        AmbiguousError: nothing tells.
+        AmbiguousError: nothing determines the order.
     """
     evidence: tuple[QkvLayout, str] | None = None
     if model.args is not None:

@@ -30,15 +30,15 @@ _POSITION_TYPES = {made_of.ROTARY: 1, made_of.LEARNED: 2, made_of.ALIBI: 3}
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A code that loads the result.
+    """A fork that loads the result.
 
-    ``first_block`` is the number of the first transformer layer's file, ``norm_after`` the distance from the last
-    one's to the final norm's; the embedding is ``embedding``, a head of its own stands behind the norm. ``first_only``
-    are embedding parameters that the tied copy on the last stage does not have. ``runs`` are the mechanisms that it
-    has, ``lacks_for`` says what one model needs beside them that it has not, None if it runs. ``arguments`` are
-    training arguments that only this fork has, ``without`` those that it must not have. ``entries`` are what the fork
-    adds to its rank files, ``scheduler`` the state of the learning rate's schedule. ``start`` says how to start from
-    the result.
+    ``embedding`` and ``first_block`` are the numbers of the layer files of the embedding and of the first transformer
+    layer. ``norm_after`` is the distance from the last transformer layer to the final norm; the head follows the norm.
+    ``first_only`` lists embedding parameters that the tied copy on the last stage does not have. ``runs`` are the
+    mechanisms that the fork has; ``lacks_for`` returns what a model needs beyond them and the fork lacks, None if the
+    model runs. ``arguments`` are training arguments that only this fork has, ``without`` those that it must not have.
+    ``entries`` are the fork's own entries in rank files, ``scheduler`` the state of the learning rate scheduler.
+    ``start`` says how to start a run from the result.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Fork:
 
 
 def counted(model: TargetModel, name: str) -> int:
-    """How far the training of the source came, by an argument that counts it; 0 for a fresh start."""
+    """The training progress of the source by an argument that counts it, such as samples; 0 for a fresh start."""
     return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
 
 
@@ -83,7 +83,7 @@ def _bigscience_lacks_for(model: TargetModel) -> str | None:
 
 
 def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
-    """What tells its model apart [``megatron/arguments.py:_add_network_size_args``, ``checkpointing.py``:
+    """The arguments of the fork's model [``megatron/arguments.py:_add_network_size_args``, ``checkpointing.py``:
     ``check_checkpoint_args`` compares ``num_key_value_heads`` and ``add_position_embedding``].
     """
     has, sizes = model.family.mechanisms.__contains__, model.sizes
@@ -101,7 +101,7 @@ def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
 
 
 def _deepspeedai_arguments_now(model: TargetModel) -> dict[str, Any]:
-    """Its presence tells readers that rows are in blocks [``megatron/arguments.py``, since 676a482c]."""
+    """The same and an argument that tells readers of rows in blocks [``megatron/arguments.py``, since 676a482c]."""
     return {**_deepspeedai_arguments(model), _FPDT: bool((model.args or {}).get(_FPDT))}
 
 
@@ -165,8 +165,8 @@ def _no_scheduler(model: TargetModel) -> None:
 
 
 def _bigscience_scheduler(model: TargetModel) -> dict[str, Any]:
-    """How far the schedule is; its shape is the new run's. The loader has no way to leave the entry unread, and stops
-    at a shape that is not its own, unless told to override it
+    """The progress of the schedule, with None for its shape. The loader always reads this entry, and stops if the shape
+    is not that of its own run, unless the run overrides it
     [``megatron/learning_rates.py:AnnealingLR.load_state_dict``; its steps are samples].
     """
     shape = dict.fromkeys(("max_lr", "min_lr", "warmup_steps", "decay_steps", "decay_style"))
@@ -227,4 +227,4 @@ _BIGSCIENCE = Fork(
 )
 
 FORKS = {fork.name: fork for fork in (_DEEPSPEEDAI_NOW, _DEEPSPEEDAI_BEFORE, _BIGSCIENCE)}
-"""By the name of the dialect; the first that runs a model is the default for it."""
+"""The forks by the name of their dialect; the first that runs a model is the default for it."""

@@ -1,4 +1,4 @@
-"""Which files of a DeepSpeed folder are missing, or belong to no rank of it."""
+"""Check a DeepSpeed folder for files that are missing, and for files that belong to none of its ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTITION = re.compile(r"(.*zero_pp_rank_)[0-9]+_mp_rank_[0-9]+_(.+)")
 class RecordedSizes:
     """The tensor-parallel, pipeline-parallel and data-parallel sizes that rank files record, None where they do not.
 
-    A size that is not recorded is counted from the names.
+    A size that is not recorded is taken from the file names.
     """
 
     tp: int | None = None
@@ -28,7 +28,7 @@ class RecordedSizes:
     dp: int | None = None
 
     def tp_of(self, names: FolderNames) -> int | None:
-        """Tensor-parallel size, None if neither the record nor a layer file tells."""
+        """Tensor-parallel size, None if it is not recorded and there are no layer files."""
         return self.tp or names.tp
 
     def model_ranks_of(self, names: FolderNames) -> int:
@@ -38,13 +38,13 @@ class RecordedSizes:
 
 
 def check_grid(folder: Path, names: FolderNames, sizes: RecordedSizes, faults: Faults) -> None:
-    """Every layer must have a file for each tensor-parallel rank, and every model-parallel rank its own, and no more.
+    """Check that each layer has a file for each tensor-parallel rank, each model-parallel rank its own, and no more.
 
     Args:
         folder: for messages.
         names: the files there.
         sizes: what is recorded.
-        faults: what becomes of a fault.
+        faults: raises or collects the faults.
 
     Raises:
         DamagedError: ``faults`` is strict, and files are missing, beyond the grid, or there twice.
@@ -74,10 +74,9 @@ def _check_ranks(folder: Path, names: FolderNames, model_ranks: int, faults: Fau
 
 
 def check_partitions(folder: Path, names: FolderNames, sizes: RecordedSizes, faults: Faults) -> None:
-    """Where ZeRO left files, every data-parallel rank of every model-parallel rank must have its own, and rank files
-    must be beside them.
+    """Check ZeRO's files: one for each data-parallel rank of each model-parallel rank, with the rank files beside them.
 
-    Parameters can be read without them, so a conversion does not ask.
+    A conversion reads parameters without these files, so it does not check them.
 
     Raises:
         DamagedError: ``faults`` is strict, and files are missing or beyond the grid.
@@ -89,32 +88,32 @@ def check_partitions(folder: Path, names: FolderNames, sizes: RecordedSizes, fau
         _check_ranks(folder, names, model_ranks, faults)
     # More partitions than data-parallel ranks are no fault: sequence parallelism makes them.
     dp = max(names.dp or 1, sizes.dp or 1)
-    for what, found in (("optimizer files", names.optimizer), ("ZeRO-3 model files", names.zero3)):
-        if found:
-            there = sum(rank < model_ranks for _, rank in found)
+    for what, files in (("optimizer files", names.optimizer), ("ZeRO-3 model files", names.zero3)):
+        if files:
+            there = sum(rank < model_ranks for _, rank in files)
             of = dp * model_ranks
-            _note_missing(folder, what, _lost_partitions(found, model_ranks, dp), of - there, of, faults)
+            _note_missing(folder, what, _lost_partitions(files, model_ranks, dp), of - there, of, faults)
 
 
-def _lost_partitions(found: Mapping[tuple[int, int], str], model_ranks: int, dp: int) -> Iterator[str]:
-    """The files of the grid of data ranks and model-parallel ranks that are not there, named like one that is."""
-    match = _PARTITION.fullmatch(next(iter(found.values())))
+def _lost_partitions(files: Mapping[tuple[int, int], str], model_ranks: int, dp: int) -> Iterator[str]:
+    """The names of missing files in the grid of data-parallel and model-parallel ranks, formed like an existing one."""
+    match = _PARTITION.fullmatch(next(iter(files.values())))
     head, tail = (match[1], match[2]) if match else ("", "")
     grid = ((data, rank) for data in range(dp) for rank in range(model_ranks))
-    return (f"{head}{d}_mp_rank_{r:02d}_{tail}" for d, r in grid if (d, r) not in found)
+    return (f"{head}{d}_mp_rank_{r:02d}_{tail}" for d, r in grid if (d, r) not in files)
 
 
 def _note_beyond(folder: Path, names: Iterable[str], tp: int | None, model_ranks: int, faults: Faults) -> None:
-    found = sorted(names)
-    if found:
+    ordered = sorted(names)
+    if ordered:
         sizes = f"TP {tp} x PP {model_ranks // tp}" if tp else f"{model_ranks} model-parallel ranks"
-        words = f"beyond the ranks of a model of {sizes}: {listed(found, len(found))}"
+        words = f"beyond the ranks of a model of {sizes}: {listed(ordered, len(ordered))}"
         remedy = "move them out of the folder, or say which checkpoint they are of"
         faults.note(DamagedError(words, where=folder, remedy=remedy))
 
 
 def _note_missing(folder: Path, what: str, lost: Iterator[str], missing: int, of: int, faults: Faults) -> None:
-    """What is missing of a grid, whose size may be any number: a damaged file says it."""
+    """Note the missing files. A damaged record may claim a grid of any size, so ``lost`` is not listed in full."""
     if missing:
         words = f"{missing} of {of} {what} are missing: {listed(lost, missing)}"
         faults.note(DamagedError(words, where=folder, remedy=COPY_AGAIN))

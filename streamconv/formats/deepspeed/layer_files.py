@@ -1,4 +1,4 @@
-"""Megatron-DeepSpeed's tensors by their place in the model, whatever number their file has."""
+"""The tensors of Megatron-DeepSpeed's layer files by their place in the model, whichever number a file has."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["LayerFiles", "Layers", "join_layers", "keys_of", "module_tensors", "
 _ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
 LayerFiles = dict[int, dict[int, StoredFile]]
-"""The files of each layer by tensor-parallel rank; in a tolerant reading some ranks may be missing."""
+"""The files of each layer by tensor-parallel rank; ranks may be missing if faults are collected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The layer files of a checkpoint: tensors by place, the file index of each role, what the pickles name.
+    """The layer files of a checkpoint: tensors by place, the file number of each role, and the names in the pickles.
 
-    ``numbered_by`` is ``deepspeed_evidence.BIGSCIENCE`` or ``DEEPSPEEDAI``, None if neither.
+    ``numbered_by`` is ``evidence.BIGSCIENCE`` or ``evidence.DEEPSPEEDAI``, None if neither.
     """
 
     tp: int
@@ -46,7 +46,7 @@ class Layers:
 
 
 def open_layer_files(folder: Path, names: FolderNames, faults: Faults) -> LayerFiles:
-    """Open all layer files; those of a layer by tensor-parallel rank.
+    """The opened files of each layer, by tensor-parallel rank.
 
     Raises:
         DamagedError: ``faults`` is strict, and a file cannot be read.
@@ -61,11 +61,11 @@ def open_layer_files(folder: Path, names: FolderNames, faults: Faults) -> LayerF
 
 
 def open_layers(folder: Path, names: FolderNames, num_layers: int | None) -> Layers:
-    """Open all layer files of Megatron's and find each one's role by its keys.
+    """Open all layer files of a Megatron model and find the role of each by its keys.
 
     Args:
         folder: where they are.
-        names: the files there, of which none of the grid (layer x rank) is missing.
+        names: the files there; the grid (layer x rank) must be complete.
         num_layers: how many transformer layers the training arguments count, None if unknown.
 
     Raises:
@@ -96,7 +96,7 @@ def open_layers(folder: Path, names: FolderNames, num_layers: int | None) -> Lay
 
 
 def keys_of(files: LayerFiles) -> dict[int, frozenset[str]]:
-    """The keys of each layer: those of the rank that has most of them."""
+    """The keys of each layer, from the rank that has the most."""
     return {
         index: max((frozenset(file.tensors()) for file in ranks.values()), key=len)
         for index, ranks in files.items()
@@ -107,7 +107,7 @@ def keys_of(files: LayerFiles) -> dict[int, frozenset[str]]:
 def join_layers(
     folder: Path, files: LayerFiles, sections: Mapping[int, Section], faults: Faults
 ) -> dict[ParameterId, tuple[LazyTensor, ...]]:
-    """The shards of each parameter by place, transformer layers numbered in the order of their files.
+    """The shards of each parameter by place; transformer layers are numbered in the order of their files.
 
     Raises:
         DamagedError: ``faults`` is strict, and ranks differ.
@@ -116,10 +116,10 @@ def join_layers(
     blocks = [index for index, section in sections.items() if section is Section.LAYER]
     for index, section in sections.items():
         number = blocks.index(index) if section is Section.LAYER else -1
-        own = [file for _, file in sorted(files[index].items())]
-        prefixed = [{ParameterId(section, number, key): t for key, t in file.tensors().items()} for file in own]
+        layer_files = [file for _, file in sorted(files[index].items())]
+        prefixed = [{ParameterId(section, number, key): t for key, t in file.tensors().items()} for file in layer_files]
         try:
-            places |= join_ranks(prefixed, [file.path.name for file in own], folder)
+            places |= join_ranks(prefixed, [file.path.name for file in layer_files], folder)
         except DamagedError as error:
             faults.note(error)
     return places

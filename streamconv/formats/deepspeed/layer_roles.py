@@ -1,7 +1,7 @@
-"""What part of Megatron's model each layer file is, and whether one is missing.
+"""Which part of Megatron's model each layer file holds, and whether a file is missing.
 
-A layer file's number depends on fork, date, MoE and tying, so its role is read from its keys. The numbers are still
-worth something: they must be one of the known numberings without a gap, or a layer is missing.
+A layer file's number depends on fork, date, MoE and tying, so its role is read from its keys. The numbers still
+show a missing layer: without a gap they follow one of the known numberings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamconv.models.parameter import Section
 
 __all__ = ["check_roles", "is_megatron", "numbered_by", "role_of"]
 
-# (first block - embedding, final norm - last block, index of the embedding) -> who numbers so, and in words.
+# (first block - embedding, final norm - last block, index of the embedding) -> the fork, and its description.
 _NUMBERINGS = {
     (2, 2, 1): (BIGSCIENCE, "bigscience's fork, or deepspeedai's before 2023-07"),
     (1, 1, 1): (DEEPSPEEDAI, "deepspeedai's fork since 2023-07"),
@@ -29,14 +29,14 @@ _IN_A_BLOCK = ("self_attention.", "mlp.dense_", "mlp.deepspeed_moe.")
 
 
 def is_megatron(layers: Iterable[Collection[str]]) -> bool:
-    """Whether some layer is a transformer layer of Megatron's: users write pipelines of their own modules too, whose
-    layers may be anything [``deepspeed/runtime/pipe/module.py:PipelineModule``].
+    """Whether some layer is a transformer layer of Megatron's. Pipelines of users' own modules may have any layers
+    [``deepspeed/runtime/pipe/module.py:PipelineModule``].
     """
     return any(role_of(keys) is Section.LAYER for keys in layers)
 
 
 def role_of(keys: Collection[str]) -> Section | None:
-    """What part of Megatron's model a layer file with such tensors is; None if it is none."""
+    """The part of Megatron's model that a layer file with these keys holds; None if unknown."""
     if "word_embeddings.weight" in keys:
         return Section.EMBEDDING
     if "lm_head.weight" in keys:
@@ -53,28 +53,28 @@ def check_roles(
     num_layers: int | None,
     faults: Faults,
 ) -> None:
-    """A model has one embedding, one final norm, at most one head, and all its transformer layers.
+    """Check that there are one embedding, one final norm, at most one head, and all transformer layers.
 
     Args:
         folder: for messages.
         layers: a file of each layer, and the layer's keys.
         roles: the role of each layer by its number, in order.
         num_layers: how many transformer layers the training arguments count, None if unknown.
-        faults: what becomes of a fault.
+        faults: raises or collects the faults.
 
     Raises:
-        DamagedError: ``faults`` is strict, and one is missing or there twice, or a layer's file has no tensor.
-        UnsupportedError: ``faults`` is strict, and a layer is of no role that is known.
+        DamagedError: ``faults`` is strict, and a part is missing or there twice, or a layer's file has no tensor.
+        UnsupportedError: ``faults`` is strict, and the role of a layer is unknown.
     """
     _check_known([layers[index] for index, role in roles.items() if role is None], faults)
     by_role = {section: [index for index, role in roles.items() if role is section] for section in Section}
     embeddings, norms, heads = (by_role[s] for s in (Section.EMBEDDING, Section.FINAL_NORM, Section.HEAD))
-    for what, found in (
+    for what, files in (
         ("word embedding: layer_01-model_*-model_states.pt", embeddings),
         ("transformer layer", by_role[Section.LAYER]),
         ("final norm, the last of the layer files but for a head", norms),
     ):
-        if not found:
+        if not files:
             faults.note(DamagedError(f"no file has a {what}", where=folder, remedy=COPY_AGAIN))
     if max(len(embeddings), len(norms), len(heads)) > 1:
         words = (
@@ -96,7 +96,7 @@ def _check_known(layers: Iterable[tuple[Path, Collection[str]]], faults: Faults)
 def _check_numbers(
     folder: Path, embedding: int, blocks: Sequence[int], norm: int, num_layers: int | None, faults: Faults
 ) -> None:
-    """The numbers must be one of the known numberings without a gap, or confirmed by the arguments."""
+    """Check that the numbers have no gap, and follow a known numbering or agree with the arguments."""
     numbering = (blocks[0] - embedding, norm - blocks[-1], embedding)
     gaps = [range(low + 1, high) for low, high in pairwise((embedding, *blocks, norm))]
     has_gap = any(gaps[1:-1])
@@ -108,7 +108,7 @@ def _check_numbers(
     lost = None if num_layers is None else num_layers - len(blocks)
     said = "" if num_layers is None else f"args say {num_layers} layers, {len(blocks)} are there; "
     if lost != sum(map(_length, gaps)):
-        # Forks leave out the number of a layer without parameters, right behind the embedding and before the norm.
+        # A layer without parameters has a number and no file, right after the embedding and right before the norm.
         gaps = [gaps[0][1:], *gaps[1:-1], gaps[-1][:-1]]
     names = (f"layer_{index:02d}" for gap in gaps for index in gap)
     missing = sum(map(_length, gaps))
@@ -126,10 +126,10 @@ def _check_numbers(
 
 
 def _length(gap: range) -> int:
-    """``len`` holds no more than a machine word."""
+    """The length of a range; ``len`` raises OverflowError for one beyond a machine word."""
     return max(0, gap.stop - gap.start)
 
 
 def numbered_by(embedding: int, first_block: int, last_block: int, norm: int) -> tuple[str | None, str]:
-    """Who numbers layer files so: :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI`, None if neither; and in words."""
+    """The fork that numbers layer files so, :data:`BIGSCIENCE` or :data:`DEEPSPEEDAI` or None, and its description."""
     return _NUMBERINGS.get((first_block - embedding, norm - last_block, embedding), _UNKNOWN)

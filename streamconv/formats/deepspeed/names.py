@@ -1,4 +1,4 @@
-"""What DeepSpeed calls the files of a checkpoint, and what a folder's names say of the ranks that wrote them.
+"""DeepSpeed's names of a checkpoint's files, and the ranks that the names of a folder show.
 
 - ``layer_03-model_01-model_states.pt``: a layer of the pipeline and a tensor-parallel rank; without a model axis the
   rank is left out [``deepspeed/runtime/pipe/module.py:ckpt_layer_path``].
@@ -33,11 +33,11 @@ __all__ = [
 LATEST = "latest"
 """The file of a root that names the checkpoint to load [``deepspeed/runtime/engine.py:save_checkpoint``]."""
 OWNED = ("global_step*", LATEST)
-"""Patterns (:mod:`fnmatch`) of what a root of such checkpoints holds."""
+"""Patterns (:mod:`fnmatch`) of the names in a root of such checkpoints."""
 
 
 class FileKind(Enum):
-    """What a file holds, as its name says."""
+    """The content of a file, by its name."""
 
     LAYER = "layer"
     RANK = "rank"
@@ -45,7 +45,7 @@ class FileKind(Enum):
     ZERO3 = "zero3"
 
 
-# A file's name has at most 255 bytes; longer numbers than these are no ranks, and no index of Python's either.
+# Longer numbers, which a name of 255 bytes may have, are no ranks and exceed an index of Python.
 _N = "([0-9]{1,18})"
 _PATTERNS = {
     FileKind.LAYER: re.compile(rf"(layer_){_N}(?:-model_{_N})?-model_states\.pt"),
@@ -57,7 +57,7 @@ _PATTERNS = {
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """A file by its name: its kind, what stands before the first number, and the numbers.
+    """A parsed file name: the kind, the text before the first number, and the numbers.
 
     ``first`` is the layer, the model-parallel rank of a rank file, or the data-parallel rank; ``second`` is the
     tensor-parallel rank of a layer file, or the model-parallel rank of one of ZeRO's.
@@ -70,7 +70,7 @@ class FileName:
 
 
 def parse_name(name: str) -> FileName | None:
-    """What a file's name says, None if it is none of DeepSpeed's."""
+    """The parsed name of a file, None if it is none of DeepSpeed's."""
     for kind, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(name):
             return FileName(kind, match[1], int(match[2]), int(match[3] or 0))
@@ -78,12 +78,12 @@ def parse_name(name: str) -> FileName | None:
 
 
 def is_optimizer_file(name: str) -> bool:
-    """Whether a file is named as one of optimizer state: ZeRO's, and those of experts, whose names differ."""
+    """Whether a name is that of optimizer state: ZeRO's, or that of experts, whose names differ."""
     return name.endswith("optim_states.pt")
 
 
 def step_folder(iteration: int | None) -> str:
-    """The name of a checkpoint's folder, as Megatron-DeepSpeed and GPT-NeoX say it; 0 for what has no iteration."""
+    """The name of a checkpoint's folder, in Megatron-DeepSpeed and GPT-NeoX; 0 stands for no iteration."""
     return f"global_step{iteration or 0}"
 
 
@@ -99,9 +99,11 @@ def rank_file(rank: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FolderNames:
-    """A folder's files by what their names say: (layer, tensor-parallel rank), model-parallel rank, (data-parallel
-    rank, model-parallel rank) of optimizer files and of ZeRO-3's model files; the rest; and pairs of names that say the
-    same, of which the first counts.
+    """A folder's files, sorted by their names.
+
+    ``layers`` is by (layer, tensor-parallel rank), ``ranks`` by model-parallel rank, ``optimizer`` and ``zero3``
+    (ZeRO-3 model files) by (data-parallel rank, model-parallel rank). ``others`` are the rest. ``twins`` are pairs of
+    names that mean the same; the first is used.
     """
 
     layers: dict[tuple[int, int], str]
@@ -135,12 +137,12 @@ class FolderNames:
 
     @property
     def model_files(self) -> list[str]:
-        """All files of parameters, or that say what ranks hold."""
+        """All files of parameters, and the rank files."""
         return sorted([*self.layers.values(), *self.ranks.values(), *self.zero3.values()])
 
 
 def parse_names(names: Iterable[str]) -> FolderNames:
-    """Sort a folder's files by what their names say."""
+    """The files of a folder, sorted by their names."""
     places: dict[FileKind, dict[tuple[int, int], str]] = {kind: {} for kind in FileKind}
     others, twins = [], []
     for name in sorted(names):

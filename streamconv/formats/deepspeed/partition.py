@@ -1,9 +1,9 @@
 """Recompute which pipeline stage owned which layer, as DeepSpeed's PipelineModule decided it when training began.
 
-Needed only where a checkpoint does not record it (ZeRO stage 0 saves ``param_shapes`` as None). The methods are those
-of ``deepspeed/runtime/pipe/module.py:_partition_layers``. Their arithmetic, in ``deepspeed/runtime/utils.py``, has
-changed twice: ``partition_uniform`` in 0.10.1 (e8318634b) and ``partition_balanced`` in 0.12.5 (2bdf061f4). A layout
-is given only where the version is known or makes no difference.
+This is needed only if a checkpoint does not record it (ZeRO stage 0 saves ``param_shapes`` as None). The methods are
+those of ``deepspeed/runtime/pipe/module.py:_partition_layers``. Their arithmetic, in ``deepspeed/runtime/utils.py``,
+has changed twice: ``partition_uniform`` in 0.10.1 (e8318634b) and ``partition_balanced`` in 0.12.5 (2bdf061f4). A
+result is returned only if the version is known or makes no difference.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Ve
     """Transformer layers on each of ``pp`` stages under ``method``, or None if it cannot be recomputed with certainty.
 
     Args:
-        modules: what was partitioned.
-        method: ``uniform``, ``parameters`` or ``type:regex``, as ``args.pp_partition_method`` has it.
+        modules: the modules that were partitioned.
+        method: ``uniform``, ``parameters`` or ``type:regex``, as in ``args.pp_partition_method``.
         pp: the number of stages.
         version: DeepSpeed's (``ds_version``), None if unknown.
     """
@@ -56,11 +56,11 @@ def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Ve
     else:
         return None
     first, last = modules.first_layer, modules.first_layer + modules.num_layers
-    found = set()
+    layouts = set()
     for bounds in candidates:
         cuts = [min(max(bound, first), last) - first for bound in bounds]
-        found.add(tuple(b - a for a, b in pairwise(cuts)))
-    return found.pop() if len(found) == 1 else None
+        layouts.add(tuple(b - a for a, b in pairwise(cuts)))
+    return layouts.pop() if len(layouts) == 1 else None
 
 
 def _candidates(
@@ -76,13 +76,13 @@ def _candidates(
 
 
 def even_bounds(count: int, parts: int) -> list[int]:
-    """``partition_uniform`` before 0.10.1: the last run takes all that is left over."""
+    """``partition_uniform`` before 0.10.1: the last run takes the remainder."""
     size = count // parts if count > parts else 1
     return [min(size * part, count) for part in range(parts)] + [count]
 
 
 def uniform_bounds(count: int, parts: int) -> list[int]:
-    """Bounds of ``parts`` runs of equal length over ``count`` items; the first ones take what is left over."""
+    """Bounds of ``parts`` runs of equal length over ``count`` items; the first ones take the remainder."""
     if count <= parts:
         return [min(part, count) for part in range(parts + 1)]
     size, extra = divmod(count, parts)
@@ -139,7 +139,7 @@ def probed_bounds(weights: Sequence[int], parts: int) -> list[int]:
 
 
 def _fill(sums: Sequence[int], parts: int, heaviest: float) -> tuple[list[int], bool]:
-    """Bounds when each run takes items up to ``heaviest``, and whether all items found a place."""
+    """Bounds when each run takes items up to ``heaviest``, and whether all items fit."""
     count = len(sums)
     chunk = count // parts
     bounds = [0] + [count] * parts

@@ -1,4 +1,4 @@
-"""The ``mp_rank_*`` files of a DeepSpeed checkpoint: what they say of the run, and what stays behind in them."""
+"""The ``mp_rank_*`` files of a DeepSpeed checkpoint: what they record of the run, and what is not converted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SAME_RUN = "the files are of different runs or steps: keep those of one"
 
 @dataclass(frozen=True, slots=True)
 class RankFiles:
-    """The ``mp_rank_*`` files by rank; the first one's plain entries are the checkpoint's."""
+    """The ``mp_rank_*`` files by rank; the plain entries of the first are those of the checkpoint."""
 
     files: tuple[StoredFile, ...]
 
@@ -52,19 +52,19 @@ class RankFiles:
 
     @property
     def args(self) -> Mapping[str, Any] | None:
-        """The training arguments, if there are any."""
-        found = self.state.get("args")
-        return found.attributes if isinstance(found, Record) else None
+        """The training arguments, None if there are none."""
+        args = self.state.get("args")
+        return args.attributes if isinstance(args, Record) else None
 
     def recorded(self, key: str) -> int | None:
-        """TP or PP as DeepSpeed since 2026-08 records it, ``checkpoint_parallel_dimensions``."""
+        """TP or PP as DeepSpeed records it since 2026-08, in ``checkpoint_parallel_dimensions``."""
         sizes = self.state.get("checkpoint_parallel_dimensions")
         return whole(sizes.get(key)) if isinstance(sizes, dict) else None
 
     def sizes(self, args: Mapping[str, Any] | None, *, is_pipeline: bool) -> RecordedSizes:
-        """The sizes that are recorded: by DeepSpeed, else in ``args`` by the names of Megatron-DeepSpeed.
+        """The recorded sizes: DeepSpeed's, or else those of ``args`` by the names of Megatron-DeepSpeed.
 
-        Without the pipeline engine a rank file is that of a tensor-parallel rank, whatever PP the arguments say.
+        Without the pipeline engine a rank file belongs to a tensor-parallel rank, whichever PP the arguments have.
         """
         said = args or {}
         tp = _first(self.recorded("tp_degree"), said.get("tensor_model_parallel_size"))
@@ -94,7 +94,7 @@ def open_ranks(folder: Path, names: Iterable[str], faults: Faults) -> RankFiles:
     return RankFiles(tuple(files))
 
 
-def _story(state: Mapping[str, Any]) -> list[int | None]:
+def _identity(state: Mapping[str, Any]) -> list[int | None]:
     args = state.get("args")
     attributes = args.attributes if isinstance(args, Record) else {}
     values = [state.get("iteration"), *(attributes.get(name) for name in _SAME_ARGS)]
@@ -102,9 +102,9 @@ def _story(state: Mapping[str, Any]) -> list[int | None]:
 
 
 def _check_same_run(files: Sequence[StoredFile], faults: Faults) -> None:
-    """All ranks must tell the same story; the odd ones out are named."""
-    stories = [_story(file.state) for file in files]
-    for name, values in zip(("iteration", *_SAME_ARGS), zip(*stories, strict=True), strict=False):
+    """Note each rank whose iteration or arguments differ from those of most ranks."""
+    identities = [_identity(file.state) for file in files]
+    for name, values in zip(("iteration", *_SAME_ARGS), zip(*identities, strict=True), strict=False):
         usual, _ = Counter(values).most_common(1)[0]
         for file, mine in zip(files, values, strict=True):
             if mine != usual:
@@ -116,7 +116,7 @@ def refuse_old_rows(ranks: RankFiles) -> None:
     """Refuse files whose rows of query_key_value are in an order of before checkpoint_version 2.
 
     Raises:
-        UnsupportedError: one records such a version.
+        UnsupportedError: a file records such a version.
     """
     for file in ranks.files:
         version = file.state.get("checkpoint_version", 3.0)
@@ -135,19 +135,19 @@ def recorded_shapes(state: Mapping[str, Any]) -> Any:
 
 
 def recorded_sizes(ranks: RankFiles, recorded: str, argument: str) -> dict[str, int]:
-    """A parallel size by where it is recorded, the most trusted first."""
-    found = {
+    """The recorded values of a parallel size by their source, the most trusted first."""
+    values = {
         "checkpoint_parallel_dimensions": ranks.recorded(f"{recorded}_degree"),
         f"args.{argument}": (ranks.args or {}).get(argument),
     }
-    return {source: size for source, value in found.items() if (size := whole(value)) is not None}
+    return {source: size for source, value in values.items() if (size := whole(value)) is not None}
 
 
 def refuse_second_module(ranks: RankFiles) -> None:
-    """Refuse parameters in these files where layer files hold the model.
+    """Refuse rank files that hold parameters although layer files hold the model.
 
     Raises:
-        UnsupportedError: there are some.
+        UnsupportedError: a rank file does.
     """
     for file in ranks.files:
         if any(leaves_of(LazyTensor, file.state.get("module"), str(file.path))):
@@ -159,7 +159,7 @@ def refuse_second_module(ranks: RankFiles) -> None:
 
 
 def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dropped]:
-    """Optimizer files and the tensors in rank files that are no parameters, each with its reason."""
+    """What is not converted, with the reason: optimizer files, and tensors of rank files that are no parameters."""
     dropped = []
     optimizer = [name for name in names if is_optimizer_file(name)]
     if optimizer:

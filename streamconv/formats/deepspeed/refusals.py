@@ -1,4 +1,4 @@
-"""What a DeepSpeed folder may be that streamconv does not translate, by name."""
+"""Refusals by name: families and DeepSpeed folders that are not translated."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def refusal(family: ModelFamily) -> str | None:
 
 
 def families() -> str:
-    """The families that Megatron-DeepSpeed folders can be of, for a message."""
+    """The families that are translated from and to Megatron-DeepSpeed's folders, for a message."""
     return titles(refusal)
 
 
 def refuse_plain_deepspeed(folder: Path, names: Sequence[str], state: Mapping[str, Any]) -> None:
-    """Name a DeepSpeed folder that has no layer files and no Megatron module, or that is no DeepSpeed folder at all.
+    """Refuse a DeepSpeed folder without layer files and without a Megatron module, or no DeepSpeed folder at all.
 
     Raises:
-        UnsupportedError: it is one of these.
+        UnsupportedError: the folder is one of these.
     """
     module = state.get("module")
     if isinstance(module, dict) and isinstance(module.get("language_model"), dict):

@@ -1,4 +1,4 @@
-"""What each fork of Megatron-DeepSpeed runs, by mechanism, with the file that shows it.
+"""The mechanisms that each fork of Megatron-DeepSpeed runs, with the file that shows each.
 
 Read at: bigscience-workshop/Megatron-DeepSpeed 8387ae1, deepspeedai/Megatron-DeepSpeed 4efb479 and, before 676a482c,
 6acc370.
@@ -17,7 +17,7 @@ _TRANSFORMER, _LANGUAGE_MODEL = "megatron/model/transformer.py", "megatron/model
 
 
 def _deepspeedai(commit: str) -> dict[Mechanism, Run]:
-    # Not norms stored less 1: its LayerNorm can be, and its RMSNorm cannot.
+    # Not norms stored less 1: only its LayerNorm has them, not its RMSNorm.
     return {
         made_of.LEARNED: Run(commit, f"{_LANGUAGE_MODEL}:Embedding"),
         made_of.ROTARY: Run(commit, f"{_LANGUAGE_MODEL}:TransformerLanguageModel"),
@@ -33,8 +33,8 @@ def _deepspeedai(commit: str) -> dict[Mechanism, Run]:
 
 
 DEEPSPEEDAI_RUNS: Runs = _deepspeedai("4efb479")
-"""deepspeedai's since 676a482c (2024-12). No heads share keys and values: its attention takes them for thirds of the
-rows [``transformer.py:ParallelAttention.forward``: ``each_hidden_size``].
+"""deepspeedai's since 676a482c (2024-12). Heads cannot share keys and values: its attention takes a third of the
+rows for each of queries, keys and values [``transformer.py:ParallelAttention.forward``: ``each_hidden_size``].
 """
 
 DEEPSPEEDAI_BEFORE_RUNS: Runs = {
@@ -59,7 +59,7 @@ BIGSCIENCE_RUNS: Runs = {
 
 
 def mechanisms_of(model: TargetModel) -> frozenset[Mechanism]:
-    """The mechanisms of one model: those of its family, without what only its sizes and arguments decide."""
+    """The mechanisms of one model: those of its family, without any that its sizes and arguments do not use."""
     sizes, percent = model.sizes, (model.args or {}).get("rotary_percent", 1)
     unused = {
         made_of.GROUPED_HEADS: sizes.groups == sizes.heads,

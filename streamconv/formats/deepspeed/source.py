@@ -1,4 +1,4 @@
-"""A Megatron-DeepSpeed folder: the pipeline engine's layer files, or one module a rank without the pipeline engine.
+"""A Megatron-DeepSpeed folder: the pipeline engine's layer files, or without that engine a module in each rank's file.
 
 Sources: ``deepspeed/runtime/pipe/module.py`` (layer files), ``deepspeed/runtime/engine.py:_save_checkpoint``
 (``mp_rank_*``), ``megatron/checkpointing.py`` of both Megatron-DeepSpeed forks (the client's own entries).
@@ -76,11 +76,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
     Args:
         path: the checkpoint's root (with ``latest``) or the tag's folder.
-        options: what the user says of it.
+        options: the user's options for it.
 
     Raises:
         SourceError: it is not there, not a Megatron-DeepSpeed checkpoint, or of a kind that is refused by name.
-        AmbiguousError: what it does not say must be said by an option.
+        AmbiguousError: an option is needed for something that the checkpoint does not record.
         DamagedError: files are missing, broken or contradict each other.
     """
     folder = resolve_tag(path, options.tag)
@@ -176,7 +176,7 @@ def _model(
 
 
 def _join_positions(tensors: Mapping[ParameterId, tuple[LazyTensor, ...]]) -> dict[ParameterId, tuple[LazyTensor, ...]]:
-    """Under sequence parallelism each rank holds a run of positions; Megatron's other layouts replicate them."""
+    """The tensors with positions joined, of which each rank holds a run under sequence parallelism, else a copy."""
     place = ParameterId(Section.EMBEDDING, -1, _LOCAL_POSITIONS)
     result = dict(tensors)
     if place in result:

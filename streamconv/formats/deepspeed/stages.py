@@ -1,4 +1,4 @@
-"""Which pipeline stage owns which transformer layer: recorded, recomputed, or said by the user."""
+"""Which pipeline stage owns which transformer layer: recorded, recomputed, or given by the user."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def find_stages(
     version: str | None,
     said: tuple[int, ...] | None,
 ) -> tuple[tuple[int, ...] | None, Fact]:
-    """Layers on each stage of the source, and where that is known from.
+    """The number of layers on each stage of the source (None if unknown), and the evidence.
 
     Args:
         folder: the checkpoint, for messages.
         layers: its layer files.
         pp: the pipeline-parallel size, None if unknown.
-        param_shapes: of the first tensor-parallel rank of each stage, as recorded.
+        param_shapes: as the first tensor-parallel rank of each stage records them.
         args: the training arguments, if there are any.
         version: the ``ds_version`` that is recorded.
-        said: what the user says with ``--pp-layers``; used if nothing else tells.
+        said: the user's ``--pp-layers``, used if the checkpoint does not determine them.
 
     Raises:
-        DamagedError: what is recorded does not cover each layer once.
-        UsageError: what the user says does not add up.
+        DamagedError: the recorded stages do not cover each layer once.
+        UsageError: ``said`` does not add up to the number of layers.
     """
     if pp == 1:
         return (layers.num_layers,), Fact("one stage", "PP 1")
@@ -83,15 +83,15 @@ def _recomputed(
 ) -> tuple[int, ...] | None:
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
     number = tuple(map(int, match.groups())) if match else None
-    found = {stages_by_method(_modules(layers, args, norm), method, pp, number) for norm in (True, False)}
+    layouts = {stages_by_method(_modules(layers, args, norm), method, pp, number) for norm in (True, False)}
     # bigscience builds the embedding norm on the first stage only (dd06ea32), so ranks may count differently.
-    return found.pop() if len(found) == 1 else None
+    return layouts.pop() if len(layouts) == 1 else None
 
 
 def _modules(layers: Layers, args: Mapping[str, Any], count_embedding_norm: bool) -> PipelineModules:
-    """The module list that ``GPTModelPipe`` of the fork built, with the trainable parameters of each on one rank.
+    """The modules that ``GPTModelPipe`` of the fork built, with the number of trainable parameters of each on one rank.
 
-    [megatron/model/gpt_model.py of both forks: ``_to_float16``, the embedding, a function where activations are
+    [megatron/model/gpt_model.py of both forks: ``_to_float16``, the embedding, a function if activations are
     transposed, the layers, ``undo``, the final norm, the tied embedding or the head, ``float16_to_fp32``]
     """
     numels: dict[tuple[Section, int], int] = {}

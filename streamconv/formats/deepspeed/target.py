@@ -1,9 +1,9 @@
 """A Megatron-DeepSpeed pipeline-engine folder: weights to start from, without optimizer state.
 
-One file a layer and tensor-parallel rank [``deepspeed/runtime/pipe/module.py:save_state_dict``], one ``mp_rank`` file a
-rank of the pipeline, numbered ``stage * TP + rank`` [``pipe/topology.py:PipeModelDataParallelTopology``, which always
-has a model axis], and ``latest``. Which fork of Megatron-DeepSpeed it is for decides numbers, rows and what is recorded
-(:mod:`streamconv.formats.deepspeed.forks`).
+There is a file for each layer and tensor-parallel rank [``deepspeed/runtime/pipe/module.py:save_state_dict``], an
+``mp_rank`` file for each rank of the pipeline, numbered ``stage * TP + rank``
+[``pipe/topology.py:PipeModelDataParallelTopology``, which always has a model axis], and ``latest``. File numbers, row
+orders and recorded entries depend on the fork of Megatron-DeepSpeed (:mod:`streamconv.formats.deepspeed.forks`).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _SIZE = Global("torch", "Size")
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
-    """Every layer's and every rank's file, ``latest``, and what should be known of the result.
+    """Every layer's and every rank's file, ``latest``, and facts about the result.
 
     Raises:
-        UnsupportedError: the fork that is asked for cannot run the model, or none can.
+        UnsupportedError: the requested fork cannot run the model, or no fork can.
     """
     fork, why = _choose(model)
     tag = step_folder(model.iteration)
@@ -64,16 +64,16 @@ def lay_out(model: TargetModel) -> TargetFiles:
 
 
 def _choose(model: TargetModel) -> tuple[Fork, str]:
-    """The fork that is asked for, else the source's own, else the first that runs the model; and why."""
+    """The requested fork, else the source's own, else the first that runs the model; and the reason."""
     if model.dialect != AUTO:
         fork = FORKS[model.dialect]
         lacking = _lacking(fork, model)
         if lacking is None:
             return fork, f"--fork {fork.name}"
-        able = [other.name for other in FORKS.values() if _lacking(other, model) is None]
+        runnable = [other.name for other in FORKS.values() if _lacking(other, model) is None]
         raise UnsupportedError(
             f"{model.family.title} does not run there: {fork.title} has {lacking}",
-            remedy=f"choose --fork {' or '.join(able)}" if able else "convert --to huggingface",
+            remedy=f"choose --fork {' or '.join(runnable)}" if runnable else "convert --to huggingface",
         )
     own = FORKS.get(model.fork or "")
     if own is not None and _lacking(own, model) is None:
@@ -88,7 +88,7 @@ def _choose(model: TargetModel) -> tuple[Fork, str]:
 
 
 def _lacking(fork: Fork, model: TargetModel) -> str | None:
-    """What a model needs and a fork has not, None if it runs."""
+    """What a model needs and a fork lacks, in words; None if the fork runs it."""
     missing = mechanisms_of(model) - fork.runs.keys()
     return in_words(missing) if missing else fork.lacks_for(model)
 
@@ -106,8 +106,8 @@ def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str
 
 
 def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
-    found = (p.key for p in model.family.parameters if p.section is section)
-    return {key: Slot(ParameterId(section, layer, key)) for key in found}
+    keys = (p.key for p in model.family.parameters if p.section is section)
+    return {key: Slot(ParameterId(section, layer, key)) for key in keys}
 
 
 def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
@@ -135,9 +135,8 @@ def _rank_tree(
 ) -> dict[str, Any]:
     """The entries of :func:`DeepSpeedEngine._common_checkpoint_state`, and those of the fork.
 
-    ``mp_world_size`` counts the ``mp_rank`` files: ``state_dict_factory.py:check_ckpt_list`` compares it. No DeepSpeed
-    wrote this and none was configured: ``ds_version``, which loaders read in optimizer files only, and ``ds_config``
-    are None.
+    ``mp_world_size`` counts the ``mp_rank`` files: ``state_dict_factory.py:check_ckpt_list`` compares it. No
+    DeepSpeed wrote this, so ``ds_config`` is None, and ``ds_version`` too, which loaders read in optimizer files only.
     """
     tp, pp = model.layout.tp, model.layout.pp
     iteration = model.iteration or 0
@@ -170,24 +169,24 @@ def _rank_tree(
 
 
 def _param_shapes(model: TargetModel, fork: Fork, stage: int) -> OrderedDict[str, Call]:
-    """One rank's parameters as the pipeline engine names them, tied ones first
+    """The shapes of one rank's parameters, by the pipeline engine's names, tied ones first
     [``deepspeed/runtime/pipe/module.py:_build``; ``engine.py:_get_zero_param_shapes``].
     """
     tied = "tied_modules.embed." if not model.has_head else f"{fork.embedding}."
-    found: dict[str, Slot] = {}
+    named: dict[str, Slot] = {}
     first = stage == 0
     if first or (stage == model.layout.pp - 1 and not model.has_head):
         embedding = _slots(model, Section.EMBEDDING)
-        found |= {f"{tied}{key}": slot for key, slot in embedding.items() if first or key not in fork.first_only}
+        named |= {f"{tied}{key}": slot for key, slot in embedding.items() if first or key not in fork.first_only}
     for number, owner, slots in _layers(model, fork):
         if owner == stage and number != fork.embedding:
-            found |= {f"{number}.{key}": slot for key, slot in slots.items()}
-    shapes = ((name, model.tensor_of(slot, fork.orders).shape) for name, slot in found.items())
+            named |= {f"{number}.{key}": slot for key, slot in slots.items()}
+    shapes = ((name, model.tensor_of(slot, fork.orders).shape) for name, slot in named.items())
     return OrderedDict((name, Call(_SIZE, (shape,))) for name, shape in shapes)
 
 
 def _arguments(model: TargetModel, fork: Fork) -> tuple[argparse.Namespace | None, list[Fact]]:
-    """The training arguments as the fork has them, None if there are to be none."""
+    """The training arguments for the fork, None if none are written; and facts about them."""
     if model.args is None and model.sizes.heads is None:
         # The forks compare the number of heads and stop where args lack it; without args they compare nothing.
         return None, [Fact("no args", "the source has none, and the number of heads is not known")]

@@ -1,7 +1,7 @@
-"""What a GPT-NeoX folder says of its run, in the names that Megatron-DeepSpeed has for it.
+"""The arguments of a GPT-NeoX run, by the names of Megatron-DeepSpeed.
 
-The rank files record eight arguments [gpt-neox ``megatron/checkpointing.py:save_ds_checkpoint``]; all else stands in
-the run's configuration files, where a key that is left out has the default of ``megatron/neox_arguments/neox_args.py``.
+The rank files record eight arguments [gpt-neox ``megatron/checkpointing.py:save_ds_checkpoint``]; all others are
+in the run's configuration files, where a missing key has the default of ``megatron/neox_arguments/neox_args.py``.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ CONFIGURED: Mapping[str, tuple[str, Any]] = {
     "hidden_dropout": ("hidden_dropout", 0.0),
     "attention_dropout": ("attention_dropout", 0.0),
 }
-"""GPT-NeoX's name -> (Megatron-DeepSpeed's, GPT-NeoX's default), of what only configuration files say."""
+"""GPT-NeoX's name -> (Megatron-DeepSpeed's, GPT-NeoX's default), of arguments that only configuration files have."""
 
-# Said if it is there; it has no default, or one that follows from others.
+# Translated only if present: there is no default, or one that depends on other arguments.
 _IF_SAID = {"seq_length": "seq_length", "intermediate_size": "ffn_hidden_size", "vocab_size": "vocab_size"}
 _FIXED = {
     "use_rotary_position_embeddings": True,
@@ -52,7 +52,7 @@ _FIXED = {
     "swiglu": False,
 }
 
-# (GPT-NeoX's name, default, what is translated, what anything else is).
+# (GPT-NeoX's name, its default, the values that are translated, words for any other value).
 _ONLY: tuple[tuple[str, Any, tuple[Any, ...], str], ...] = (
     ("norm", "layernorm", ("layernorm",), "the norm {}"),
     ("pos_emb", "learned", ("rotary",), "{} positions (pos_emb)"),
@@ -69,7 +69,7 @@ _ONLY: tuple[tuple[str, Any, tuple[Any, ...], str], ...] = (
 
 
 def _part(name: str, value: Any) -> float | int:
-    """A part of a whole."""
+    """The value, which must be above 0 and at most 1."""
     if not 0 < number(name, value) <= 1:
         raise ValueError(f"{name} is {value!r}, not a part of 1")
     return number(name, value)
@@ -83,14 +83,14 @@ _CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("tokenizer_type", "pipe_partition_method"), text),
     "rotary_pct": _part,
 }
-"""What each entry must be, where it says anything."""
+"""The check of each entry, applied where it is not None."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeoxRun:
-    """A run: its arguments by Megatron-DeepSpeed's names, None if nothing says any, and where they stand.
+    """A run: its arguments by Megatron-DeepSpeed's names (None if there are none), and the files that have them.
 
-    ``partition_method`` is how DeepSpeed gave layers to stages, None if no configuration file is there.
+    ``partition_method`` is DeepSpeed's method of giving layers to stages, None without configuration files.
     """
 
     args: dict[str, Any] | None
@@ -99,7 +99,7 @@ class NeoxRun:
 
 
 def read_run(folder: Path, ranks: RankFiles) -> NeoxRun:
-    """What the rank files and the configuration files beside them say.
+    """The run by its rank files and the configuration files beside them.
 
     Raises:
         UnsupportedError: the run had a mechanism that is refused by name.
@@ -140,16 +140,16 @@ def _check(values: Mapping[str, Any], folder: Path, source: str) -> None:
 
 
 def _recorded(ranks: RankFiles) -> Mapping[str, Any]:
-    """The arguments in the rank files, which must all record the same."""
-    found = [file.state.get("args") for file in ranks.files]
-    for file, mine in zip(ranks.files, found, strict=True):
-        if mine != found[0]:
+    """The arguments in the rank files, which must be the same in all."""
+    args = [file.state.get("args") for file in ranks.files]
+    for file, mine in zip(ranks.files, args, strict=True):
+        if mine != args[0]:
             raise DamagedError(
                 f"args are not the same in {file.path.name} and {ranks.files[0].path.name}",
                 where=file.path.parent,
                 remedy="the files are of different runs: keep those of one",
             )
-    return found[0] if found and isinstance(found[0], dict) else {}
+    return args[0] if args and isinstance(args[0], dict) else {}
 
 
 def _mechanisms(config: Mapping[str, Any], args: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""GPT-NeoX's tensors by their place in the model, from the files of its pipeline's layers.
+"""The tensors of GPT-NeoX's layer files, by their place in the model.
 
 The pipeline is the embedding, a function, L blocks, a function, the final norm, and the head unless it is tied
 [gpt-neox ``megatron/model/gpt2_model.py:GPT2ModelPipe.init_specs``]: files 0, 2 .. L+1, L+3 and L+4.
@@ -30,14 +30,14 @@ __all__ = [
     "open_neox_layers",
 ]
 
-# Attention's modules, Mamba's and RWKV's; Megatron's blocks say self_attention.
+# Modules of attention, Mamba and RWKV; Megatron's blocks have self_attention instead.
 _IN_A_BLOCK = ("attention.query_key_value.", "attention.qkv.", "mixer.", "att.")
 _AT_THE_END = ("norm.", "final_linear.", "rm_linear.")
 
 
 @dataclass(frozen=True, slots=True)
 class NeoxLayers:
-    """The layers of a checkpoint: tensors by place, bytes of buffers that are no parameters, what the pickles name."""
+    """The layers of a checkpoint: tensors by place, the number and bytes of buffers, names in the pickles."""
 
     tp: int
     tensors: dict[ParameterId, tuple[LazyTensor, ...]]
@@ -48,15 +48,15 @@ class NeoxLayers:
 
 
 def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
-    """Open the layer files and find each tensor's place.
+    """Open the layer files and find the place of each tensor.
 
     Args:
         folder: where they are.
-        names: the files there, of which none of the grid (layer x rank) is missing.
+        names: the files there; the grid (layer x rank) must be complete.
 
     Raises:
         DamagedError: a file is broken, ranks differ, or numbers have a gap.
-        UnsupportedError: a key is of a mechanism that is refused by name, or of none that is known; or no layer is
+        UnsupportedError: a key belongs to a mechanism that is refused by name, or is unknown; or no layer is
             GPT-NeoX's.
     """
     if not names.layers:
@@ -88,23 +88,23 @@ def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
 
 
 def is_neox(layers: Iterable[Collection[str]]) -> bool:
-    """Whether layers are GPT-NeoX's, of whatever mechanism: two of its three kinds are there, for one may be missing.
+    """Whether layers are GPT-NeoX's, with any mechanism: at least two of its three kinds are there; one may be missing.
 
-    Users' own pipelines have layers like one of these (transformers' own GPT-NeoX has the blocks), and bare modules.
+    Users' own pipelines may have one of these kinds (transformers' GPT-NeoX has the blocks), and bare modules.
     """
-    each = [set(keys) for keys in layers]
-    if any(keys and keys <= {"weight", "bias"} for keys in each):
+    key_sets = [set(keys) for keys in layers]
+    if any(keys and keys <= {"weight", "bias"} for keys in key_sets):
         return False
     kinds = (
-        any("word_embeddings.weight" in keys for keys in each),
-        any(key.startswith(_IN_A_BLOCK) for keys in each for key in keys),
-        any(keys and all(key.startswith(_AT_THE_END) for key in keys) for keys in each),
+        any("word_embeddings.weight" in keys for keys in key_sets),
+        any(key.startswith(_IN_A_BLOCK) for keys in key_sets for key in keys),
+        any(keys and all(key.startswith(_AT_THE_END) for key in keys) for keys in key_sets),
     )
     return sum(kinds) > 1
 
 
 def neox_sections(keys: Mapping[int, Collection[str]]) -> dict[int, Section]:
-    """The role of each layer by its number: the embedding is first, the final norm behind the blocks, then the head."""
+    """The role of each layer by its number: first the embedding, then the blocks, the final norm, and the head."""
     norm = _norm_index(keys)
     ends = {0: Section.EMBEDDING, norm: Section.FINAL_NORM, norm + 1: Section.HEAD}
     return {index: ends.get(index, Section.LAYER) for index in sorted(keys)}
@@ -116,10 +116,10 @@ def _norm_index(keys: Mapping[int, Collection[str]]) -> int:
 
 
 def check_neox_numbers(folder: Path, keys: Mapping[int, Collection[str]], faults: Faults) -> None:
-    """All numbers must be as the pipeline gives them; the final norm is two behind the last block.
+    """Check the numbers of the layers, which the pipeline determines; the final norm comes two after the last block.
 
     Raises:
-        DamagedError: ``faults`` is strict, and a number is missing or no layer's.
+        DamagedError: ``faults`` is strict, and a number is missing or belongs to no layer.
     """
     norm = _norm_index(keys)
     ranges = range(1), range(FIRST_BLOCK, norm - 1), range(norm, max(keys) + 1)
@@ -141,7 +141,7 @@ def _runs(numbers: Sequence[int]) -> str:
 
 
 def _placed(stored: Mapping[str, LazyTensor], number: int, path: Path) -> Iterator[tuple[ParameterId, LazyTensor]]:
-    """The tensors of one file by place; those of block ``number``, or -1."""
+    """The tensors of one file by place. ``number`` is the file's block, -1 if it is outside the blocks."""
     refuse_neox_keys(stored, path)
     for key, tensor in stored.items():
         if number < 0 and key in OUTSIDE_BLOCKS:

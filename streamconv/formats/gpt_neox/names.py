@@ -9,7 +9,7 @@ __all__ = ["BLOCK_MODULES", "FIRST_BLOCK", "OUTSIDE_BLOCKS", "ROTARY_BUFFER", "n
 FIRST_BLOCK = 2
 """The number of the first block's layer file; the embedding's is 0, and layer 1 has no parameters."""
 
-# Module of a block -> Megatron's. ``linear1`` and ``linear2`` since 0d4bdb96 (2024-09).
+# Module of a block -> Megatron's name; ``linear1`` and ``linear2`` exist since 0d4bdb96 (2024-09).
 BLOCK_MODULES = {
     "input_layernorm": "input_layernorm",
     "attention.query_key_value": "self_attention.query_key_value",
@@ -26,11 +26,11 @@ OUTSIDE_BLOCKS = {
     "norm.bias": (Section.FINAL_NORM, "bias"),
     "final_linear.weight": (Section.HEAD, "lm_head.weight"),
 }
-# Kept by runs before persistent=False, and since by those with rotary_save_freqs_buffer.
+# Saved by runs before persistent=False, and afterwards by runs with rotary_save_freqs_buffer.
 ROTARY_BUFFER = "attention.rotary_emb.inv_freq"
 
 
 def names_of_block(*, before_2024_09: bool) -> dict[str, str]:
-    """GPT-NeoX's names of a block's modules by Megatron's, as one of its versions has them."""
+    """Megatron's names of a block's modules -> the names in one version of GPT-NeoX."""
     left_out = ("mlp.linear1", "mlp.linear2") if before_2024_09 else ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
     return {ours: name for name, ours in BLOCK_MODULES.items() if name not in left_out}

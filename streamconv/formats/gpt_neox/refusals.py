@@ -1,4 +1,4 @@
-"""What GPT-NeoX cannot hold."""
+"""Refusals by name: families and GPT-NeoX checkpoints that are not translated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS: Runs = {
     made_of.PLAIN_MLP: Run("ea7aefd", f"{_TRANSFORMER}:ParallelMLP"),
     made_of.BIASES: Run("ea7aefd", "megatron/mpu/layers.py"),
 }
-"""What gpt-neox's model of GPT-NeoX-20B and Pythia runs. Its code has more; none of it is translated."""
+"""The mechanisms of GPT-NeoX-20B and Pythia. gpt-neox's code has more, which are not translated."""
 
 
 def refusal(family: ModelFamily) -> str | None:
@@ -46,10 +46,10 @@ _REFUSED = (
 
 
 def refuse_neox_keys(keys: Collection[str], path: Path) -> None:
-    """Name a mechanism whose keys give it away in a layer file.
+    """Refuse a mechanism that the keys of a layer file show, by name.
 
     Raises:
-        UnsupportedError: the keys do.
+        UnsupportedError: the keys show one.
     """
     for pattern, words in _REFUSED:
         if any(re.fullmatch(pattern, key) for key in keys):

@@ -1,4 +1,4 @@
-"""A GPT-NeoX folder: layer files of DeepSpeed's pipeline engine, with GPT-NeoX's own numbers, names and sums.
+"""A GPT-NeoX folder: layer files of DeepSpeed's pipeline engine, with GPT-NeoX's numbers, names and summed biases.
 
 Sources: gpt-neox ``megatron/checkpointing.py`` (what is recorded), ``megatron/model/gpt2_model.py`` (the pipeline),
 ``megatron/model/transformer.py`` (parallel residual; query_key_value rows are ``[np, 3, hn]`` on each rank).
@@ -56,11 +56,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
     Args:
         path: the checkpoint's root (with ``latest``) or the tag's folder.
-        options: what the user says of it.
+        options: the user's options for it.
 
     Raises:
         SourceError: it is not there, or has a mechanism that is refused by name.
-        AmbiguousError: what it does not say must be said by an option.
+        AmbiguousError: an option is needed for something that the checkpoint does not record.
         DamagedError: files are missing, broken or contradict each other.
     """
     folder = resolve_tag(path, options.tag)
@@ -85,17 +85,17 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
 
 def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
-    """What the run's arguments say must be what the layer files hold."""
+    """Check the run's arguments against the layer files."""
     args = run.args or {}
-    for what, said, found in (
+    for what, said, stored in (
         ("layers", args.get("num_layers"), layers.num_layers),
         ("heads of its own", args.get("untie_embeddings_and_output_weights"), _HEADS in layers.tensors),
     ):
-        if said not in (None, found):
+        if said not in (None, stored):
             raise DamagedError(
-                f"{run.evidence} say {what}: {said}, the layer files {found}",
+                f"{run.evidence} say {what}: {said}, the layer files {stored}",
                 where=folder,
-                remedy=COPY_AGAIN if said > found else REMOVE_OTHERS,
+                remedy=COPY_AGAIN if said > stored else REMOVE_OTHERS,
             )
     place = ParameterId(Section.LAYER, 0, "self_attention.query_key_value.weight")
     fused = layers.tensors.get(place, (None,))[0]
@@ -142,10 +142,10 @@ def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, opt
 
 
 def _residual(folder: Path, run: NeoxRun, tp: int, options: SourceOptions) -> tuple[bool | None, str]:
-    """Whether the run had a parallel residual, None if that is unknown and makes no difference, and who says so.
+    """Whether the run had a parallel residual (None if unknown, which is allowed only at TP 1), and the evidence.
 
-    With it, ``RowParallelLinear`` leaves its sum to the block, and each rank adds its bias before that sum is made.
-    Without, the bias is added behind the sum, and ranks hold copies [``megatron/model/transformer.py:
+    With one, the block sums over the ranks instead of ``RowParallelLinear``, and each rank adds its bias before that
+    sum. Without one, the bias is added after the sum, and ranks hold copies [``megatron/model/transformer.py:
     ParallelTransformerLayer``, ``megatron/mpu/layers.py:RowParallelLinear.forward``].
     """
     said = options.config.get("use_parallel_residual", options.config.get("gpt_j_residual"))
@@ -183,7 +183,7 @@ def _with_sizes(model: StoredModel, ranks: RankFiles, layers: NeoxLayers) -> Sto
 def _stages(
     model: StoredModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions
 ) -> tuple[tuple[int, ...] | None, Fact]:
-    """Layers on each stage: recorded, recomputed, or said; and where that is known from."""
+    """The number of layers on each stage (recorded, recomputed, or given by the user), and the evidence."""
     version = str(ranks.state.get("ds_version") or "")
     shapes = [recorded_shapes(file.state) for file in ranks.files[:: layers.tp]]
     norm = FIRST_BLOCK + layers.num_layers + 1
@@ -204,7 +204,7 @@ def _stages(
 
 
 def _modules(layers: NeoxLayers) -> PipelineModules:
-    """The module list that ``GPT2ModelPipe`` builds, with the parameters of each on one rank."""
+    """The modules that ``GPT2ModelPipe`` builds, with the number of parameters of each on one rank."""
     numels: dict[tuple[Section, int], int] = {}
     for parameter, shards in layers.tensors.items():
         module = parameter.section, parameter.layer

@@ -1,8 +1,8 @@
 """A GPT-NeoX folder: weights to start from, without optimizer state.
 
-One file a layer and tensor-parallel rank, one ``mp_rank`` file a rank of the pipeline, numbered ``stage * TP + rank``,
-``latest``, and the run's configuration as far as the model needs one. gpt-neox (ea7aefd) loads modules strictly
-[``megatron/checkpointing.py:load_checkpoint``], compares every recorded argument with its own
+There is a file for each layer and tensor-parallel rank, an ``mp_rank`` file for each rank of the pipeline, numbered
+``stage * TP + rank``, ``latest``, and the entries of a run's configuration that the model needs. gpt-neox (ea7aefd)
+loads modules strictly [``megatron/checkpointing.py:load_checkpoint``], compares every recorded argument with its own
 [``check_checkpoint_args``], and stops without random number states unless ``finetune`` is true.
 """
 
@@ -42,11 +42,11 @@ _HEAD = "final_linear.weight"
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
-    """Every layer's and every rank's file, the configuration, ``latest``, and what should be known of the result.
+    """Every layer's and every rank's file, the configuration, ``latest``, and facts about the result.
 
     Raises:
-        AmbiguousError: the model is cut over ranks, and nothing says whether their biases are summed.
-        UnsupportedError: the family is none that is written so.
+        AmbiguousError: the model is cut over ranks, and it is unknown whether their biases are summed.
+        UnsupportedError: the family is not written in this format.
     """
     if reason := refusal(model.family):
         raise UnsupportedError(reason, remedy="convert --to huggingface")
@@ -127,7 +127,7 @@ def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[Tar
 
 
 def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, Any]:
-    """What DeepSpeed asks for, and the client's two entries.
+    """The entries that DeepSpeed requires, and GPT-NeoX's own two (``iteration``, ``args``).
 
     ``mp_world_size`` counts the ``mp_rank`` files [``state_dict_factory.py:check_ckpt_list``].
     """
@@ -153,18 +153,18 @@ def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, A
 
 
 def _param_shapes(model: TargetModel, stage: int, orders: RowOrders) -> OrderedDict[str, Call]:
-    """One rank's parameters as the pipeline engine names them; a tied embedding is on the first and the last stage."""
-    found: dict[str, Slot] = {}
+    """The shapes of one rank's parameters, by the pipeline engine's names; a tied embedding is on both end stages."""
+    named: dict[str, Slot] = {}
     for number, owner, slots in _layers(model):
         is_tied = number == 0 and not model.has_head
         if owner == stage or (is_tied and stage == model.layout.pp - 1):
             prefix = "tied_modules.embed" if is_tied else str(number)
-            found |= {f"{prefix}.{key}": slot for key, slot in slots.items()}
-    return OrderedDict((name, Call(_SIZE, (model.tensor_of(slot, orders).shape,))) for name, slot in found.items())
+            named |= {f"{prefix}.{key}": slot for key, slot in slots.items()}
+    return OrderedDict((name, Call(_SIZE, (model.tensor_of(slot, orders).shape,))) for name, slot in named.items())
 
 
 def _recorded(model: TargetModel) -> dict[str, Any]:
-    """The arguments that gpt-neox compares; what is not known is left out, and then not compared."""
+    """The arguments that gpt-neox compares with its own; unknown ones are left out, and are then not compared."""
     known = {**(model.args or {}), **_sizes(model), "tensor_model_parallel_size": model.layout.tp}
     return {name: known[ours] for name, ours in RECORDED.items() if isinstance(known.get(ours), int | str)}
 

@@ -25,11 +25,11 @@ def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, A
     """The plain values of all configuration files beside a checkpoint, and the names of the files; both may be empty.
 
     Args:
-        folder: the checkpoint's.
-        plain: keys that can only have plain values.
+        folder: the folder of the checkpoint.
+        plain: keys whose values must be plain.
 
     Raises:
-        DamagedError: a file is too large or no such file, one of those keys has parts, or two files disagree.
+        DamagedError: a file is too large or not YAML, a value of ``plain`` is nested, or two files disagree.
     """
     values: dict[str, Any] = {}
     names: list[str] = []
@@ -40,7 +40,7 @@ def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, A
         names.append(f"{FOLDER}/{path.name}")
         for key, value in _read(path, plain).items():
             other = values.setdefault(key, value)
-            # A number that is none is not even equal to itself.
+            # NaN is not equal to itself, but its repr is.
             if other != value and repr(other) != repr(value):
                 raise DamagedError(
                     f"{key} is {value!r} here, and {values[key]!r} in another file beside it", where=path
@@ -58,16 +58,16 @@ def _read(path: Path, plain: Collection[str]) -> dict[str, Any]:
 
 
 def plain_values(text: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """The numbers, words and truth values at the top of a YAML mapping; what is nested in it is left out.
+    """The numbers, strings and booleans at the top level of a YAML mapping; nested values are left out.
 
     Raises:
-        ValueError: it is no YAML, or no mapping, or something is nested in a key that is ``needed``.
+        ValueError: ``text`` is no YAML mapping, or the value of a ``needed`` key is nested.
     """
-    # Imported here: no other source needs it, and it takes a while.
+    # Imported here: the import is slow, and no other source needs it.
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Without aliases: parts that are merged into each other again and again take for ever."""
+        """Refuses aliases: nested ones can multiply until loading takes for ever."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
@@ -75,13 +75,13 @@ def plain_values(text: str, needed: Collection[str] = ()) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
     try:
-        found = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader, which makes plain values only
+        loaded = yaml.load(text, Loader)  # noqa: S506 - a SafeLoader, which makes plain values only
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-        # Its constructors raise whatever a tag's value does to them: !!bool "x" is a KeyError.
+        # PyYAML's constructors let errors of a bad value pass: !!bool "x" raises KeyError.
         raise ValueError(" ".join(str(error).split())) from error
-    if found is not None and not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__}, not a mapping")
-    plain = {str(key).replace("-", "_"): value for key, value in (found or {}).items()}
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ValueError(f"a {type(loaded).__name__}, not a mapping")
+    plain = {str(key).replace("-", "_"): value for key, value in (loaded or {}).items()}
     if large := [key for key, value in plain.items() if isinstance(value, int) and not -_LARGEST < value < _LARGEST]:
         raise ValueError(f"{large[0]} is a number of more than 64 bits")
     nested = {key: value for key, value in plain.items() if not (value is None or isinstance(value, str | int | float))}
@@ -91,7 +91,7 @@ def plain_values(text: str, needed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes ``1e-5``, without a dot, for a word."""
+    """A float for a number such as ``1e-5``, which YAML 1.1 reads as a string; other values as they are."""
     try:
         return (
             float(value) if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower() else value

@@ -1,4 +1,4 @@
-"""The names of a Hugging Face model, both ways: stored tensors by their place in the model, and slots by their name."""
+"""The names of a Hugging Face model, both ways: the place of a stored tensor, and the name of a slot."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 INDEX_SUFFIX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""A model in one file, the first that is there counts; in shards, the index is called so with :data:`INDEX_SUFFIX`."""
+"""The names of a model in one file; the first that exists is used. The index of shards adds :data:`INDEX_SUFFIX`."""
 
 TIED_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class HfTensors:
-    """What a folder holds: whole parameters, fused where Megatron fuses them, a tied head's copy, and buffers."""
+    """The tensors of a folder: whole parameters, fused where Megatron fuses them, a tied head's copy, and buffers."""
 
     tensors: dict[ParameterId, LazyTensor]
     num_layers: int
@@ -38,27 +38,27 @@ class HfTensors:
 
 
 class HfNames:
-    """The names of a family as one model has it."""
+    """The names of a family that is narrowed to one model."""
 
     words: ParameterId = WORDS
 
     def __init__(self, family: ModelFamily) -> None:
         self.family, self.table = family, family.huggingface
         self._by_name = {row.name: row for row in self.table.tensors}
-        # What other models of the family have.
+        # Tensors that only other models of the family have.
         self._others = {row.name: row for row in self.table.widest if row.name not in self._by_name}
-        # Every name with a layer's number has it between dots, once.
+        # A name has at most one layer number, between dots.
         self._number = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
         self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
         heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
         self._head = heads[0] if heads else TIED_HEAD
 
     def read(self, stored: Mapping[str, LazyTensor], args: Mapping[str, Any], where: Path) -> HfTensors:
-        """Every stored tensor at its place, each at one.
+        """All stored tensors, each at its place in the model.
 
         Args:
-            stored: tensors by name; a base model's lack its prefix.
-            args: what the configuration says, as training arguments, nothing left out.
+            stored: tensors by name; those of a bare base model lack the prefix.
+            args: the training arguments of the configuration, complete.
             where: for messages.
 
         Raises:
@@ -78,7 +78,7 @@ class HfNames:
     def _sort(
         self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool
     ) -> tuple[dict[tuple[str, int], LazyTensor], LazyTensor | None, dict[str, LazyTensor]]:
-        """What belongs to which row of the table and which layer, a tied head's copy, and buffers by name."""
+        """Tensors by (name of their row in the table, layer), a tied head's copy, and buffers by name."""
         if not is_tied and self._head not in self._by_name:
             raise UnsupportedError(
                 f"tie_word_embeddings is false: a {self.family.title} model with a head apart from the word embedding",
@@ -89,11 +89,11 @@ class HfNames:
         buffers: dict[str, LazyTensor] = {}
         head: LazyTensor | None = None
         for name, tensor in stored.items():
-            found = self._row(name, self._by_name)
+            known = self._row(name, self._by_name)
             if name == self._head and is_tied:
                 head = tensor
-            elif found is not None:
-                row, layer = found
+            elif known is not None:
+                row, layer = known
                 if not tensor.dtype.is_floating:
                     raise UnsupportedError(
                         f"{name} is {tensor.dtype}: quantised weights are not translated", where=where
@@ -116,7 +116,7 @@ class HfNames:
         return rows, head, buffers
 
     def _check_words(self, words: LazyTensor, head: LazyTensor | None, where: Path) -> LazyTensor | None:
-        """A tied head's copy, if there is one in bytes of its own."""
+        """The copy of a tied head, None if it shares the embedding's bytes or is not stored."""
         if len(words.shape) != 2:
             raise DamagedError(f"the word embedding has shape {words.shape}, not two axes", where=where)
         if head is None or head.pieces == words.pieces:
@@ -143,7 +143,7 @@ class HfNames:
         return None
 
     def _check_parts(self, rows: Mapping[tuple[str, int], LazyTensor], args: Mapping[str, Any], where: Path) -> None:
-        """Parts that are joined lose their borders, so each must have its own rows, and the dtype of the others."""
+        """Check the rows and dtype of each part now: once parts are joined, their borders are lost."""
         groups, heads = (args[name] * args["kv_channels"] for name in ("num_key_value_heads", "num_attention_heads"))
         heights = {"query": heads, "key": groups, "value": groups}
         heights |= dict.fromkeys(("gate", "up"), args["ffn_hidden_size"])
@@ -201,12 +201,12 @@ class HfNames:
         )
 
     def stored_name(self, parameter: ParameterId) -> str:
-        """The name, or those of the parts, that a parameter is stored by."""
+        """The stored name of a parameter, or the names of its parts, separated by commas."""
         rows = self.table.of(parameter.section, parameter.key)
         return ", ".join(row.name.format(layer=parameter.layer) for row in rows)
 
     def slots(self, num_layers: int, *, has_head: bool) -> Iterator[tuple[str, Slot]]:
-        """(name, slot) of every tensor that is stored, in the order of the model."""
+        """(name, slot) of every stored tensor, in the order of the model."""
         sections = [[row for row in self.table.tensors if row.section is section] for section in Section]
         embedding, layer, norm, head = sections
         for row in embedding:
@@ -219,7 +219,7 @@ class HfNames:
 
 
 def _upright(row: HfTensor, layer: int, tensor: LazyTensor, where: Path) -> LazyTensor:
-    """A stored tensor as Megatron has it."""
+    """A stored tensor with its axes as in Megatron."""
     if not row.transposed:
         return tensor
     if len(tensor.shape) != 2:

@@ -1,4 +1,4 @@
-"""What Hugging Face's folders cannot hold: nothing, since every family is one of transformers."""
+"""Refusals of Hugging Face's folders: none, since transformers has every family."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["refusal"]
 
 
 def refusal(family: ModelFamily) -> str | None:
-    """Why there are no folders of a family: there are, of every one."""
+    """None: a folder can hold any family."""
     return None

@@ -48,11 +48,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
     Args:
         path: the folder that has config.json.
-        options: what the user says of it; its ``config`` outweighs config.json.
+        options: the user's options for it; their ``config`` outweighs config.json.
 
     Raises:
         SourceError: it is not there.
-        UnsupportedError: its model is of a family that is refused by name, or stored in a way that is.
+        UnsupportedError: the family of the model, or the way it is stored, is refused by name.
         DamagedError: files are missing, broken or contradict each other.
     """
     if not (path / CONFIG).is_file():
@@ -65,44 +65,44 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
     own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
     family = family_of({**own, **options.config})
     config = overruled(family, own, options.config)
-    meant = args_of(family, config)
-    family, args = family.having(said_by(meant.known)), meant.args
+    translation = args_of(family, config)
+    family, args = family.having(said_by(translation.known)), translation.args
     weights = open_weights(path)
     names = HfNames(family)
-    found = names.read(weights.tensors, args, weights.where)
-    if args["num_layers"] != found.num_layers:
-        raise _wrong_layers(path, family, args["num_layers"], found.num_layers)
+    read = names.read(weights.tensors, args, weights.where)
+    if args["num_layers"] != read.num_layers:
+        raise _wrong_layers(path, family, args["num_layers"], read.num_layers)
     model = StoredModel(
         path=path,
         format="Hugging Face",
         tp=1,
-        num_layers=found.num_layers,
-        tensors={place: (tensor,) for place, tensor in found.tensors.items()},
-        stages=(found.num_layers,),
+        num_layers=read.num_layers,
+        tensors={place: (tensor,) for place, tensor in read.tensors.items()},
+        stages=(read.num_layers,),
         pp=1,
         args=args,
         iteration=options.iteration,
-        vocab_size=_vocabulary(path, config, found.tensors[names.words]),
+        vocab_size=_vocabulary(path, config, read.tensors[names.words]),
         qkv=family.huggingface.qkv,
         glu=GluOrder.GATE_UP if family.gated else None,
         config=own,
         family=family.name,
         named={file.path: file.globals for file in weights.files},
-        copies=() if found.head_copy is None else ((TIED_HEAD, found.head_copy, found.tensors[names.words]),),
+        copies=() if read.head_copy is None else ((TIED_HEAD, read.head_copy, read.tensors[names.words]),),
         copies_must_equal=True,
         called=names.stored_name,
     )
-    there = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
+    unread = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
     return model.noting(
         facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")],
-        warnings=[there] if weights.others else [],
-        dropped=_left_behind(found),
+        warnings=[unread] if weights.others else [],
+        dropped=_left_behind(read),
     )
 
 
 def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> DamagedError:
-    """Transformers makes the layers that the configuration counts, and passes over further ones."""
-    entry = next(one.entry for one in family.huggingface.settings if isinstance(one, Size) and one.size == "num_layers")
+    """The error for a wrong count: transformers builds the layers that the configuration counts, and ignores more."""
+    entry = next(row.entry for row in family.huggingface.settings if isinstance(row, Size) and row.size == "num_layers")
     words = f"{CONFIG} says {said} layers, {found} are there"
     if found < said:
         return DamagedError(words, where=path, remedy="fetch the missing shards again")
@@ -110,13 +110,13 @@ def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> Dam
     return DamagedError(words, where=path, remedy=remedy)
 
 
-def _left_behind(found: HfTensors) -> Iterator[Dropped]:
-    """A tied head that is stored too, which must be the embedding, and buffers."""
-    if found.head_copy is not None:
-        yield Dropped(TIED_HEAD, found.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
-    if found.buffers:
-        nbytes = sum(tensor.nbytes for tensor in found.buffers.values())
-        yield Dropped(f"{len(found.buffers)} buffers", nbytes, "no parameters: computed when it is built")
+def _left_behind(read: HfTensors) -> Iterator[Dropped]:
+    """The tensors that are not converted: a tied head's copy, which must equal the embedding, and buffers."""
+    if read.head_copy is not None:
+        yield Dropped(TIED_HEAD, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
+    if read.buffers:
+        nbytes = sum(tensor.nbytes for tensor in read.buffers.values())
+        yield Dropped(f"{len(read.buffers)} buffers", nbytes, "no parameters: computed when it is built")
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:

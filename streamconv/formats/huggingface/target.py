@@ -1,8 +1,8 @@
 """A Hugging Face model folder as a target: safetensors in shards, their index, and the configuration.
 
-Names and index: ``huggingface_hub/serialization/_base.py:split_state_dict_into_shards_factory``. The number of shards
-stands in every name, so shards are planned before the first is written. config.json is the commit record: without it
-nothing loads the folder.
+Names and index: ``huggingface_hub/serialization/_base.py:split_state_dict_into_shards_factory``. Every name
+contains the number of shards, so all are planned before the first is written. config.json is the commit record: without
+it nothing loads the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OWNED = (
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
-    """The shards, the index, the configuration, and what should be known of the result."""
+    """The shards, the index, the configuration, and facts about the result."""
     orders = RowOrders(qkv=model.family.huggingface.qkv)
     names = HfNames(model.family)
     slots = list(names.slots(model.sizes.num_layers, has_head=model.has_head))
@@ -80,7 +80,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
 
 
 def _shards(tensors: Iterable[tuple[str, Slot, int]], most: int) -> list[dict[str, Slot]]:
-    """Tensors in their order, each shard of at most so many bytes; a larger tensor is a shard by itself."""
+    """The tensors in order, in shards of at most ``most`` bytes; a larger tensor is a shard by itself."""
     shards: list[dict[str, Slot]] = []
     size = 0
     for name, slot, nbytes in tensors:

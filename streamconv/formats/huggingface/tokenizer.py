@@ -1,4 +1,4 @@
-"""The tokenizer's files, which go along byte for byte."""
+"""The tokenizer's files, which are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ TOKENIZER_NAMES = (
 
 
 def tokenizer_files(folder: Path, taken: Collection[str] = ()) -> dict[str, Path]:
-    """The tokenizer's files in a folder, by name; what is linked there counts as there.
+    """The tokenizer's files in a folder, by name; symbolic links are followed.
 
     Args:
         folder: where a tokenizer was saved, mostly a Hugging Face model's folder.
         taken: names that are not to be copied.
 
     Raises:
-        UsageError: it is no folder, or has no file of a tokenizer.
+        UsageError: ``folder`` is no folder, or has no file of a tokenizer.
     """
     if not folder.is_dir():
         raise UsageError(f"--tokenizer {folder}: no such folder")
-    found = {
+    files = {
         child.name: child
         for child in sorted(folder.iterdir())
         if child.is_file()
@@ -48,9 +48,9 @@ def tokenizer_files(folder: Path, taken: Collection[str] = ()) -> dict[str, Path
         and child.name not in taken
         and any(fnmatchcase(child.name, pattern) for pattern in TOKENIZER_NAMES)
     }
-    if not found:
+    if not files:
         raise UsageError(
             f"--tokenizer {folder}: no tokenizer file there",
             remedy="give the folder that has tokenizer.json or tokenizer_config.json",
         )
-    return found
+    return files

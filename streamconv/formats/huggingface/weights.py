@@ -1,6 +1,6 @@
 """The files of a Hugging Face model's tensors: one, or shards and their index.
 
-Which file counts: ``transformers/modeling_utils.py:_get_resolved_checkpoint_files``, in its order. The shards' index:
+Files are looked for in the order of ``transformers/modeling_utils.py:_get_resolved_checkpoint_files``. The index is
 ``{"metadata": {"total_size"}, "weight_map": {tensor: file}}``.
 """
 
@@ -27,8 +27,9 @@ _AGAIN = "fetch it again"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's tensors by name, the files that hold them, the file that says so (``where``, in ``words``), and others
-    beside it that are not read.
+    """A model's tensors by name, and the files that hold them.
+
+    ``where`` is the index or the single file, ``words`` describes it, ``others`` are weight files that are not read.
     """
 
     tensors: dict[str, LazyTensor]
@@ -39,7 +40,7 @@ class Weights:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The files and indexes of a folder that can be a model's; the first counts."""
+    """The weight files and indexes in a folder; the first is the one to read."""
     return [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if (folder / name).exists()]
 
 
@@ -47,8 +48,8 @@ def open_weights(folder: Path) -> Weights:
     """Open a model's files, metadata only.
 
     Raises:
-        SourceError: there is none.
-        DamagedError: one is missing or broken, or the index and its shards disagree.
+        SourceError: the folder has no weights.
+        DamagedError: a file is missing or broken, or the index and its shards disagree.
     """
     present = weight_files(folder)
     if not present:
@@ -70,10 +71,10 @@ def open_weights(folder: Path) -> Weights:
 
 
 def read_index(path: Path, faults: Faults) -> dict[str, str]:
-    """Which file an index says that each tensor is in.
+    """The file of each tensor, by an index.
 
     Raises:
-        DamagedError: it is no index; or ``faults`` is strict, and a file that it names is missing.
+        DamagedError: ``path`` is no index; or ``faults`` is strict, and a file that it names is missing.
     """
     if not path.is_file():
         raise DamagedError("the index of shards is not a file", where=path, remedy=_AGAIN)
@@ -92,13 +93,13 @@ def read_index(path: Path, faults: Faults) -> dict[str, str]:
 def check_shards(
     index: Path, weight_map: Mapping[str, str], stored: Mapping[str, Collection[str]], faults: Faults
 ) -> None:
-    """Each tensor must be in the file that the index names, and in no other.
+    """Check that each tensor is in the file that the index names, and in no other.
 
     Args:
-        index: its path.
-        weight_map: what it says.
+        index: its path, for messages.
+        weight_map: the file of each tensor, by the index.
         stored: the tensors in each file that could be opened.
-        faults: what becomes of a fault.
+        faults: raises or collects the faults.
 
     Raises:
         DamagedError: ``faults`` is strict, and they disagree.

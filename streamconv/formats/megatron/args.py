@@ -1,4 +1,4 @@
-"""The training arguments that Megatron-LM builds a model from: one set of rules for every family, legacy and core.
+"""The training arguments that Megatron-LM builds a model from, for every family, legacy and core.
 
 Names and meanings: ``megatron/training/arguments.py`` and ``load_args_from_checkpoint`` of
 ``megatron/training/checkpointing.py`` (core_v0.16).
@@ -32,7 +32,7 @@ from streamconv.models.parameter import WORDS
 __all__ = ["DEFAULT_SCALING", "TOKENIZERS", "core_model_args", "rotary_needs", "scaling_caution", "unknown_args"]
 
 DEFAULT_SCALING = 8
-"""The factor of Llama 3's scaling where nothing says another."""
+"""The factor of Llama 3's scaling where the arguments have none."""
 
 TOKENIZERS = frozenset(
     f"{name}Tokenizer"
@@ -45,17 +45,17 @@ TOKENIZERS = frozenset(
 
 
 def core_model_args(model: TargetModel) -> dict[str, Any]:
-    """What Megatron-Core's GPT model is built from, by Megatron-LM's names; what nothing says is left out.
+    """The arguments of Megatron-Core's GPT model, by Megatron-LM's names; unknown ones are left out.
 
     Raises:
-        UnsupportedError: no argument can say how positions are scaled.
+        UnsupportedError: no argument can express how positions are scaled.
         DamagedError: an argument is not the number that it must be.
     """
     family, sizes, said = model.family, model.sizes, _checked(neutral_args(model.args))
     has = family.mechanisms.__contains__
     positions = sizes.positions or said.get("max_position_embeddings")
     is_rotary = has(made_of.ROTARY)
-    found = {
+    args = {
         "num_layers": sizes.num_layers,
         "hidden_size": sizes.hidden,
         "ffn_hidden_size": sizes.ffn,
@@ -91,11 +91,11 @@ def core_model_args(model: TargetModel) -> dict[str, Any]:
         **_dtype(model),
     }
     may_be_none = {"num_experts"}
-    return {name: value for name, value in found.items() if value is not None or name in may_be_none}
+    return {name: value for name, value in args.items() if value is not None or name in may_be_none}
 
 
 def _checked(said: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, those that must be numbers checked; scaling as ``rope_scaling``, by whatever name it is said."""
+    """The arguments with their numbers checked, and with the scaling as ``rope_scaling``, whatever its name was."""
     try:
         for name in ("layernorm_epsilon", "rotary_percent", "attention_dropout", "hidden_dropout"):
             if said.get(name) is not None:
@@ -111,7 +111,7 @@ def _checked(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _activation(model: TargetModel, said: dict[str, Any]) -> dict[str, Any]:
-    """GELU's tanh approximation is what the fused kernel computes, ``F.gelu`` is erf; there is no other argument.
+    """The activation's arguments: only the fused kernel has GELU's tanh approximation, ``F.gelu`` is erf.
 
     [``megatron/core/fusions/fused_bias_gelu.py``, ``megatron/training/arguments.py:core_transformer_config_from_args``]
     """
@@ -122,23 +122,23 @@ def _activation(model: TargetModel, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rotary(said: dict[str, Any]) -> dict[str, Any]:
-    """The base, the part that is turned, the scaling and the window.
+    """The base, the rotated part of a head, the scaling and the window.
 
-    [``megatron/core/models/common/embeddings/rotary_pos_embedding.py``; the window counts the positions before one's
-    own, ``megatron/core/transformer/utils.py:get_sliding_window_causal_mask``]
+    [``megatron/core/models/common/embeddings/rotary_pos_embedding.py``; the window counts the positions before a
+    token, ``megatron/core/transformer/utils.py:get_sliding_window_causal_mask``]
     """
-    found: dict[str, Any] = {
+    args: dict[str, Any] = {
         "rotary_base": said.get("rope_theta"),
         "rotary_percent": said.get("rotary_percent", 1.0),
         "rotary_interleaved": False,
     }
     scaling, window = said.get("rope_scaling"), said.get("sliding_window")
     if scaling:
-        found |= _scaling(scaling)
+        args |= _scaling(scaling)
     positions = said.get("max_position_embeddings")
     if window is not None and not (isinstance(positions, int) and window >= positions):
-        found["window_size"] = (window - 1, 0)
-    return found
+        args["window_size"] = (window - 1, 0)
+    return args
 
 
 def _scaling(scaling: dict[str, Any]) -> dict[str, Any]:
@@ -164,10 +164,10 @@ def _dtype(model: TargetModel) -> dict[str, Any]:
 
 
 def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
-    """What rotary positions and windows need of a release."""
+    """The releases that rotary positions and windows need."""
     base = args.get("rotary_base")
     if base is not None and base != int(base):
-        # The flag takes whole numbers [arguments.py]; args are taken as they are [load_args_from_checkpoint].
+        # The flag takes whole numbers only [arguments.py]; args may have any [load_args_from_checkpoint].
         yield Need(f"a rotary base of {base}", ROTARY_BASE_IN_ARGS)
     if args.get("use_rope_scaling"):
         factor = args.get("rope_scaling_factor")
@@ -180,7 +180,7 @@ def rotary_needs(args: dict[str, Any]) -> Iterator[Need]:
 
 
 def scaling_caution(args: dict[str, Any]) -> str | None:
-    """What ``pretrain_gpt.py`` of core_v0.11 to core_v0.19 does with the factor of Llama 3's scaling: nothing."""
+    """A warning that ``pretrain_gpt.py`` of core_v0.11 to core_v0.19 ignores the factor of Llama 3's scaling."""
     factor = args.get("rope_scaling_factor")
     if not args.get("use_rope_scaling") or factor == DEFAULT_SCALING:
         return None
@@ -191,7 +191,7 @@ def scaling_caution(args: dict[str, Any]) -> str | None:
 
 
 def unknown_args(args: dict[str, Any]) -> list[str]:
-    """The arguments that logits depend on, and that nothing says."""
+    """The names of unknown arguments that logits depend on."""
     wanted = ["num_attention_heads", "norm_epsilon"]
     wanted += ["rotary_base"] if args["position_embedding_type"] == "rope" else []
     wanted += [] if args["swiglu"] else ["bias_gelu_fusion"]

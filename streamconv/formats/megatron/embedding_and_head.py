@@ -14,10 +14,10 @@ __all__ = ["check_ends", "check_head", "copies_aside"]
 
 
 def check_ends(ranks: Ranks) -> None:
-    """The embedding is in the first chunk of the first stage, the final norm and the head, or its copy, in the last.
+    """Check that the embedding is in the first chunk of all, and the final norm and the head, or its copy, in the last.
 
     Raises:
-        DamagedError: one of them is missing, or is where it does not belong.
+        DamagedError: embedding or final norm is missing, or one of them is on another stage.
     """
     chunks, last = list(ranks.chunks(0)), ranks.found.pp - 1
     for number, (stage, chunk, part) in enumerate(chunks):
@@ -40,17 +40,16 @@ def check_ends(ranks: Ranks) -> None:
 
 
 def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> None:
-    """A model has a head of its own or, with several stages, copies of the embedding, and the last stage has one of
-    them.
+    """Check that the last stage has a head or, with several stages, a copy of the embedding, and not both.
 
     Args:
         ranks: what was opened, copies set apart.
-        is_untied: what is said of the head, None if nothing is.
-        head: what a head is called in the files.
-        copy: what a copy is called.
+        is_untied: whether args or the user declare the head untied, None if neither does.
+        head: the name of a head in the files.
+        copy: the name of a copy.
 
     Raises:
-        DamagedError: the last stage has none, both, or not what is said.
+        DamagedError: the last stage has neither, both, or not what is declared.
     """
     last = RankCoordinates(0, ranks.found.pp - 1)
     part = ranks.parts[last][-1]
@@ -68,16 +67,16 @@ def check_head(ranks: Ranks, is_untied: bool | None, head: str, copy: str) -> No
 
 
 def copies_aside(ranks: Ranks, model: StoredModel, label: str) -> StoredModel:
-    """The model with the tied head's copies set aside; one that is the embedding's own bytes (PP 1) is none.
+    """The model with the tied head's copies as ``copies``, without those that share the embedding's bytes (PP 1).
 
     Args:
         ranks: what was opened.
-        model: what was made of it.
-        label: what the copy is called in the files.
+        model: the model that was made of them.
+        label: the name of the copy in the files.
 
     Raises:
         DamagedError: a copy has another shape than its original, or other keys than on the first rank.
-        UnsupportedError: it is a copy of nothing.
+        UnsupportedError: a copy has no original in the embedding.
     """
     last = ranks.found.pp - 1
     copies = []

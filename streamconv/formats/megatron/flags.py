@@ -1,6 +1,6 @@
-"""The flags that Megatron-LM is started with to run a checkpoint of Megatron-Core: what its ``args`` do not set.
+"""The flags that Megatron-LM needs to run a checkpoint of Megatron-Core: those that its ``args`` do not set.
 
-``--use-checkpoint-args`` takes a part of them, a larger one in each release
+``--use-checkpoint-args`` takes some arguments from the checkpoint, more in each release
 [``megatron/training/checkpointing.py:load_args_from_checkpoint``, ``arguments.py`` of core_v0.8 to core_v0.19].
 """
 
@@ -21,7 +21,7 @@ __all__ = ["flags_of", "layers_per_chunk", "stage_args"]
 _DEFAULT_NORM_EPSILON = 1e-5
 _DEFAULT_BASE = 10000
 _DEFAULT_DIVISOR = 128
-# Flags with a value that are taken from args where there are any, and those without that are given where args say so.
+# Flags with a value, given if args has one; and flags without, given if args has True.
 _SIZES = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings"),
     *("seq_length", "position_embedding_type", "normalization"),
@@ -33,7 +33,7 @@ def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], releas
     """The command line for a checkpoint.
 
     Args:
-        model: what is written.
+        model: the model that is written.
         container: ``torch_dist`` or ``torch``.
         args: the arguments of the model, whether they are written or not.
         release: the release (the 16 of core_v0.16) whose flags they are, None for the newest.
@@ -56,26 +56,26 @@ def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], releas
 
 
 def stage_args(layout: ParallelLayout) -> dict[str, Any]:
-    """How Megatron-LM is told of stages of unequal length: the first and the last, or all of them."""
+    """The arguments for stages of unequal length: lengths of the first and last stage, or a layout of all of them."""
     stages = layout.stages
-    found: dict[str, Any] = dict.fromkeys(
+    args: dict[str, Any] = dict.fromkeys(
         ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "pipeline_model_parallel_layout")
     )
     if len(set(stages)) == 1:
-        return found
+        return args
     middle = stages[1:-1]
     if min(stages) > 0 and len(set(middle)) <= 1:
         first, last = stages[0], stages[-1]
         rest = set(middle)
         # An end that is as long as the middle needs no flag of its own, nor does the second of two stages.
-        found["decoder_first_pipeline_num_layers"] = None if rest == {first} else first
-        found["decoder_last_pipeline_num_layers"] = None if rest <= {last} else last
-        return found
+        args["decoder_first_pipeline_num_layers"] = None if rest == {first} else first
+        args["decoder_last_pipeline_num_layers"] = None if rest <= {last} else last
+        return args
     chunks = [len(layout.layers_of(stage, chunk)) for chunk in range(layout.vpp) for stage in range(layout.pp)]
     words = ["t" * size for size in chunks]
     words[0], words[-1] = f"E{words[0]}", f"{words[-1]}L"
-    found["pipeline_model_parallel_layout"] = "|".join(words)
-    return found
+    args["pipeline_model_parallel_layout"] = "|".join(words)
+    return args
 
 
 def layers_per_chunk(layout: ParallelLayout) -> int | None:
@@ -95,7 +95,7 @@ def _stage_flags(layout: ParallelLayout) -> Iterator[str]:
 
 
 def _shape_flags(args: Mapping[str, Any]) -> Iterator[str]:
-    """What ``--use-checkpoint-args`` would take in every release."""
+    """Flags for the arguments that ``--use-checkpoint-args`` takes in every release."""
     for name in _SIZES:
         if args.get(name) is not None:
             yield f"{_flag(name)} {args[name]}"
@@ -111,7 +111,7 @@ def _shape_flags(args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _model_flags(args: Mapping[str, Any]) -> Iterator[str]:
-    """What ``--use-checkpoint-args`` does not take, or not in every release."""
+    """Flags for the arguments that ``--use-checkpoint-args`` does not take in every release."""
     epsilon, base = args.get("norm_epsilon"), args.get("rotary_base")
     if epsilon not in (None, _DEFAULT_NORM_EPSILON):
         yield f"--norm-epsilon {epsilon}"

@@ -1,9 +1,9 @@
-"""Where Megatron-LM's checkpoints have their files: the tracker, the iteration's folder, a folder for each rank.
+"""The files of Megatron-LM's checkpoints: the tracker, the iteration's folder, a folder for each rank.
 
 ``megatron/checkpointing.py:get_checkpoint_name`` of Megatron-LM: ``iter_0000003/mp_rank_01/model_optim_rng.pt``, with
-the stage behind the rank (``mp_rank_01_002``) if PP > 1 (v2.0), and the expert-parallel rank behind that (core_v0.4).
+the stage after the rank (``mp_rank_01_002``) if PP > 1 (v2.0), and the expert-parallel rank after that (core_v0.4).
 From 2022-03 (37ca7859a1) to 2023-05 (49e4bd6857) runs with the distributed optimizer wrote ``model_rng.pt``, and
-``optim.pt`` into a folder with the data-parallel rank behind its name; since then ``distrib_optim.pt`` is beside the
+``optim.pt`` into a folder whose name ends with the data-parallel rank; since then ``distrib_optim.pt`` is beside the
 model. Megatron-Core's ``torch_dist`` has ``.metadata`` in the iteration's folder, and no folder for a rank.
 """
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CONFIG_FILE = "metadata.json"
-"""What Megatron-Core says of a distributed checkpoint [``dist_checkpointing/core.py``]."""
+"""Megatron-Core's description of a distributed checkpoint [``dist_checkpointing/core.py``]."""
 TRACKER = "latest_checkpointed_iteration.txt"
 ARCHIVE = "model_optim_rng"
 _RANK = re.compile(r"mp_rank_([0-9]{1,6})(?:_([0-9]{1,6}))?(?:_([0-9]{1,6}))?")
@@ -58,12 +58,12 @@ class RankFolders:
 
     @property
     def tp(self) -> int:
-        """Tensor-parallel size as the folders count it."""
+        """Tensor-parallel size by the folders."""
         return 1 + max(rank.tp for rank in self.files)
 
     @property
     def pp(self) -> int:
-        """Pipeline-parallel size as the folders count it."""
+        """Pipeline-parallel size by the folders."""
         return 1 + max(rank.pp for rank in self.files)
 
 
@@ -76,14 +76,14 @@ def iteration_folders(path: Path) -> list[Path]:
 
 
 def folder_named(word: str) -> str | None:
-    """``iter_0000003`` for 3, as the tracker says it; None if it says no such thing."""
+    """``iter_0000003`` for the tracker's 3, ``release`` for itself; None for any other word."""
     if word == RELEASE:
         return word
     return f"iter_{int(word):07d}" if re.fullmatch(r"[0-9]{1,12}", word) else None
 
 
 def claims(path: Path) -> str | None:
-    """What makes a folder one of rank folders or the root of some, None if nothing does."""
+    """What makes a folder one with rank folders, or the root of such; None if nothing does."""
     if not path.is_dir():
         return None
     if name := holds_ranks(path):
@@ -98,7 +98,7 @@ def claims(path: Path) -> str | None:
 
 
 def is_distributed(path: Path) -> bool:
-    """Whether a folder is a distributed checkpoint, and no root of some."""
+    """Whether a folder is a distributed checkpoint itself, not a root of some."""
     return (path / METADATA).is_file() or ((path / CONFIG_FILE).is_file() and not (path / TRACKER).is_file())
 
 
@@ -112,7 +112,7 @@ def _rank_folders(path: Path) -> list[Path]:
 
 
 def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
-    """The folder of one checkpoint, and what chose it: the tag, or what the tracker names.
+    """The folder of one checkpoint, and what chose it: the tag or the tracker, None for the path itself.
 
     Raises:
         SourceError: it is not there.
@@ -127,11 +127,11 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
     if _rank_folders(path) or is_distributed(path):
         return path, None
     if not tracker.is_file():
-        found = [child.name for child in sorted(path.iterdir()) if _ITERATION.fullmatch(child.name)]
+        names = [child.name for child in sorted(path.iterdir()) if _ITERATION.fullmatch(child.name)]
         raise AmbiguousError(
             f"there is no {TRACKER} to say which checkpoint is meant",
             where=path,
-            remedy=f"name one with --tag: {', '.join(found)}",
+            remedy=f"name one with --tag: {', '.join(names)}",
         )
     word = first_line(tracker)
     name = folder_named(word)
@@ -147,7 +147,7 @@ def resolve_folder(path: Path, tag: str | None) -> tuple[Path, Fact | None]:
 def rank_path(iteration: int | None, layout: ParallelLayout, rank: RankCoordinates) -> str:
     """``iter_0000003/mp_rank_01_002/model_optim_rng.pt``; the stage is named only with PP > 1.
 
-    What was not trained by Megatron has no iteration, and stands in ``release``
+    A model that Megatron did not train has no iteration, and is in the folder ``release``
     [``megatron/training/checkpointing.py:get_checkpoint_name``].
     """
     suffix = f"_{rank.pp:03d}" if layout.pp > 1 else ""
@@ -155,7 +155,7 @@ def rank_path(iteration: int | None, layout: ParallelLayout, rank: RankCoordinat
 
 
 def iteration_name(iteration: int | None) -> str:
-    """The name of an iteration's folder: ``iter_0000003``, or ``release`` for what has none."""
+    """The name of an iteration's folder: ``iter_0000003``, or ``release`` without an iteration."""
     return RELEASE if iteration is None else f"iter_{iteration:07d}"
 
 
@@ -207,7 +207,7 @@ def _numbers(folder: Path) -> tuple[int, int | None, int | None]:
 
 
 def _model_file(folder: Path, names: set[str]) -> str | None:
-    """The name of the model's file in a rank's folder; None in one that a data-parallel rank's optimizer has alone."""
+    """The name of the model's file in a rank's folder; None if only a data-parallel rank's optimizer is in it."""
     models = [name for name in _MODEL_FILES if name in names]
     if len(models) > 1:
         raise DamagedError(
@@ -223,10 +223,10 @@ def _model_file(folder: Path, names: set[str]) -> str | None:
 
 
 def check_grid(folder: Path, found: RankFolders, tp: int, pp: int) -> None:
-    """Every rank and stage of a ``tp`` x ``pp`` run must be there, and no other.
+    """Check that every rank and stage of a ``tp`` x ``pp`` run is there, and no other.
 
     Raises:
-        DamagedError: one is missing, the first is named; or there are more.
+        DamagedError: files are missing (the first is named), or there are more.
     """
     if found.tp > tp or found.pp > pp:
         raise DamagedError(
@@ -236,7 +236,7 @@ def check_grid(folder: Path, found: RankFolders, tp: int, pp: int) -> None:
         )
     missing = tp * pp - len(found.files)
     if missing:
-        # tp and pp may be any numbers: the first gap is near, all of them may be many.
+        # tp and pp may be any numbers, so only the first gap is looked for.
         ranks = (RankCoordinates(rank, stage) for rank in range(tp) for stage in range(pp))
         rank = next(rank for rank in ranks if rank not in found.files)
         first = f"mp_rank_{rank.tp:02d}{f'_{rank.pp:03d}' if pp > 1 else ''}/{_MODEL_FILES[0]}"

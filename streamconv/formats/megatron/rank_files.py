@@ -1,4 +1,4 @@
-"""One checkpoint of Megatron-LM as its ranks wrote it, a ``torch`` file each: what legacy and Megatron-Core share.
+"""One checkpoint of Megatron-LM with a ``torch`` file for each rank: what legacy and Megatron-Core have in common.
 
 Sources: ``megatron/checkpointing.py:save_checkpoint`` of Megatron-LM v2.0 to core_v0.6, ``megatron/training/``
 since. A rank's file has one model, or one for each of its virtual stages: ``model0``, ``model1`` and on. Layers are
@@ -58,13 +58,13 @@ _REASONS = {
 
 @dataclass(slots=True)
 class StageTensors:
-    """What one chunk of a stage holds.
+    """The tensors in one chunk of a stage.
 
     Attributes:
         tensors: its parameters; their layers are numbered inside the chunk.
         copy: the last stage's copy of the word embedding, for a tied head, by its keys.
-        extra: tensors of extra state (of FP8), which stay behind.
-        ages: what the names tell of the release or the spec that wrote them.
+        extra: tensors of extra state (of FP8), which are not converted.
+        ages: the releases or specs that the names show.
     """
 
     tensors: dict[ParameterId, LazyTensor] = field(default_factory=dict)
@@ -74,23 +74,23 @@ class StageTensors:
 
     @property
     def num_layers(self) -> int:
-        """How many layers the chunk holds."""
-        return len({found.layer for found in self.tensors if found.section is Section.LAYER})
+        """The number of layers in the chunk."""
+        return len({parameter.layer for parameter in self.tensors if parameter.section is Section.LAYER})
 
     def check_layers(self, where: Path) -> None:
-        """Refuse a gap in the numbers of its layers.
+        """Check that the layers are numbered from 0 without a gap.
 
         Raises:
             DamagedError: they are not 0, 1, 2 and on.
         """
-        numbers = sorted({found.layer for found in self.tensors if found.section is Section.LAYER})
+        numbers = sorted({parameter.layer for parameter in self.tensors if parameter.section is Section.LAYER})
         if numbers != list(range(len(numbers))):
             raise DamagedError(f"the stage's layers are numbered {numbers[:8]}, not from 0 without a gap", where=where)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The files of all ranks, opened. ``parts`` has the chunks of each rank; ``args`` those of the first."""
+    """The opened files of all ranks. ``parts`` has the chunks of each rank, ``args`` the first rank's arguments."""
 
     folder: Path
     chosen: Fact | None
@@ -101,14 +101,14 @@ class Ranks:
 
     @property
     def vpp(self) -> int:
-        """How many chunks each rank has."""
+        """The number of chunks of each rank."""
         return len(self.parts[FIRST_RANK])
 
     @property
     def state(self) -> Mapping[str, Any]:
         """The first rank's state."""
-        found: Mapping[str, Any] = self.files[FIRST_RANK].state
-        return found
+        first: Mapping[str, Any] = self.files[FIRST_RANK].state
+        return first
 
     def chunks(self, rank: int) -> Iterator[tuple[int, int, StageTensors]]:
         """(stage, chunk, its tensors) of a tensor-parallel rank in the order of the layers."""
@@ -132,25 +132,25 @@ def open_ranks(
     Args:
         path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
         options: ``tag`` is the name of another ``iter_*`` folder, or ``release``.
-        refuse: refuses arguments (with the folder) of what is not translated.
+        refuse: raises for arguments (given with the folder) that are not translated.
         parse: the tensors of one entry (``model``, ``model0``) of a file.
 
     Raises:
         SourceError: it is not there.
-        AmbiguousError: nothing says which checkpoint of a root is meant.
+        AmbiguousError: the root does not name one of its checkpoints, and no tag does.
         UnsupportedError: it is of a kind that is refused by name.
         DamagedError: files are missing, broken or contradict each other.
     """
     folder, chosen = resolve_folder(path, options.tag)
     refuse_other_folders(folder, sorted(child.name for child in folder.iterdir()))
-    found = find_ranks(folder)
-    files = {place: open_torch(folder / name) for place, name in found.files.items()}
+    folders = find_ranks(folder)
+    files = {place: open_torch(folder / name) for place, name in folders.files.items()}
     _check_same_run(folder, list(files.values()))
     first = files[FIRST_RANK]
     args = recorded_args(first.state, first.path)
     refuse(args or {}, folder)
     sizes = [positive_int(args, f"{kind}_model_parallel_size", folder) for kind in ("tensor", "pipeline")]
-    check_grid(folder, found, sizes[0] or found.tp, sizes[1] or found.pp)
+    check_grid(folder, folders, sizes[0] or folders.tp, sizes[1] or folders.pp)
     names = model_names(first)
     said = positive_int(args, "virtual_pipeline_model_parallel_size", folder) or 1
     if said != len(names) and args is not None:
@@ -160,11 +160,11 @@ def open_ranks(
         if model_names(file) != names:
             raise DamagedError(f"its models are {model_names(file)}, {names} on the first rank", where=file.path)
         parts[place] = tuple(parse(file, name) for name in names)
-    return Ranks(folder, chosen, found, files, parts, args)
+    return Ranks(folder, chosen, folders, files, parts, args)
 
 
 def model_names(file: StoredFile) -> list[str]:
-    """The names of the models in a rank's file: ``model``, or ``model0``, ``model1`` and on, in their order.
+    """The names of the models in a rank's file, in order: ``model``, or ``model0``, ``model1`` and on.
 
     Raises:
         DamagedError: there is none, or a number is missing.
@@ -182,63 +182,63 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _check_same_run(folder: Path, files: Sequence[StoredFile]) -> None:
-    """All ranks must tell the same story."""
-    stories = []
+    """Check that all ranks have the same iteration, version and arguments."""
+    records = []
     for file in files:
         if not isinstance(file.state, dict):
             raise DamagedError("a rank's file that is not a dictionary", where=file.path)
         args = recorded_args(file.state, file.path)
-        story = {name: file.state.get(name) for name in ("iteration", "checkpoint_version")}
-        story |= {"args": "there" if args else "not there"} | {n: (args or {}).get(n) for n in _SAME_ARGS}
-        stories.append(story)
-    for file, story in zip(files, stories, strict=True):
-        for name, mine in story.items():
-            if mine != stories[0][name]:
+        record = {name: file.state.get(name) for name in ("iteration", "checkpoint_version")}
+        record |= {"args": "there" if args else "not there"} | {n: (args or {}).get(n) for n in _SAME_ARGS}
+        records.append(record)
+    for file, record in zip(files, records, strict=True):
+        for name, mine in record.items():
+            if mine != records[0][name]:
                 raise DamagedError(
                     f"{name} is {str(mine)[:40]} in {file.path.relative_to(folder)}, "
-                    f"but {str(stories[0][name])[:40]} in {files[0].path.relative_to(folder)}",
+                    f"but {str(records[0][name])[:40]} in {files[0].path.relative_to(folder)}",
                     where=folder,
                     remedy="the files are of different runs or steps: keep those of one",
                 )
 
 
 def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mapping[str, Any] | None) -> StoredModel:
-    """The shards of all stages and chunks by their place in the model.
+    """The model of all ranks, stages and chunks.
 
     Args:
         ranks: what was opened.
-        options: what the user says.
-        format_name: what the layout is called.
-        args: the arguments, translated.
+        options: the user's options.
+        format_name: the name of the layout.
+        args: the translated arguments.
 
     Raises:
         DamagedError: ranks or stages contradict each other or the arguments.
     """
-    found, folder = ranks.found, ranks.folder
+    folders, folder = ranks.found, ranks.folder
     tensors, owned = _placed(ranks)
     stages = tuple(map(len, owned))
     return StoredModel(
         path=folder,
         format=format_name,
-        tp=found.tp,
+        tp=folders.tp,
         num_layers=sum(stages),
         tensors=tensors,
         stages=stages,
         owned=tuple(map(tuple, owned)),
-        pp=found.pp,
+        pp=folders.pp,
         vpp=ranks.vpp,
         args=args,
         iteration=find_iteration(folder, ranks.state, options.iteration),
         vocab_size=true_vocabulary(ranks.state),
         qkv=None,
-        facts=((ranks.chosen,) if ranks.chosen is not None else ()) + tuple(_found(ranks, stages)),
+        facts=((ranks.chosen,) if ranks.chosen is not None else ()) + tuple(_layout_facts(ranks, stages)),
         warnings=tuple(_against_records(ranks, options, sum(stages))),
         named={file.path: file.globals for file in ranks.files.values()},
     )
 
 
 def _against_records(ranks: Ranks, options: SourceOptions, num_layers: int) -> Iterator[str]:
-    """What to warn of: an iteration that the user says otherwise, and arguments that are not there."""
+    """Warnings: the user's iteration differs from the recorded one, or there are no arguments."""
     recorded = ranks.state.get("iteration")
     if options.iteration is not None and recorded not in (None, options.iteration):
         yield f"--iteration {options.iteration} against the recorded {recorded}"
@@ -249,14 +249,14 @@ def _against_records(ranks: Ranks, options: SourceOptions, num_layers: int) -> I
 
 
 def _placed(ranks: Ranks) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], list[list[int]]]:
-    """The shards of all ranks by place, and the layers of each stage, all numbered through the model."""
-    found, folder = ranks.found, ranks.folder
+    """The shards of all ranks by place, and the layers of each stage, numbered over the whole model."""
+    folders, folder = ranks.found, ranks.folder
     tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {}
-    owned: list[list[int]] = [[] for _ in range(found.pp)]
+    owned: list[list[int]] = [[] for _ in range(folders.pp)]
     for stage, chunk, part in ranks.chunks(0):
-        places = [RankCoordinates(rank, stage) for rank in range(found.tp)]
+        places = [RankCoordinates(rank, stage) for rank in range(folders.tp)]
         peers = [ranks.parts[place][chunk].tensors for place in places]
-        joined = join_ranks(peers, [found.files[place] for place in places], folder)
+        joined = join_ranks(peers, [folders.files[place] for place in places], folder)
         before = sum(map(len, owned))
         for local, shards in joined.items():
             place = replace(local, layer=local.layer + before) if local.section is Section.LAYER else local
@@ -267,10 +267,10 @@ def _placed(ranks: Ranks) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], li
     return tensors, owned
 
 
-def _found(ranks: Ranks, stages: Sequence[int]) -> Iterator[Fact]:
-    found = ranks.found
+def _layout_facts(ranks: Ranks, stages: Sequence[int]) -> Iterator[Fact]:
+    folders = ranks.found
     said = ", as args say" if ranks.args is not None else ""
-    yield Fact(f"TP {found.tp} x PP {found.pp}", f"{len(found.files)} rank folders{said}")
+    yield Fact(f"TP {folders.tp} x PP {folders.pp}", f"{len(folders.files)} rank folders{said}")
     yield Fact(f"stages of {','.join(map(str, stages))} layers", "the layers in each stage's files")
     if ranks.vpp > 1:
         names = f"model0 to model{ranks.vpp - 1}"
@@ -278,12 +278,12 @@ def _found(ranks: Ranks, stages: Sequence[int]) -> Iterator[Fact]:
 
 
 def left_behind(ranks: Ranks) -> list[Dropped]:
-    """The optimizer's own files, and the tensors in rank files that are no parameters, each with its reason."""
-    dropped, found = [], ranks.found
-    if found.optimizer:
-        nbytes = sum(path.stat().st_size for path in found.optimizer)
-        names = " and ".join(sorted({path.name for path in found.optimizer}))
-        dropped.append(Dropped(f"{len(found.optimizer)} optimizer files ({names})", nbytes, _REASONS["optimizer"]))
+    """What is not converted, with the reason: optimizer files, and tensors in rank files that are no parameters."""
+    dropped, folders = [], ranks.found
+    if folders.optimizer:
+        nbytes = sum(path.stat().st_size for path in folders.optimizer)
+        names = " and ".join(sorted({path.name for path in folders.optimizer}))
+        dropped.append(Dropped(f"{len(folders.optimizer)} optimizer files ({names})", nbytes, _REASONS["optimizer"]))
     groups: dict[str, list[int]] = {}
     for file in ranks.files.values():
         for key in file.state:
@@ -292,7 +292,7 @@ def left_behind(ranks: Ranks) -> list[Dropped]:
                 groups.setdefault(str(key), []).extend(sizes)
     for group, sizes in groups.items():
         if sizes:
-            name = f"{len(sizes)} tensors of {group} in {len(found.files)} rank files"
+            name = f"{len(sizes)} tensors of {group} in {len(folders.files)} rank files"
             dropped.append(Dropped(name, sum(sizes), _REASONS.get(group, "not a parameter")))
     extra = [tensor.nbytes for parts in ranks.parts.values() for part in parts for tensor in part.extra]
     if extra:

@@ -1,4 +1,4 @@
-"""Since which release Megatron-LM can run what a checkpoint needs, and what it loads by default.
+"""The first release of Megatron-LM that has what a checkpoint needs.
 
 Read from ``megatron/training/arguments.py``, ``megatron/core/transformer/attention.py`` and
 ``megatron/core/dist_checkpointing/`` at the tags core_v0.8.0 to core_v0.19.0 of Megatron-LM.
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 FIRST, NEWEST = 8, 19
-"""The releases that are known: core_v0.8 (2024-08), the first that builds Megatron-Core's model by default, to
-core_v0.19 (2026-08).
+"""The known releases: from core_v0.8 (2024-08), the first that builds Megatron-Core's model by default, to core_v0.19
+(2026-08).
 """
 
 _RELEASE = re.compile(r"(?:core_)?(?:v|r)?0\.([0-9]{1,3})(?:\.[0-9]+)?")
 
-# The first release, by what a checkpoint may need.
+# The first release that has each thing that a checkpoint may need.
 CKPT_FORMAT = 9
 ROTARY_BASE_IN_ARGS = 10
 ARGS_NOT_NEEDED = 16
@@ -68,7 +68,7 @@ def parse_release(said: str | None) -> int | None:
     """The release that ``--megatron-version`` names: 16 of ``0.16``, ``core_v0.16.1`` or ``core_r0.16.0``.
 
     Raises:
-        UsageError: it is none that is known.
+        UsageError: ``said`` is no known release.
     """
     if said is None:
         return None
@@ -81,7 +81,7 @@ def parse_release(said: str | None) -> int | None:
 
 
 def refuse_older(release: int | None, needs: Sequence[Need]) -> None:
-    """Refuse a release that cannot run what is needed.
+    """Refuse a release that lacks one of ``needs``.
 
     Raises:
         UnsupportedError: the release is older than a need.

@@ -1,6 +1,6 @@
-"""Settings that take more than one argument, or more than one entry: the activation, a sliding window."""
+"""Settings that span several arguments or several entries: the activation, and the sliding window."""
 
-# ruff: noqa: D102 - what a method is for stands in Setting.
+# ruff: noqa: D102 - Setting documents the methods.
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from streamconv.models.parameter import ModelSizes
 
 __all__ = ["Activation", "HardWiredGelu", "Window", "activation_of"]
 
-# transformers ``activations.py``: ACT2CLS. gelu_10 is clipped, quick_gelu a sigmoid: neither is one of Megatron's.
+# transformers ``activations.py``: ACT2CLS. gelu_10 clips, quick_gelu is a sigmoid: Megatron has neither.
 _FUNCTIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -32,13 +32,13 @@ _ARGS = {
 
 
 def activation_of(args: Args) -> str | None:
-    """The function that a run without a gated linear unit computed, by transformers' name: ``gelu`` (erf), ``gelu_new``
-    (the tanh approximation) or ``relu2``; None if the arguments do not tell.
+    """The activation of a run without a gated linear unit, by transformers' name: ``gelu`` (erf), ``gelu_new`` (the
+    tanh approximation) or ``relu2``; None if the arguments do not determine it.
 
-    ``megatron/model/transformer.py:ParallelMLP`` of both forks; fused, ``megatron/model/fused_bias_gelu.py``, and
-    ``openai_gelu`` [``megatron/model/utils.py``] are the tanh approximation, ``F.gelu`` and ``erf_gelu`` are erf.
-    deepspeedai's fork (4efb479) fuses only where no other function is asked for and biases are there; bigscience's
-    (8387ae1) fuses whatever is asked for.
+    [``megatron/model/transformer.py:ParallelMLP`` of both forks] The fused function
+    [``megatron/model/fused_bias_gelu.py``] and ``openai_gelu`` [``megatron/model/utils.py``] are the tanh
+    approximation; ``F.gelu`` and ``erf_gelu`` are erf. deepspeedai's fork (4efb479) fuses only if the layers have
+    biases and no other function is chosen; bigscience's (8387ae1) fuses whichever function is chosen.
     """
     fused = args.get("bias_gelu_fusion")
     if "glu_activation" in args:
@@ -113,7 +113,7 @@ class HardWiredGelu(Setting):
         )
 
 
-# No entry of a configuration: that the window is in some of the layers, not in all.
+# A key of our own, no entry of config.json: only some of the layers have the window.
 _IN_SOME = "sliding_window in some layers"
 
 
@@ -121,7 +121,8 @@ _IN_SOME = "sliding_window in some layers"
 class Window(Setting):
     """A sliding window over positions, which neither Megatron-DeepSpeed fork has.
 
-    Mistral has one unless it is null. Qwen has one in some layers if ``use_sliding_window`` is true; ``switched``.
+    Mistral's models have one unless ``sliding_window`` is null. Qwen's are ``switched``: they have one, in some layers,
+    if ``use_sliding_window`` is true.
     """
 
     default: int | None
@@ -143,17 +144,17 @@ class Window(Setting):
             sliding = _sliding_layers(config) if config["use_sliding_window"] else {False}
         if sliding == {False}:
             return {"sliding_window": None}
-        found = {_IN_SOME: True} if len(sliding) > 1 else {}
+        in_some = {_IN_SOME: True} if len(sliding) > 1 else {}
         if "sliding_window" not in config:
-            return {"sliding_window": self.default, **found} if self.switched else {}
+            return {"sliding_window": self.default, **in_some} if self.switched else {}
         said = config["sliding_window"]
-        return {"sliding_window": None if said is None else count("sliding_window", said), **found}
+        return {"sliding_window": None if said is None else count("sliding_window", said), **in_some}
 
     def defaults(self, config: Config, known: Config) -> dict[str, Any]:
         return {"sliding_window": None if self.switched else self.default}
 
     def to_args(self, known: Config) -> dict[str, Any]:
-        """No fork's argument: it is there for the way back, where no fork is between."""
+        """No fork has this argument. It keeps the window when a configuration goes to arguments and back."""
         return {"sliding_window": known["sliding_window"]} if known.get("sliding_window") else {}
 
     def refusals(self, known: Config) -> Iterator[str]:
@@ -163,7 +164,7 @@ class Window(Setting):
             yield f"sliding_window {window} (of {positions or 'unknown'} positions){some}"
 
     def core_refusals(self, known: Config) -> Iterator[str]:
-        """Its ``window_attn_skip_freq``, for a window in some of the layers, is not written."""
+        """A window in only some of the layers: Megatron-Core's ``window_attn_skip_freq`` is not written."""
         return self.refusals(known) if known.get(_IN_SOME) else iter(())
 
     def to_config(self, args: Args) -> dict[str, Any]:
@@ -180,9 +181,9 @@ class Window(Setting):
 
 
 def _sliding_layers(config: Config) -> set[bool]:
-    """Whether layers have the window, which the configuration switches on: all, none, or both kinds.
+    """``{True}`` if all layers have the window, ``{False}`` if none has, both values if only some have.
 
-    ``models/qwen2/configuration_qwen2.py:__post_init__``; its defaults are 32 layers and 28 below the window.
+    [``models/qwen2/configuration_qwen2.py:__post_init__``] By default there are 32 layers, the first 28 without it.
     """
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and kinds:

@@ -1,6 +1,6 @@
-"""Rows for the biases of linear layers, which the tensors of a Llama-like model show."""
+"""Settings for the biases of linear layers; the tensors of a Llama-like model show which it has."""
 
-# ruff: noqa: D102 - what a method is for stands in Setting.
+# ruff: noqa: D102 - Setting documents the methods.
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Bias(Setting):
 
 @dataclass(frozen=True)
 class AnyBias(Setting):
-    """The argument that gives biases to all linear layers; ``of`` are the entries that the family has for them."""
+    """``add_bias_linear``: biases on all linear layers. ``of`` lists the family's entries that switch biases on."""
 
     of: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""``generation_config.json``: how a Hugging Face model generates, which its ``config.json`` says only in part."""
+"""``generation_config.json``: how a Hugging Face model generates. Its ``config.json`` has only a part of it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class StoredConfig(dict[str, Any]):
 def generation_of(
     source: Mapping[str, Any] | None, config: Mapping[str, Any], said: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The entries of the result: as the source has them, or as its new ``config.json`` says.
+    """The entries of the new ``generation_config.json``: the source's, or else those of the new ``config.json``.
 
     Args:
         source: the source's ``config.json``, None if it is no Hugging Face model.
-        config: the one that is written.
-        said: what the user says; it outweighs what the source has, which may have more tokens than its ``config.json``.
+        config: the ``config.json`` that is written.
+        said: the user's entries. Only their tokens replace the source's, which may be more than ``config.json`` has.
     """
     stored = source.generation if isinstance(source, StoredConfig) else None
     new = _TOKENS if stored is None else [name for name in _TOKENS if name in said]

@@ -1,6 +1,6 @@
-"""The row for rotary positions."""
+"""The setting for rotary positions."""
 
-# ruff: noqa: D102 - what a method is for stands in Setting.
+# ruff: noqa: D102 - Setting documents the methods.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,11 @@ _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
 
 @dataclass(frozen=True, kw_only=True)
 class Rope(Setting):
-    """Rotary positions: the base, the scaling, and which part of a head is turned.
+    """Rotary positions: the base, the scaling, and which part of a head is rotated.
 
-    transformers 5 has all of it in ``rope_parameters`` [``modeling_rope_utils.py:RotaryEmbeddingConfigMixin``], before
-    they were ``rope_theta`` (``base``) and ``rope_scaling``, here too. ``part`` is the old name of the part, and
-    ``default_part`` its default; without a name all of the head is turned.
+    transformers 5 has all three in ``rope_parameters`` [``modeling_rope_utils.py:RotaryEmbeddingConfigMixin``]. Earlier
+    releases have ``rope_theta`` (in some families ``base``) and ``rope_scaling``, the names used here. ``part`` is the
+    earlier name of the rotated part, ``default_part`` its default; where ``part`` is None the whole head is rotated.
     """
 
     base: str = "rope_theta"
@@ -49,19 +49,19 @@ class Rope(Setting):
 
     def read(self, config: Config) -> dict[str, Any]:
         old, new = _table(config, "rope_scaling"), _table(config, "rope_parameters")
-        theta = _one(("rope_theta", old), ("rope_theta", new), (self.base, config), ("rope_theta", config))
-        found: dict[str, Any] = {} if theta is None else {"rope_theta": float(positive("rope_theta", theta))}
+        theta = _agreed(("rope_theta", old), ("rope_theta", new), (self.base, config), ("rope_theta", config))
+        values: dict[str, Any] = {} if theta is None else {"rope_theta": float(positive("rope_theta", theta))}
         if self.part:
-            part = _one((_PARTIAL, old), (_PARTIAL, new), (self.part, config), (_PARTIAL, config))
-            found |= {} if part is None else {self.part: float(part)}
+            part = _agreed((_PARTIAL, old), (_PARTIAL, new), (self.part, config), (_PARTIAL, config))
+            values |= {} if part is None else {self.part: float(part)}
         if old or new or any(name in config for name in ("rope_scaling", "rope_parameters")):
-            found["rope_scaling"] = _scaling(old) if old else _scaling(new)
+            values["rope_scaling"] = _scaling(old) if old else _scaling(new)
         if old and new and _scaling(old) != _scaling(new):
             raise ValueError(f"rope_scaling is {old}, rope_parameters is {new}: they mean the same")
-        return found
+        return values
 
     def overrule(self, config: Config, said: Config) -> dict[str, Any]:
-        """One table may say all three, so what is said is taken out of it and the rest stays."""
+        """One table may hold all three: what ``said`` contains is replaced, and the rest of the table stays."""
         known = self.read(config)
         for entry, names in (
             ("rope_theta", (self.base, "rope_theta")),
@@ -94,16 +94,16 @@ class Rope(Setting):
             yield f"scaling of rotary positions (rope_parameters: {words})"
 
     def core_refusals(self, known: Config) -> Iterator[str]:
-        """Megatron-Core has arguments for two kinds of scaling; its target says which."""
+        """None: Megatron-Core has arguments for two kinds of scaling, and its target refuses the others."""
         return iter(())
 
     def to_config(self, args: Args) -> dict[str, Any]:
-        found: dict[str, Any] = {"rope_scaling": scaling_of(args)} if args else {}
+        values: dict[str, Any] = {"rope_scaling": scaling_of(args)} if args else {}
         if args.get("rope_theta") is not None:
-            found["rope_theta"] = float(positive("args.rope_theta", args["rope_theta"]))
+            values["rope_theta"] = float(positive("args.rope_theta", args["rope_theta"]))
         if self.part and args.get("rotary_percent") is not None:
-            found[self.part] = float(number("args.rotary_percent", args["rotary_percent"]))
-        return found
+            values[self.part] = float(number("args.rotary_percent", args["rotary_percent"]))
+        return values
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
         if not self.part and args.get("rotary_percent") not in (None, 1):
@@ -123,14 +123,14 @@ class Rope(Setting):
 
 
 def _table(config: Config, name: str) -> Mapping[str, Any]:
-    found = config.get(name) or {}
-    if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
-        raise ValueError(f"{name} is not one table for all layers: {str(found)[:80]}")
-    return found
+    table = config.get(name) or {}
+    if not isinstance(table, Mapping) or any(isinstance(value, Mapping) for value in table.values()):
+        raise ValueError(f"{name} is not one table for all layers: {str(table)[:80]}")
+    return table
 
 
-def _one(*places: tuple[str, Mapping[str, Any]]) -> float | int | None:
-    """The value in those places that have one, which must be the same."""
+def _agreed(*places: tuple[str, Mapping[str, Any]]) -> float | int | None:
+    """The value on which all places that have one agree; None if no place has one."""
     said = [(name, number(name, table[name])) for name, table in places if table.get(name) is not None]
     for name, value in said:
         if value != said[0][1]:
@@ -147,7 +147,7 @@ def _scaling(table: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def scaling_of(args: Args) -> dict[str, Any] | None:
-    """The scaling that a run had. Both Megatron-DeepSpeed forks have none; Megatron-LM's arguments are these."""
+    """The scaling of a run's positions, None if it had none. Only Megatron-LM has arguments for it."""
     if args.get("rope_scaling"):
         table = _table(args, "rope_scaling")
         if "factor" in table:

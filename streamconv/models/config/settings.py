@@ -1,13 +1,13 @@
-"""What a configuration says that no tensor shows: entries of ``config.json`` and the training arguments that mean them.
+"""Settings: entries of a ``config.json``, and the training arguments that mean the same.
 
-One row serves both directions. A family's rows stand in its own file; the classes of rows are here and in
+One setting serves both directions. A family lists its settings in its own module; their classes are here and in
 :mod:`streamconv.models.config.activation_and_window`. Defaults are those of transformers 5.23,
 ``models/*/configuration_*.py``, which a test compares with transformers itself. Arguments have the names of
-Megatron-DeepSpeed, ``megatron/arguments.py`` of deepspeedai's fork (4efb479); bigscience's (8387ae1) and Megatron-LM's
-other names are known to :func:`streamconv.models.config.training_args.neutral_args`.
+Megatron-DeepSpeed, ``megatron/arguments.py`` of deepspeedai's fork (4efb479). Names of bigscience's fork (8387ae1) and
+of Megatron-LM are mapped to them by :func:`streamconv.models.config.training_args.neutral_args`.
 """
 
-# ruff: noqa: D102 - what a method is for stands in Setting.
+# ruff: noqa: D102 - Setting documents the methods.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -42,11 +42,11 @@ Args = Mapping[str, Any]
 
 
 class Setting:
-    """What some entries of a configuration say, translated both ways; each method says nothing unless a row does.
+    """Some entries of a configuration, translated both ways; a method returns nothing unless a subclass overrides it.
 
-    ``entries`` are the names that it has here; :meth:`read` and :meth:`write` know other spellings. ``asks`` are those
-    that must be known. ``matters`` says whether logits depend on them, ``spelled_twice`` that transformers' versions
-    spell them differently, and both spellings are written. Values that make no sense raise ValueError.
+    ``entries`` are their names in this package; :meth:`read` and :meth:`write` know other spellings. ``asks`` are those
+    that must be known. ``matters`` is true if logits depend on them; ``spelled_twice`` if transformers' releases spell
+    them differently, so that both spellings are written. Invalid values raise ValueError.
     """
 
     matters: bool = True
@@ -54,7 +54,7 @@ class Setting:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The entries, as they are called here."""
+        """The entries, by their names in this package."""
         return ()
 
     @property
@@ -68,11 +68,11 @@ class Setting:
         return self.entries
 
     def read(self, config: Config) -> dict[str, Any]:
-        """The entries that a ``config.json`` says, no defaults."""
+        """The entries that a ``config.json`` contains, without defaults."""
         return {}
 
     def overrule(self, config: Config, said: Config) -> dict[str, Any]:
-        """The entries as ``said`` has them, and as ``config`` has those that ``said`` leaves out."""
+        """The entries of ``said``, and of ``config`` those that ``said`` leaves out."""
         return {name: said[name] for name in self.spellings if name in said}
 
     def defaults(self, config: Config, known: Config) -> dict[str, Any]:
@@ -80,15 +80,15 @@ class Setting:
         return {}
 
     def to_args(self, known: Config) -> dict[str, Any]:
-        """The arguments that follow from those entries that are known."""
+        """The training arguments that follow from the known entries."""
         return {}
 
     def refusals(self, known: Config) -> Iterator[str]:
-        """Entries, with their values, that no argument can say."""
+        """Entries, with their values, that no training argument can express."""
         return iter(())
 
     def core_refusals(self, known: Config) -> Iterator[str]:
-        """The same for Megatron-Core's arguments; its target judges by itself what its releases differ in."""
+        """The same for Megatron-Core's arguments; its target checks itself what depends on the release."""
         return self.refusals(known)
 
     def shown(self, sizes: ModelSizes) -> dict[str, Any]:
@@ -96,15 +96,15 @@ class Setting:
         return {}
 
     def to_config(self, args: Args) -> dict[str, Any]:
-        """The entries that follow from arguments, or that are always so."""
+        """The entries that follow from training arguments, and those that are always the same."""
         return {}
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
-        """What arguments or sizes say that transformers' model, with the entries ``known``, cannot do."""
+        """What arguments or sizes require that transformers' model, with the entries ``known``, cannot do."""
         return iter(())
 
     def warnings(self, args: Args) -> Iterator[str]:
-        """What comes out otherwise in transformers' model."""
+        """What transformers' model computes differently."""
         return iter(())
 
     def write(self, known: Config) -> dict[str, Any]:
@@ -114,9 +114,9 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Setting):
-    """An entry that one argument means. ``also`` are other names that transformers takes (its ``attribute_map``).
+    """An entry that corresponds to one argument. ``also`` are transformers' other names for it (``attribute_map``).
 
-    ``default`` is a value, or a function of the entries before; ``null`` is what null means where that is another.
+    ``default`` is a value, or a rule over the entries before it; ``null`` is what null means if not the default.
     """
 
     entry: str
@@ -184,9 +184,9 @@ class Implied(Setting):
         return {self.arg: self.value(known)} if all(name in known for name in self.of) else {}
 
     def objections(self, args: Args, sizes: ModelSizes, known: Config) -> Iterator[str]:
-        found = getattr(sizes, self.size)
-        if found is not None and all(name in known for name in self.of) and found != self.value(known):
-            yield f"{self.arg} {found}: transformers' model has always {self.words}"
+        stored = getattr(sizes, self.size)
+        if stored is not None and all(name in known for name in self.of) and stored != self.value(known):
+            yield f"{self.arg} {stored}: transformers' model has always {self.words}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Constant(Setting):
 
 @dataclass(frozen=True)
 class Token(Setting):
-    """A token's number, which only the tokenizer knows. Unknown it is null: transformers would assume another."""
+    """The id of a special token. If it is unknown, null is written: transformers would assume another id."""
 
     entry: str
 
@@ -235,7 +235,7 @@ class Token(Setting):
 
 @dataclass(frozen=True)
 class Tied(Setting):
-    """Whether the head is the word embedding, and what transformers assumes; a folder's tensors show it."""
+    """Whether the head is tied to the word embedding, which tensors show; ``default`` is transformers' assumption."""
 
     default: bool
 
@@ -277,7 +277,7 @@ class Fixed(Gives):
 
 @dataclass(frozen=True)
 class Never(Setting):
-    """An argument that no family of transformers knows; ``why`` says what it does."""
+    """An argument that transformers' models have no equivalent of; ``why`` says what it does."""
 
     arg: str
     why: str
@@ -294,7 +294,7 @@ NEVER = (
     Never("window_size", "a window over positions that is not translated"),
     Never("use_mup", "other scales of embedding and attention"),
 )
-"""What no family can have."""
+"""Arguments without an equivalent in transformers; Gemma alone has the first."""
 
 TOKENS = (Token("bos_token_id"), Token("eos_token_id"), Token("pad_token_id"))
-"""The numbers of tokens that transformers has defaults for."""
+"""The special tokens whose ids transformers has defaults for."""

@@ -24,7 +24,7 @@ _BIGSCIENCE_ROPE = {"use_rotary_position_embeddings": True, "rope_theta": 10000,
 
 
 def neutral_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Training arguments by deepspeedai's names, whichever fork they are of; its own names stay beside them."""
+    """The training arguments of any fork by deepspeedai's names; the fork's own names are kept beside them."""
     said = dict(args or {})
     for theirs, ours in _ALIASES.items():
         if (said.get(ours) is None or said[ours] is False) and said.get(theirs) is not None:
@@ -41,7 +41,7 @@ def neutral_args(args: Mapping[str, Any] | None) -> dict[str, Any]:
     elif getattr(position, "args", None) == (_ROTARY,):
         said.update({name: value for name, value in _BIGSCIENCE_ROPE.items() if said.get(name) is None})
     match said.get("window_size"):
-        # So many positions before one's own, and after it; Transformer Engine takes -1 for all of them.
+        # The number of positions before a token and after it; Transformer Engine takes -1 as all of them.
         case [-1, 0 | -1]:
             del said["window_size"]
         case [int(before), 0] if before >= 0:

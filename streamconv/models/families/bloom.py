@@ -18,7 +18,8 @@ from streamconv.models.parameter import Parameter, Section
 _LAYER = "transformer.h.{layer}"
 _NORM = "transformer.word_embeddings_layernorm"
 
-# transformers ``models/bloom/configuration_bloom.py``. slow_but_exact and pretraining_tp change how, not what.
+# transformers ``models/bloom/configuration_bloom.py``. slow_but_exact and pretraining_tp change how the
+# model computes, not what.
 # ALiBi needs no argument here: only bigscience's fork has it, as an enum (``megatron/enums.py``).
 _SETTINGS = (
     Size(entry="hidden_size", size="hidden", arg="hidden_size", default=64, also=("n_embed",)),

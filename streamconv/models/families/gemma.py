@@ -1,4 +1,4 @@
-"""Gemma, the first: Llama's parameters, with other functions around them.
+"""Gemma 1: Llama's parameters, with other functions around them.
 
 The gate is GELU's tanh approximation, norms multiply by 1 + weight, and the embedding is multiplied by sqrt(hidden),
 rounded to its dtype, before the first block; the head, which is tied to it, is not. transformers:
@@ -24,8 +24,8 @@ from streamconv.models.mechanisms import (
 )
 from streamconv.models.orders import QkvLayout
 
-# transformers ``models/gemma/configuration_gemma.py``, which takes gelu for the tanh approximation too: the first
-# published configurations say so.
+# transformers ``models/gemma/configuration_gemma.py``, which reads gelu as the tanh approximation too: the first
+# published configurations have it.
 _SETTINGS = (
     Size(entry="hidden_size", size="hidden", arg="hidden_size", default=3072),
     Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=28),

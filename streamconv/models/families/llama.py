@@ -1,8 +1,7 @@
 """Llama 2 and 3: RMSNorm, a gated MLP (SwiGLU), rotary positions, heads that may share keys and values.
 
-Linear layers have no biases, but for models whose configuration says so (Granite, Bielik): on those of the attention,
-of the MLP, or of both. transformers: ``models/llama/modeling_llama.py``. Mistral and Qwen name their tensors in the
-same way.
+Linear layers have no biases unless the configuration switches them on (Granite, Bielik): in the attention, in the MLP,
+or in both. transformers: ``models/llama/modeling_llama.py``. Mistral and Qwen name their tensors in the same way.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BIASED = (
     *RMS_NORM,
     head(),
 )
-"""The same with a bias on every linear layer of the blocks."""
+"""The same with an optional bias on every linear layer of the blocks."""
 
 MECHANISMS = frozenset({ROTARY, RMSNORM, SWIGLU, NO_BIASES, GROUPED_HEADS, HEAD_SIZE})
 
@@ -48,7 +47,7 @@ def tensors(
     Args:
         qkv_bias: queries, keys and values have biases (Qwen 2), or may have them.
         head_norms: queries and keys are normalised by head (Qwen 3).
-        dense_bias: the projection behind the attention may have a bias.
+        dense_bias: the output projection of the attention may have a bias.
         mlp_bias: the linear layers of the MLP may have biases.
     """
     yield HfTensor("model.embed_tokens.weight", Section.EMBEDDING, "word_embeddings.weight")
@@ -80,7 +79,7 @@ def settings(
         ffn: its default of ``intermediate_size``.
         groups: its default of ``num_key_value_heads``, None if that is the number of heads.
         head_dim: its default of ``head_dim``, None if that is the hidden size over the number of heads.
-        biases: the entries that it has for biases of linear layers.
+        biases: the family's entries that switch biases of linear layers on.
     """
     heads, by_heads = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
     return (

@@ -1,4 +1,4 @@
-"""Mistral: Llama's parameters; only its configuration tells it from Llama, and some of it attend in a sliding window.
+"""Mistral: Llama's parameters, so only the configuration tells them apart. Some models attend in a sliding window.
 
 transformers: ``models/mistral/modeling_mistral.py``.
 """

@@ -1,8 +1,8 @@
 """Phi-3, 3.5 and 4: Llama with fused queries, keys and values, and a fused gate.
 
 ``qkv_proj`` is all queries, then all keys, then all values, ``gate_up_proj`` the gate, then what it gates. Phi-4-mini
-turns a part of each head. The longer contexts scale their positions (longrope), which no Megatron has. transformers:
-``models/phi3/modeling_phi3.py`` (``Phi3Attention``, ``Phi3MLP``).
+rotates a part of each head. Models of longer context scale their positions (longrope), which no Megatron can.
+transformers: ``models/phi3/modeling_phi3.py`` (``Phi3Attention``, ``Phi3MLP``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LAYER = "model.layers.{layer}"
 _HEADS, _BY_HEADS = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
 
 # transformers ``models/phi3/configuration_phi3.py``. embd_pdrop and resid_pdrop are one argument; the latter counts.
-# original_max_position_embeddings counts for longrope alone. The class has no head_dim, and its model takes one.
+# original_max_position_embeddings is used by longrope alone. The class has no head_dim, but the model reads one.
 _SETTINGS = (
     Size(entry="hidden_size", size="hidden", arg="hidden_size", default=3072),
     Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=32),

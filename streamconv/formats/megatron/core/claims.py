@@ -1,4 +1,4 @@
-"""Which folders are Megatron-Core's: by the names in a rank's file, or the ``.metadata`` of ``torch_dist``."""
+"""Recognise Megatron-Core's folders by the names in a rank's file, or by the ``.metadata`` of ``torch_dist``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def claims(path: Path) -> str | None:
 
 
 def dist_folder(path: Path) -> Path | None:
-    """The ``torch_dist`` folder that a path is, or is the root of; None if there is none."""
+    """The ``torch_dist`` folder at ``path`` or in an iteration's folder below it; None if there is none."""
     for folder in (path, *iteration_folders(path)[:1]):
         if is_distributed(folder):
             return folder
@@ -38,7 +38,7 @@ def dist_folder(path: Path) -> Path | None:
 def is_core(path: Path) -> bool:
     """Whether the first rank's file of the checkpoint at ``path``, or below it, has Megatron-Core's names.
 
-    A file that cannot be opened has none: who opens the checkpoint says what is wrong with it.
+    False if the file cannot be opened; the reader of the checkpoint reports why.
     """
     folders = [path] if holds_ranks(path) else [f for f in iteration_folders(path)[:1] if holds_ranks(f)]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The state beside the tensors of a ``torch_dist`` checkpoint: arguments, iteration, the scheduler's.
+"""The state beside the tensors of a ``torch_dist`` checkpoint: arguments, iteration, scheduler.
 
 It is ``common.pt``, or since 40b1fd37c1 (2026-07) the object ``common_state``.
 """
@@ -21,7 +21,7 @@ __all__ = ["CommonState", "read_common_state"]
 
 @dataclass(frozen=True, slots=True)
 class CommonState:
-    """The state, whether there is any, and what the pickle of ``common.pt`` names (an object's is the checkpoint's)."""
+    """The state, whether there is one, and names in the pickle of ``common.pt`` (an object's are the checkpoint's)."""
 
     state: Mapping[str, Any]
     is_there: bool
@@ -32,7 +32,7 @@ def read_common_state(folder: Path, stored: DistributedCheckpoint) -> CommonStat
     """The common state of a checkpoint; empty if there is none.
 
     Raises:
-        DamagedError: it is broken, or no dictionary.
+        DamagedError: the state is broken, or no dictionary.
         StorageError: the system refused to read.
     """
     state: Any = {}

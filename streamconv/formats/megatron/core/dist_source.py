@@ -1,9 +1,9 @@
-"""Megatron-Core's ``torch_dist`` container as a source: whole tensors, whatever ranks wrote their chunks.
+"""Megatron-Core's ``torch_dist`` container as a source: whole tensors, whichever ranks wrote their chunks.
 
-Layers are stacked in one tensor, the layer its first axis, or each has a name of its own
+Layers are stacked in one tensor along its first axis, or each has a name of its own
 [``megatron/core/transformer/transformer_block.py:sharded_state_dict``]. A gated ``linear_fc1`` is one tensor, all
-of the gate before all of the up, or two (``weight_w``, ``weight_v``, and so its bias) where each shard has a name of
-its own [``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``].
+of the gate before all of the up, or two (``weight_w``, ``weight_v``, likewise its bias) if each half is stored under a
+name of its own [``megatron/core/transformer/mlp.py:apply_swiglu_sharded_factory``].
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamconv.models.parameter import ParameterId, Section
 __all__ = ["open_dist", "says_untied"]
 
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
-# More than any model has, and few enough to be looked at one by one.
+# More than any model has, and few enough to list.
 _MOST_LAYERS = 10_000
 _HALVES = {f"mlp.linear_fc1.{leaf}_{half}": number for leaf in ("weight", "bias") for number, half in enumerate("wv")}
 
@@ -41,9 +41,9 @@ def open_dist(path: Path, options: SourceOptions) -> StoredModel:
     """Open a ``torch_dist`` checkpoint, metadata only.
 
     Raises:
-        SourceError: it is not there, or a file that it names is not.
-        UnsupportedError: it is of a kind that is refused by name.
-        DamagedError: something is broken, or contradicts something else.
+        SourceError: the checkpoint, or a file that it names, is not there.
+        UnsupportedError: the checkpoint is of a kind that is refused by name.
+        DamagedError: files are broken or contradict each other.
     """
     folder, chosen = resolve_folder(path, options.tag)
     _refuse_backend(folder)
@@ -96,7 +96,7 @@ def _left_behind(stored: DistributedCheckpoint, optimizer: Collection[str]) -> I
 
 
 def says_untied(args: Mapping[str, Any] | None, options: SourceOptions) -> bool | None:
-    """Whether the head is apart from the embedding, as args say, or else ``--config``; None if neither does."""
+    """Whether the head is not tied to the embedding, by args or else by ``--config``; None if unknown."""
     said = (args or {}).get("untie_embeddings_and_output_weights")
     if said is None:
         said = options.config.get("untie_embeddings_and_output_weights")
@@ -115,7 +115,10 @@ def _check_head(tensors: Mapping[ParameterId, Any], is_untied: bool | None, fold
 
 
 def _refuse_backend(folder: Path) -> None:
-    """The container of before, a folder for each tensor [``strategies/zarr.py`` of core_v0.15]."""
+    """Refuse other containers, such as the earlier one with a folder for each tensor.
+
+    [``strategies/zarr.py`` of core_v0.15]
+    """
     if not (folder / METADATA).is_file() and (folder / CONFIG_FILE).is_file():
         backend = read_entries(folder / CONFIG_FILE, "description of a checkpoint", 1 << 20).get("sharded_backend")
         if backend != "torch_dist":
@@ -129,11 +132,11 @@ def _refuse_backend(folder: Path) -> None:
 def _places(
     folder: Path, stored: Mapping[str, LazyTensor], said_layers: int | None
 ) -> tuple[dict[ParameterId, tuple[LazyTensor, ...]], bool]:
-    """Each parameter by its place, stacked layers taken apart; and whether any were stacked.
+    """The parameters by place, with stacked layers taken apart; and whether any were stacked.
 
     Raises:
         UnsupportedError: a tensor is no parameter of a GPT model.
-        DamagedError: a parameter is empty, there twice, or has another number of layers than the others.
+        DamagedError: a parameter is empty, stored twice, or stacks another number of layers than the others.
     """
     whole = _whole_halves(stored)
     known = {name: parse_core_name(name) for name in whole}
@@ -155,19 +158,19 @@ def _places(
             raise DamagedError(f"args say {said_layers} layers, {layers} are there", where=folder)
         if layers > _MOST_LAYERS:
             raise DamagedError(f"{name} has {layers} layers: more than {_MOST_LAYERS}", where=folder)
-    found: dict[ParameterId, LazyTensor] = {}
+    places: dict[ParameterId, LazyTensor] = {}
     for name, tensor in whole.items():
         for at, part in _parts(known[name], tensor):
-            if at in found:
+            if at in places:
                 raise DamagedError(f"{name} is there under two names", where=folder)
-            found[at] = part
-    if not any(parameter.section is Section.EMBEDDING for parameter in found):
+            places[at] = part
+    if not any(parameter.section is Section.EMBEDDING for parameter in places):
         raise DamagedError("there is no embedding among the tensors", where=folder)
-    return {at: (tensor,) for at, tensor in found.items()}, bool(stacks)
+    return {at: (tensor,) for at, tensor in places.items()}, bool(stacks)
 
 
 def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[ParameterId, LazyTensor]]:
-    """The parameters in a tensor: itself, or that of each layer."""
+    """The parameters in a tensor: one, or one for each layer of a stack."""
     if known is None:
         return []
     if not known.is_stack:
@@ -180,19 +183,19 @@ def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[ParameterId
 
 
 def _whole_halves(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The halves of a gated linear unit that have names of their own, joined: gate, then up."""
-    found: dict[str, LazyTensor] = {}
+    """All tensors, with separately named halves of a gated linear unit joined: gate, then up."""
+    joined: dict[str, LazyTensor] = {}
     halves: dict[str, dict[int, LazyTensor]] = {}
     for name, tensor in stored.items():
         half = next((number for ending, number in _HALVES.items() if name.endswith(ending)), None)
         if half is None:
-            found[name] = tensor
+            joined[name] = tensor
         else:
             halves.setdefault(name[:-2], {})[half] = tensor
     for name, pair in halves.items():
-        if len(pair) == 2 and pair[0].shape == pair[1].shape and name not in found:
+        if len(pair) == 2 and pair[0].shape == pair[1].shape and name not in joined:
             rows = len(pair[0].shape) - (1 if name.endswith("bias") else 2)
-            found[name] = concat([pair[0], pair[1]], rows)
+            joined[name] = concat([pair[0], pair[1]], rows)
         else:
-            found |= {f"{name}_{'wv'[number]}": tensor for number, tensor in pair.items()}
-    return found
+            joined |= {f"{name}_{'wv'[number]}": tensor for number, tensor in pair.items()}
+    return joined

@@ -1,14 +1,14 @@
 """Megatron-Core's ``torch_dist`` container as a target.
 
-What ``megatron/core/dist_checkpointing/serialization.py:save`` leaves in an iteration's folder: ``.distcp`` files,
-``.metadata``, ``metadata.json``, and the other state in ``common.pt``, or since 40b1fd37c1 (core_v0.19) as the object
-``common_state``. The layers of a parameter are one tensor, the layer its first axis
+``megatron/core/dist_checkpointing/serialization.py:save`` writes to an iteration's folder ``.distcp`` files,
+``.metadata``, ``metadata.json``, and the other state as ``common.pt``, or since 40b1fd37c1 (core_v0.19) as the object
+``common_state``. The layers of a parameter are one tensor, stacked along its first axis
 [``megatron/core/transformer/transformer_block.py:sharded_state_dict``], under Transformer Engine's names. A gated
 ``linear_fc1`` is stored whole, all of the gate before all of the up [``megatron/core/transformer/mlp.py:
-apply_swiglu_sharded_factory``]. Each rank writes the chunks that it holds, of copies the first tensor-parallel rank
-its own; a reader cuts them as it likes. A module with extra state (of FP8) has an object for it, which is None: the
-linear layers, and with Transformer Engine the attention and the norms too; a reader needs those of its own modules, and
-leaves the others.
+apply_swiglu_sharded_factory``]. Each rank writes the chunks that it holds; copies are written by the first
+tensor-parallel rank alone. A reader may cut the tensors otherwise. A module with extra state (of FP8) has an object for
+it, which is None here: the linear layers, and with Transformer Engine the attention and the norms. A reader needs the
+objects of its own modules, and ignores the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamconv.models.parameter import Parameter, ParameterId, Section
 
 __all__ = ["dist_files"]
 
-# Releases before core_v0.19 want all four, later ones read the first two (core.py:CheckpointingConfig).
+# Releases before core_v0.19 need all four, later ones read the first two (core.py:CheckpointingConfig).
 _CONFIG = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -51,10 +51,10 @@ def dist_files(
     """The ``.distcp`` file of each rank, and the small files beside them.
 
     Args:
-        model: what is laid out.
+        model: the model to lay out.
         entries: the state beside the model (args, iteration).
-        release: the Megatron-LM that is to load it, None for any; one that writes the common state as an object gets
-            it so, every other reads ``common.pt``.
+        release: the Megatron-LM that is to load it, None for any. The common state is an object for a release that
+            writes one, and ``common.pt`` for all others.
     """
     layout, folder = model.layout, iteration_name(model.iteration)
     as_object = release is not None and release >= COMMON_STATE
@@ -81,7 +81,7 @@ def dist_files(
 
 
 def _items(file: str, tree: Tree, shapes: dict[ItemKey, StoredTensor]) -> Iterator[StoredItem]:
-    """Where each item of a file will be."""
+    """Each item of a file with its offset and size in bytes."""
     keys = {key: number for number, key in enumerate(shapes)}
     leaves = {
         key: StoredTensor(keys[key], shapes[key].dtype, shapes[key].shape) if key in shapes else leaf
@@ -93,7 +93,7 @@ def _items(file: str, tree: Tree, shapes: dict[ItemKey, StoredTensor]) -> Iterat
 
 
 class _Chunks:
-    """The chunks that one rank writes, with the tensors that they are chunks of."""
+    """The chunks that one rank writes, and the whole tensors that they belong to."""
 
     def __init__(self, model: TargetModel, rank: int) -> None:
         self.model, self.rank = model, rank
@@ -105,9 +105,9 @@ class _Chunks:
         layout, family = self.model.layout, self.model.family
         layers = layout.layers_of(stage)
         is_last = stage == layout.pp - 1
-        found: Tree = {}
+        items: Tree = {}
         if self.rank == 0:
-            found |= dict.fromkeys(self._extra_states(layers, is_last=is_last), torch_bytes([None]))
+            items |= dict.fromkeys(self._extra_states(layers, is_last=is_last), torch_bytes([None]))
         homes = {
             Section.EMBEDDING: stage == 0,
             Section.FINAL_NORM: is_last,
@@ -116,37 +116,37 @@ class _Chunks:
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
                 for layer in layers:
-                    found |= self.chunks(parameter, layer)
+                    items |= self.chunks(parameter, layer)
             elif homes[parameter.section]:
-                found |= self.chunks(parameter, None)
-        return found
+                items |= self.chunks(parameter, None)
+        return items
 
     def _extra_states(self, layers: range, *, is_last: bool) -> Iterator[ItemKey]:
-        """Of all modules that may have any: a reader asks for those of its own, and passes over the rest."""
+        """The keys for all modules that may have extra state: a reader needs those of its own, and ignores the rest."""
         keys = self.model.family.keys(Section.LAYER)
         norms = (norm for norm in _HEAD_NORMS if f"{norm}.weight" in keys)
         for module in (*LINEARS, "self_attention.core_attention", *norms):
             for layer in layers:
                 yield f"decoder.layers.{module}._extra_state/shard_{layer}_{self.model.layout.num_layers}", None
         if is_last:
-            # Of Transformer Engine with the local spec too, where it is installed [transformer_block.py:LayerNormImpl].
+            # Transformer Engine's norm, if installed, with the local spec too [transformer_block.py:LayerNormImpl].
             yield "decoder.final_layernorm._extra_state/shard_0_1", None
 
     def chunks(self, parameter: Parameter, layer: int | None) -> Tree:
-        """What this rank writes of a parameter: its shard, each half of a gated one, of copies only the first."""
+        """The chunks of a parameter that this rank writes: its shard, or each half of it; copies only on rank 0."""
         if parameter.axis is None and self.rank > 0:
             return {}
         parts = parameter.parts if parameter.is_glu else (None,)
         number, stacked = (-1, False) if layer is None else (layer, True)
         slots = [Slot(ParameterId(parameter.section, number, parameter.key), part, stacked=stacked) for part in parts]
-        found: Tree = {}
+        items: Tree = {}
         for index, slot in enumerate(slots):
             tensor = self.model.tensor_of(slot, _ORDERS)
             key = core_name(parameter, None, "te"), self._start(parameter, tensor, layer, index)
-            found[key] = slot
+            items[key] = slot
             self.shapes[key] = StoredTensor(len(self.shapes), tensor.dtype, tensor.shape)
             self.wholes[key[0]] = WholeTensor(self._whole(parameter, tensor, layer, len(parts)), tensor.dtype)
-        return found
+        return items
 
     def _start(self, parameter: Parameter, tensor: LazyTensor, layer: int | None, part: int) -> tuple[int, ...]:
         start = [0] * len(tensor.shape)

@@ -1,9 +1,9 @@
-"""Megatron-Core's names of a GPT model's parameters, by their place in the model, and back.
+"""Megatron-Core's names of a GPT model's parameters, translated to places in the model and back.
 
 ``megatron/core/models/gpt/gpt_layer_specs.py`` of Megatron-LM: with Transformer Engine the norms before the attention
-and the MLP are part of the linear layer behind them (``self_attention.linear_qkv.layer_norm_weight``), with the local
-spec they are modules of their own (``input_layernorm``, ``pre_mlp_layernorm``). ``torch_dist`` stores the former under
-both [``get_gpt_layer_local_spec``: ``sharded_state_dict_keys_map``].
+and the MLP are part of the linear layer that follows (``self_attention.linear_qkv.layer_norm_weight``); with the local
+spec they are modules of their own (``input_layernorm``, ``pre_mlp_layernorm``). ``torch_dist`` stores the names of
+the former with both specs [``get_gpt_layer_local_spec``: ``sharded_state_dict_keys_map``].
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SPECS = tuple(_NORMS)
 LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """The linear layers of a transformer layer, whose extra state (of FP8) has an entry in ``torch_dist``."""
 
-# Under any prefix, as in an optimizer's names: all layers in one tensor, the layer its first axis
+# A stack of all layers along the first axis, under any prefix, since optimizer states have one
 # [megatron/core/transformer/transformer_block.py:sharded_state_dict].
 _ANY_STACK = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)")
 _LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)")
@@ -61,7 +61,7 @@ _HEAD = "output_layer.weight"
 
 
 def core_layer_key(key: str, spec: str) -> str:
-    """A layer's key as Megatron-Core has it: ``mlp.linear_fc1.weight`` of ``mlp.dense_h_to_4h.weight``."""
+    """The key of a layer in Megatron-Core: ``mlp.linear_fc1.weight`` of ``mlp.dense_h_to_4h.weight``."""
     module, _, leaf = key.rpartition(".")
     norm = _NORMS[spec].get(module)
     return f"{_SAME[module]}.{leaf}" if norm is None else norm + leaf
@@ -77,8 +77,8 @@ _KEYS: Mapping[str, tuple[str, str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class CoreName:
-    """A stored name: its place, the layer as it is numbered there (None if all layers are stacked in it), and the spec
-    that the name gives away, if it does.
+    """A parsed name: its place, the layer number in the name (None if all layers are stacked), and the spec (None if
+    the name is the same in both).
     """
 
     place: ParameterId
@@ -87,12 +87,12 @@ class CoreName:
 
     @property
     def is_stack(self) -> bool:
-        """Whether it is all layers of a parameter."""
+        """Whether the tensor stacks all layers of a parameter."""
         return self.place.section is Section.LAYER and self.layer is None
 
 
 def core_name(parameter: Parameter, layer: int | None, spec: str) -> str:
-    """The name of a parameter; a layer of None is that of all layers stacked."""
+    """The name of a parameter; with ``layer`` None that of the stack of all layers."""
     if parameter.section is Section.LAYER:
         number = "" if layer is None else f"{layer}."
         return f"{_STACKED}{number}{core_layer_key(parameter.key, spec)}"
@@ -107,7 +107,7 @@ def stored_name(parameter: ParameterId, spec: str) -> str:
 
 
 def is_stack(name: str) -> bool:
-    """Whether a tensor's name says that it holds all layers, be it a parameter's or an optimizer's."""
+    """Whether a name is that of a stack of all layers, of a parameter or of optimizer state."""
     return _ANY_STACK.fullmatch(name) is not None
 
 
@@ -117,7 +117,7 @@ def name_in_stack(name: str, layer: int) -> str:
 
 
 def parse_core_name(name: str) -> CoreName | None:
-    """What a stored name is, None if it is no parameter of a GPT model."""
+    """The parsed name, None if it is no parameter of a GPT model."""
     if name == _HEAD:
         return CoreName(ParameterId(Section.HEAD, -1, "lm_head.weight"), None, None)
     if name.startswith(_EMBEDDING):

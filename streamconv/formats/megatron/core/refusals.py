@@ -1,4 +1,4 @@
-"""What a Megatron-Core checkpoint may be that is not translated, by name."""
+"""Refusals by name: families and Megatron-Core checkpoints that are not translated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _run(where: str) -> Run:
     return Run(f"core_v0.{FIRST}", where)
 
 
-# Not GeGLU: its layers run one (fusions/fused_bias_geglu.py), and Megatron-LM has no argument that asks for it.
+# Not GeGLU: the layers can run it (fusions/fused_bias_geglu.py), but no argument of Megatron-LM selects it.
 RUNS: Runs = {
     made_of.LEARNED: _run("megatron/core/models/common/embeddings/language_model_embedding.py"),
     made_of.ROTARY: _run("megatron/core/models/common/embeddings/rotary_pos_embedding.py"),
@@ -39,10 +39,10 @@ RUNS: Runs = {
     made_of.GROUPED_HEADS: _run(f"{_CORE}/attention.py: num_query_groups"),
     made_of.HEAD_SIZE: _run(f"{_CORE}/attention.py: kv_channels"),
 }
-"""What Megatron-Core's GPT model runs, as ``pretrain_gpt.py`` builds it from arguments."""
+"""The mechanisms of Megatron-Core's GPT model, as ``pretrain_gpt.py`` builds it from arguments."""
 
 _POSITIONS = (None, "learned_absolute", "rope")
-# Arguments that name a mechanism by being other than these values; up to core_v0.19.
+# (argument, mechanism, values without the mechanism), for releases up to core_v0.19.
 _MECHANISMS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("multi_latent_attention", "multi-latent attention", (None, False)),
     ("is_hybrid_model", "layers of Mamba", (None, False)),
@@ -64,22 +64,22 @@ _MECHANISMS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("no_rope_freq", "layers without rotary positions", (None,)),
     ("window_attn_skip_freq", "a window in some of the layers", (None,)),
 )
-# By either name it counts for RMSNorm too, and is weighed where the family is known.
+# With RMSNorm either name is allowed here, and is checked once the family is known.
 _LESS_ONE = ("apply_layernorm_1p", "layernorm_zero_centered_gamma")
 
 
 def refusal(family: ModelFamily) -> str | None:
-    """Why Megatron-Core's GPT model cannot run a family, and why there are no checkpoints of it."""
+    """Why Megatron-Core's GPT model cannot run a family, None if it can."""
     return refusal_of("Megatron-Core", family, RUNS)
 
 
 def refuse_args(args: Mapping[str, Any], where: Path) -> None:
-    """Refuse a model whose arguments name what no family has. What some have is weighed where the family is known.
+    """Refuse arguments that name a mechanism which no family has; the others are checked once the family is known.
 
     Names: ``megatron/training/arguments.py``, ``megatron/core/transformer/transformer_config.py`` of Megatron-LM.
 
     Raises:
-        UnsupportedError: the mechanism is named.
+        UnsupportedError: the arguments name one.
     """
     experts, positions = args.get("num_experts"), args.get("position_embedding_type")
     is_rotary = positions == "rope"
@@ -106,10 +106,10 @@ def refuse_args(args: Mapping[str, Any], where: Path) -> None:
 
 
 def check_version(state: Mapping[str, Any], where: Path) -> None:
-    """Refuse another order of fused rows than Megatron-Core's [``checkpointing.py:fix_query_key_value_ordering``].
+    """Refuse a version with another order of fused rows [``checkpointing.py:fix_query_key_value_ordering``].
 
     Raises:
-        UnsupportedError: ``checkpoint_version`` is not that of such an order.
+        UnsupportedError: ``checkpoint_version`` is not from 2 to 3.
     """
     version = state.get("checkpoint_version", 3.0)
     if not isinstance(version, int | float) or isinstance(version, bool) or not 2 <= version <= 3:
@@ -122,7 +122,7 @@ def refuse_names(names: Sequence[str], where: Path) -> None:
     """Refuse tensors that are no parameters of a GPT model.
 
     Raises:
-        UnsupportedError: there are any.
+        UnsupportedError: ``names`` is not empty.
     """
     if not names:
         return

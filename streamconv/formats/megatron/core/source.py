@@ -42,11 +42,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
     Args:
         path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
-        options: what the user says of it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
+        options: the user's options for it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
 
     Raises:
         SourceError: it is not there.
-        AmbiguousError: nothing says which checkpoint of a root is meant.
+        AmbiguousError: the root does not name one of its checkpoints, and no tag does.
         UnsupportedError: it is of a kind that is refused by name.
         DamagedError: files are missing, broken or contradict each other.
     """
@@ -74,7 +74,7 @@ def _open_torch(path: Path, options: SourceOptions) -> StoredModel:
 
 
 def _settle_rows(model: StoredModel, options: SourceOptions) -> StoredModel:
-    """Megatron-Core has one order of fused rows [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
+    """The model with Megatron-Core's only row orders [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
     for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
         if said is not None:
             raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
@@ -89,27 +89,27 @@ def _chunk_tensors(file: StoredFile, entry: str) -> StageTensors:
     model = file.state[entry]
     if not isinstance(model, dict):
         raise DamagedError(f"its `{entry}` is no dictionary", where=file.path)
-    found, strays = StageTensors(), []
+    parsed, strays = StageTensors(), []
     for name, value in model.items():
         if isinstance(name, str) and name.endswith(_EXTRA):
-            found.extra += [value] if isinstance(value, LazyTensor) else []
+            parsed.extra += [value] if isinstance(value, LazyTensor) else []
             continue
         known = parse_core_name(name) if isinstance(name, str) else None
         if known is None or not isinstance(value, LazyTensor):
             strays.append(str(name))
-        elif known.place in found.tensors:
+        elif known.place in parsed.tensors:
             raise DamagedError(f"{name} is there under two names", where=file.path)
         else:
-            found.tensors[known.place] = value
-            found.ages |= {known.spec} if known.spec else set()
+            parsed.tensors[known.place] = value
+            parsed.ages |= {known.spec} if known.spec else set()
     refuse_names(strays, file.path)
-    found.check_layers(file.path)
-    return found
+    parsed.check_layers(file.path)
+    return parsed
 
 
 def _set_copies_aside(ranks: Ranks, is_untied: bool | None) -> tuple[list[Fact], list[str]]:
-    """On the last of several stages ``output_layer.weight`` is a copy of the embedding if the head is tied to it; what
-    was found, and what to warn of.
+    """Move ``output_layer.weight`` of a tied head to ``copy``: on the last of several stages it is a copy of the
+    embedding. Returns facts and warnings.
     """
     heads = [parts[-1] for rank, parts in ranks.parts.items() if rank.pp == ranks.found.pp - 1]
     if not any(_HEAD in part.tensors for part in heads):

@@ -1,6 +1,6 @@
 """Megatron-Core's checkpoints as a target: the ``torch`` container here, ``torch_dist`` in its own module.
 
-``torch`` is a file for each rank, as Megatron-LM's legacy layout has them, whose ``model`` is the flat state dict of
+``torch`` is a file for each rank, as in Megatron-LM's legacy layout, whose ``model`` is the flat state dict of
 ``megatron/core/models/gpt/gpt_model.py:GPTModel``; with virtual stages ``model0``, ``model1`` and on
 [``megatron/training/checkpointing.py:generate_state_dict``]. A tied head has a copy on the last of several stages
 [``megatron/core/models/common/language_module/language_module.py:setup_embeddings_and_output_layer``]. QKV rows are
@@ -59,7 +59,7 @@ _SAID_OTHERWISE = (
     "ds_sequence_parallel_fpdt",
 )
 _OWNED = ("iter_*", RELEASE)
-# What Megatron-Core has, and the model that is built has not: arguments that other sources may have too.
+# Mechanisms of Megatron-Core that the written model does not have, though a source's arguments may name them.
 _NOT_BUILT = {
     "apply_layernorm_1p": "norms stored less 1",
     "apply_residual_connection_post_layernorm": "residuals behind the norms",
@@ -68,11 +68,11 @@ _NOT_BUILT = {
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
-    """Every file in the container that is asked for, the tracker, and what should be known of the result.
+    """Every file in the requested container, the tracker, and facts about the result.
 
     Raises:
-        UsageError: a choice is none, or means nothing with the container.
-        UnsupportedError: no argument can say how the model works, or the named release cannot run it.
+        UsageError: a choice does not exist, or has no meaning with the container.
+        UnsupportedError: no argument can express how the model works, or the named release cannot run it.
     """
     container = _container(model)
     release = parse_release(model.core.release)
@@ -81,7 +81,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     refuse_older(release, needs)
     entries: dict[str, Any] = {"checkpoint_version": CHECKPOINT_VERSION, "iteration": model.iteration or 0}
     if model.vocab_size is not None:
-        # Megatron-LM records the true size in args alone, as the user gave it; readers of bigscience's find it here.
+        # Megatron-LM records the true size in args alone, as the user gave it; bigscience's readers expect it here.
         entries["checkpoint_info"] = {
             "padded_vocab_size": model.sizes.vocab,
             "original_vocab_size": model.vocab_size,
@@ -116,7 +116,7 @@ def _container(model: TargetModel) -> str:
 
 
 def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
-    """The arguments, those that the source has beside the model's own, and the names that are left out."""
+    """The arguments to write, which include the source's other arguments, and the names that are left out."""
     kept, dropped = carried_args(model)
     layout, said, built = model.layout, neutral_args(model.args), core_model_args(model)
     for name, what in _NOT_BUILT.items():
@@ -125,11 +125,11 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
                 f"args.{name} is {shown(said[name])}: {what}, not translated",
                 remedy=f'if the model is built without it, say it otherwise: --config with {{"{name}": null}}',
             )
-    # What other frameworks call otherwise is said by its own name.
+    # Other frameworks' names; the model's own arguments express these in Megatron-LM's names.
     for name in _SAID_OTHERWISE:
         kept.pop(name, None)
     if str(kept.get("tokenizer_type")) not in TOKENIZERS and kept.pop("tokenizer_type", None) is not None:
-        # Since core_v0.10 it outweighs the run's own, and the run stops.
+        # Since core_v0.10 it replaces the run's own type, and the run stops at an unknown one.
         dropped.append("tokenizer_type")
     _refuse_contradictions(model, built)
     kept |= built
@@ -147,7 +147,7 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
 
 
 def _refuse_contradictions(model: TargetModel, built: Mapping[str, Any]) -> None:
-    """What the user says must be what is written, by whatever name the source says it."""
+    """Refuse the user's entries that differ from the arguments to write."""
     if "model_type" in model.supplied:
         return
     for name, said in model.supplied.items():
@@ -158,11 +158,11 @@ def _refuse_contradictions(model: TargetModel, built: Mapping[str, Any]) -> None
             )
 
 
-def _same(said: Any, found: Any) -> bool:
-    """A value of a JSON file, and one of Python; of names, some forks write the case otherwise."""
-    if isinstance(said, str) and isinstance(found, str):
-        return said.casefold() == found.casefold()
-    return bool((tuple(said) if isinstance(said, list) else said) == found)
+def _same(said: Any, written: Any) -> bool:
+    """Whether a value of a JSON file equals one of Python, ignoring the case of strings, in which forks differ."""
+    if isinstance(said, str) and isinstance(written, str):
+        return said.casefold() == written.casefold()
+    return bool((tuple(said) if isinstance(said, list) else said) == written)
 
 
 def _needs(model: TargetModel, container: str) -> Iterator[Need]:
@@ -237,29 +237,29 @@ def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot 
     family, layout, spec = model.family, model.layout, model.core.spec or "te"
     is_first = (stage, chunk) == (0, 0)
     is_last = (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
-    found: OrderedDict[str, Slot | None] = OrderedDict()
+    slots: OrderedDict[str, Slot | None] = OrderedDict()
 
     def add(section: Section) -> None:
         for parameter in family.parameters:
             if parameter.section is section:
-                found[core_name(parameter, None, spec)] = Slot(ParameterId(section, -1, parameter.key))
+                slots[core_name(parameter, None, spec)] = Slot(ParameterId(section, -1, parameter.key))
 
     if is_first:
         add(Section.EMBEDDING)
     for local, layer in enumerate(layout.layers_of(stage, chunk)):
         for parameter in family.parameters:
             if parameter.section is Section.LAYER:
-                found[core_name(parameter, local, spec)] = Slot(ParameterId(Section.LAYER, layer, parameter.key))
+                slots[core_name(parameter, local, spec)] = Slot(ParameterId(Section.LAYER, layer, parameter.key))
         if spec == "te":
             # Its linear layers load strictly only with their extra state (of FP8); None leaves it as it is.
-            found |= dict.fromkeys(f"decoder.layers.{local}.{linear}._extra_state" for linear in LINEARS)
+            slots |= dict.fromkeys(f"decoder.layers.{local}.{linear}._extra_state" for linear in LINEARS)
     if is_last:
         add(Section.FINAL_NORM)
         if model.has_head:
             add(Section.HEAD)
         elif layout.pp > 1:
-            found["output_layer.weight"] = Slot(WORDS)
-    return found
+            slots["output_layer.weight"] = Slot(WORDS)
+    return slots
 
 
 TARGET = TargetFormat(

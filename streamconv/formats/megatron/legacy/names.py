@@ -1,9 +1,9 @@
-"""The names in one rank's file of Megatron-LM's legacy checkpoint, of every age, by their place in the model.
+"""The names in a rank's file of Megatron-LM's legacy checkpoint, of every release, by their place in the model.
 
-``megatron/model/language_model.py:load_state_dict`` of Megatron-LM lists what it has been called: ``transformer`` for
+``megatron/model/language_model.py:load_state_dict`` of Megatron-LM lists the earlier names: ``transformer`` for
 ``encoder`` and ``attention.`` for ``self_attention.`` up to v2.0 (4b50683264), ``layernorm`` for ``norm`` until 2023-09
-(4dc0715204); ``embedding`` is nested by name, or flat in files of before. ``core_v0.17`` still reads all of them.
-RMSNorm came under the names of 2023-09, and its modules are called as LayerNorm's.
+(4dc0715204); ``embedding`` is nested by name, or flat in older files. ``core_v0.17`` still reads all of them. RMSNorm
+came with the names of 2023-09, and its modules have the names of LayerNorm's.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _ROTARY_BASE = 10000
 
 
 def translated_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Megatron-LM's arguments, and beside them what they mean by the names of deepspeedai's fork.
+    """Megatron-LM's arguments, with the same values under the names of deepspeedai's fork added.
 
-    ``num_query_groups`` counts only with ``group_query_attention``, and ``position_embedding_type`` is what the model
-    looks at. ``rotary_base`` is not: no release of the legacy model gives it to ``RotaryEmbedding``, whose default is
-    10000 [``megatron/legacy/model/transformer.py:ParallelAttention``, ``language_model.py:TransformerLanguageModel``
-    of core_v0.4 to core_v0.17].
+    ``num_query_groups`` counts only with ``group_query_attention``, and the model reads ``position_embedding_type``.
+    It ignores ``rotary_base``: no release of the legacy model passes it to ``RotaryEmbedding``, whose default is 10000
+    [``megatron/legacy/model/transformer.py:ParallelAttention``, ``language_model.py:TransformerLanguageModel`` of
+    core_v0.4 to core_v0.17].
     """
-    found = dict(args)
+    translated = dict(args)
     if args.get("group_query_attention"):
-        found["num_key_value_heads"] = args.get("num_query_groups")
+        translated["num_key_value_heads"] = args.get("num_query_groups")
     if args.get("norm_epsilon") is not None:
-        found.setdefault("layernorm_epsilon", args["norm_epsilon"])
+        translated.setdefault("layernorm_epsilon", args["norm_epsilon"])
     if args.get("position_embedding_type") == "rope":
-        found["use_rotary_position_embeddings"] = True
-        found.setdefault("rope_theta", _ROTARY_BASE)
-    return found
+        translated["use_rotary_position_embeddings"] = True
+        translated.setdefault("rope_theta", _ROTARY_BASE)
+    return translated
 
 
 def cautions(args: Mapping[str, Any]) -> Iterator[str]:
-    """What the legacy model did otherwise than its arguments say."""
+    """Warnings of what the legacy model did otherwise than its arguments say."""
     base = args.get("rotary_base", _ROTARY_BASE)
     if args.get("position_embedding_type") == "rope" and base != _ROTARY_BASE:
         yield (
@@ -69,32 +69,32 @@ def stage_tensors(file: StoredFile, entry: str) -> StageTensors:
         DamagedError: there is no model, a layer is missing, or one parameter is there under two names.
     """
     model = _model_of(file, entry)
-    found, strays = StageTensors(), []
+    tensors, strays = StageTensors(), []
     for path, tensor in leaves_of(LazyTensor, model[_MODEL], str(file.path)):
         name = ".".join(map(str, path))
-        place = _place(name, found.ages)
+        place = _place(name, tensors.ages)
         if place is None:
             strays.append(name)
-        elif place in found.tensors:
+        elif place in tensors.tensors:
             raise DamagedError(f"{name} is there under two names", where=file.path)
         else:
-            found.tensors[place] = tensor
-    # The walk above gives each container once; the copy may be the very dictionary of the embedding.
+            tensors.tensors[place] = tensor
+    # Walked apart: the copy may be the same dictionary as the embedding, and a walk visits each container once.
     for path, tensor in leaves_of(LazyTensor, model.get(HEAD_COPY), str(file.path)):
-        found.copy[".".join(map(str, path))] = tensor
-    refuse_keys({place.key for place in found.tensors if place.section is Section.LAYER}, file.path, families())
+        tensors.copy[".".join(map(str, path))] = tensor
+    refuse_keys({place.key for place in tensors.tensors if place.section is Section.LAYER}, file.path, families())
     if strays:
         raise UnsupportedError(
             f"{len(strays)} tensors of unknown role, the first is {_MODEL}.{strays[0]}",
             where=file.path,
             remedy="only decoders of one transformer are translated: embedding, encoder, output_layer",
         )
-    found.check_layers(file.path)
-    return found
+    tensors.check_layers(file.path)
+    return tensors
 
 
 def _model_of(file: StoredFile, entry: str) -> Mapping[str, Any]:
-    """The entry, if it is a language model of the legacy classes."""
+    """The model in ``entry``; raises unless it is a language model of the legacy classes."""
     model = file.state[entry]
     if not isinstance(model, dict):
         raise DamagedError(f"its `{entry}` is no dictionary", where=file.path)
@@ -116,7 +116,7 @@ def _model_of(file: StoredFile, entry: str) -> Mapping[str, Any]:
 
 
 def _place(name: str, ages: set[str]) -> ParameterId | None:
-    """Where a tensor of ``language_model`` belongs, None if nowhere; ``ages`` gets what its name tells of its age."""
+    """The place of a tensor of ``language_model``, None if unknown; adds the age that its name shows to ``ages``."""
     part, _, key = name.partition(".")
     if part == "embedding":
         return ParameterId(Section.EMBEDDING, -1, key)

@@ -1,4 +1,4 @@
-"""What Megatron-LM's legacy model cannot hold."""
+"""Refusals by name: families that Megatron-LM's legacy model cannot run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from streamconv.models.family import ModelFamily
 __all__ = ["AGES", "BIGSCIENCE", "MEGATRON_LM", "families", "refusal"]
 
 AGES = ("v2.3 (2021)", "core_v0.4 (2023-12)", "core_v0.6 (2024-03)")
-"""The releases of Megatron-LM that brought what its legacy model runs, the oldest first."""
+"""The releases of Megatron-LM that added mechanisms to its legacy model, the oldest first."""
 
 _V2_3, _V0_4, _V0_6 = AGES
 _TRANSFORMER, _LANGUAGE_MODEL = "megatron/model/transformer.py", "megatron/model/language_model.py"
 
-# Not norms stored less 1: LayerNorm can be, and RMSNorm, of which families are, stops there
+# Not norms stored less 1: LayerNorm can be, but RMSNorm, which the families with such norms have, is refused there
 # [megatron/legacy/model/utils.py:get_norm].
 MEGATRON_LM: Runs = {
     made_of.LEARNED: Run(_V2_3, f"{_LANGUAGE_MODEL}:Embedding"),
@@ -30,7 +30,7 @@ MEGATRON_LM: Runs = {
     made_of.GROUPED_HEADS: Run(_V0_4, f"{_TRANSFORMER}:ParallelAttention, num_query_groups"),
     made_of.HEAD_SIZE: Run(_V2_3, f"{_TRANSFORMER}:ParallelAttention, kv_channels"),
 }
-"""What Megatron-LM's legacy model runs (since core_v0.7 below ``megatron/legacy/model``)."""
+"""The mechanisms of Megatron-LM's legacy model (since core_v0.7 in ``megatron/legacy/model``)."""
 
 BIGSCIENCE: Runs = {
     made_of.ALIBI: Run("8387ae1", f"{_TRANSFORMER}:ParallelTransformer"),
@@ -39,16 +39,16 @@ BIGSCIENCE: Runs = {
     made_of.PLAIN_MLP: Run("8387ae1", f"{_TRANSFORMER}:ParallelMLP"),
     made_of.BIASES: Run("8387ae1", _TRANSFORMER),
 }
-"""What bigscience's fork runs of this layout, which it was started from: BLOOM. Its other kinds of positions are named
-by an enum of its code, which is not written here.
+"""The mechanisms of bigscience's fork in this layout, which it was started from: those of BLOOM. Its other positions
+are named by an enum of its code, which is not written here.
 """
 
 
 def refusal(family: ModelFamily) -> str | None:
-    """Why Megatron-LM's legacy model, or the fork of it that BLOOM was trained with, cannot run a family."""
+    """Why neither Megatron-LM's legacy model nor BLOOM's fork of it runs a family, None if one does."""
     return refusal_of("Megatron-LM's legacy model", family, MEGATRON_LM, BIGSCIENCE)
 
 
 def families() -> str:
-    """The families that such folders can be of, for a message."""
+    """The families that are translated from and to such folders, for a message."""
     return titles(refusal)

@@ -1,4 +1,4 @@
-"""Megatron-LM's legacy checkpoint as a source: what Megatron-LM itself wrote, and what streamconv writes.
+"""Megatron-LM's legacy checkpoint as a source, written by Megatron-LM itself or by streamconv.
 
 Sources: ``megatron/checkpointing.py:save_checkpoint`` of Megatron-LM v2.0 to core_v0.17 (``megatron/training`` since
 core_v0.7), ``megatron/model/gpt_model.py:state_dict_for_save_checkpoint``.
@@ -41,11 +41,11 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
     Args:
         path: the root (with ``latest_checkpointed_iteration.txt``) or an iteration's folder.
-        options: what the user says of it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
+        options: the user's options for it; ``tag`` is the name of another ``iter_*`` folder, or ``release``.
 
     Raises:
         SourceError: it is not there.
-        AmbiguousError: nothing says which checkpoint of a root is meant.
+        AmbiguousError: the root does not name one of its checkpoints, and no tag does.
         UnsupportedError: it is of a kind that is refused by name.
         DamagedError: files are missing, broken or contradict each other.
     """
@@ -67,7 +67,7 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
 
 def _known_version(ranks: Ranks) -> float:
-    """The checkpoint_version, which says the order of query_key_value's rows; a file that says nothing is of version 0.
+    """The checkpoint_version, which determines the row order of query_key_value; 0 if it is not recorded.
 
     [``megatron/checkpointing.py:get_checkpoint_version``, ``load_checkpoint``]
     """
@@ -104,8 +104,10 @@ def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
 
 
 def _settle_qkv(model: StoredModel, version: float, options: SourceOptions) -> StoredModel:
-    """The fork of deepspeedai writes this layout too (without DeepSpeed), and since 676a482c rows of
-    ``[3, heads, head_dim]`` under the same checkpoint_version.
+    """The model with the row order of query_key_value, by its version, its arguments or the user's choice.
+
+    deepspeedai's fork writes this layout too (without DeepSpeed), and since 676a482c rows of ``[3, heads, head_dim]``
+    under the same checkpoint_version.
     """
     layout, evidence, warnings = _ROWS[int(version)], f"checkpoint_version {version}", []
     if "ds_sequence_parallel_fpdt" in (model.args or {}):

@@ -4,8 +4,8 @@ The layout is what bigscience's ``tools/convert_checkpoint/deepspeed_to_megatron
 name, ``encoder`` flat, ``word_embeddings_for_head`` beside ``language_model``. QKV rows are those of
 ``checkpoint_version`` 3.0, ``[np, 3, hn]``.
 
-That script fails on BLOOM's embedding norm. Where it belongs is what bigscience's model says: beside the weight in
-``embedding``, and not in the head's copy, which its last stage loads strictly
+That script fails on BLOOM's embedding norm. In bigscience's model it is beside the weight in ``embedding``, and not in
+the head's copy, which the last stage loads strictly
 [``megatron/mpu/layers.py:VocabParallelEmbedding``, since dd06ea32]. The names of 2021 load in every release: since
 4c83dd72f5 (2023-09) Megatron-LM maps ``layernorm`` to ``norm`` when it loads.
 """
@@ -50,13 +50,13 @@ _MODEL_ARGS = (
     "kv_channels",
     "untie_embeddings_and_output_weights",
 )
-# The model that is built without any of these arguments.
+# The mechanisms of the model that is built without any of these arguments.
 _OF_2021 = frozenset(BIGSCIENCE) | {LEARNED}
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One of the two sets of names that Megatron-LM's legacy model has had."""
+    """One of the two sets of names of Megatron-LM's legacy model."""
 
     name: str
     norms: Mapping[str, str]
@@ -94,7 +94,7 @@ DIALECTS = {
 
 
 def loads_in(family: ModelFamily, dialect: Dialect) -> str:
-    """Which code runs the result."""
+    """The releases and forks that run the result, in words."""
     if reason := refusal_of("NVIDIA/Megatron-LM", family, MEGATRON_LM):
         return f"bigscience-workshop/Megatron-DeepSpeed; {reason}"
     since = max((MEGATRON_LM[mechanism].code for mechanism in family.mechanisms), key=AGES.index)
@@ -104,12 +104,12 @@ def loads_in(family: ModelFamily, dialect: Dialect) -> str:
 
 
 def lay_out(model: TargetModel) -> TargetFiles:
-    """Every rank's file, the tracker, and what should be known of the result."""
+    """Every rank's file, the tracker, and facts about the result."""
     dialect = DIALECTS[model.dialect]
     _refuse_settings(model)
     entries: dict[str, Any] = {"iteration": model.iteration or 0}
     if model.vocab_size is not None:
-        # Megatron-LM records the true size nowhere; readers of bigscience's entry find it here too.
+        # Megatron-LM does not record the true size; readers of bigscience's entry find it here.
         entries["checkpoint_info"] = {
             "padded_vocab_size": model.sizes.vocab,
             "original_vocab_size": model.vocab_size,
@@ -137,7 +137,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
 
 
 def _refuse_settings(model: TargetModel) -> None:
-    """What the legacy model computes otherwise than the source, though every tensor fits.
+    """Refuse settings that the legacy model would silently ignore, though every tensor fits.
 
     [``megatron/legacy/model/language_model.py``: ``RotaryEmbedding`` is made without a base, so it is 10000]
     """
@@ -173,7 +173,7 @@ def _stage_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mappi
 
 
 def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) -> dict[str, Any]:
-    """The model of one chunk of a stage; without virtual stages, of the stage."""
+    """The model in one chunk of a stage; without virtual stages a stage has one chunk."""
     family, layout = model.family, model.layout
     first, last = (stage, chunk) == (0, 0), (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
     embedding: OrderedDict[str, Any] = OrderedDict()
@@ -205,10 +205,10 @@ def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) ->
 
 
 def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
-    """The training arguments as the target needs them, and the names of those that are not plain data."""
+    """The training arguments for the target, and the names of those that are left out, which are not plain data."""
     kept, dropped = carried_args(model)
     kept |= _model_args(model)
-    # Readers take it for evidence of rows of [3, heads, head_dim], which are not written.
+    # Readers take it as evidence of rows of [3, heads, head_dim], which are not written here.
     kept.pop("ds_sequence_parallel_fpdt", None)
     vpp = model.layout.vpp
     if vpp > 1 or "virtual_pipeline_model_parallel_size" in kept:
@@ -220,7 +220,7 @@ def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _model_args(model: TargetModel) -> dict[str, Any]:
-    """What Megatron-LM is told of a model that is not as those of 2021 [``megatron/training/arguments.py``]."""
+    """The arguments of a model with mechanisms that are newer than 2021 [``megatron/training/arguments.py``]."""
     if model.family.mechanisms <= _OF_2021:
         return {}
     said = core_model_args(model)
