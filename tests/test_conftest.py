@@ -16,6 +16,7 @@ def test_what_is_about_a_disk_is_on_one(tmp_path: Path, disk: Path) -> None:
     assert disk.parent == Path(tempfile.gettempdir()).resolve()
 
 
+@pytest.mark.slow
 def test_a_forked_process_says_what_a_new_one_says() -> None:
     for words in (("--version",), ("plan", "nowhere"), ("inspect",)):
         forked, new = run_main(*words), start(STREAMCONV, *words)

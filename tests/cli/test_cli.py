@@ -210,6 +210,7 @@ def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, 
     ]
 
 
+@pytest.mark.slow
 def test_converting_never_imports_torch(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom streamconv.cli.main import main\n"
@@ -230,6 +231,7 @@ def test_help_does_not_wait_for_numpy() -> None:
         assert done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
@@ -272,6 +274,7 @@ def test_a_destination_is_said_or_not_wanted(words: tuple[str, ...], tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.disk
 @pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
 def test_a_disk_is_measured_and_a_conversion_predicted(io: str, tmp_path: Path) -> None:
@@ -294,6 +297,7 @@ def test_a_disk_that_is_none_is_not_measured(tmp_path: Path) -> None:
     assert "say a smaller --size" in done.stderr
 
 
+@pytest.mark.slow
 def test_options_may_stand_between_source_and_destination(tmp_path: Path) -> None:
     assert run("convert", BLOOM.folder, "--tp", "1", tmp_path / "out").returncode == 0
     assert run("convert", BLOOM.folder, tmp_path / "out", "--tpp", "1").returncode == 2

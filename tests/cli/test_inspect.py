@@ -146,6 +146,7 @@ def test_json_has_no_nan_wherever_one_comes_from(tmp_path: Path) -> None:
     assert by_name["n"]["mean"] is None
 
 
+@pytest.mark.slow
 def test_strict_gives_the_exit_codes(tmp_path: Path) -> None:
     root = copied(BLOOM, tmp_path)
     key = "mlp.dense_h_to_4h.weight"
@@ -165,6 +166,7 @@ def test_strict_gives_the_exit_codes(tmp_path: Path) -> None:
     assert any("layer_04-model_01-model_states.pt" in line for line in rows_of(done.stdout, "findings"))
 
 
+@pytest.mark.slow
 def test_refusals_have_their_codes(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(30)}, tmp_path / "t.pt")
     cut_off(tmp_path / "t.pt")
@@ -221,6 +223,7 @@ def saved_hostile(path: Path) -> None:
     torch.save({HOSTILE: torch.ones(3), "note": f"{HOSTILE}!", "k" + HOSTILE: 1}, path)
 
 
+@pytest.mark.slow
 def test_control_characters_in_names_are_replaced(tmp_path: Path) -> None:
     saved_hostile(tmp_path / "t.pt")
     for words in ((), ("--tree",), ("--stats",), ("--globals",)):

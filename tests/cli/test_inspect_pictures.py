@@ -35,6 +35,7 @@ def test_a_picture_without_statistics_is_refused(tmp_path: Path, capsys: pytest.
     assert "add --stats" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--html", "--plot"])
 def test_where_nothing_can_be_written_is_an_io_error(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

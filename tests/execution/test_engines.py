@@ -357,6 +357,7 @@ def test_an_interrupt_stops_the_run_and_what_was_done_is_noted(engine: str, tmp_
     assert (len(work.done), len(work.events)) == (done, written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", NAMES)
 @pytest.mark.parametrize("kind", ["columns split", "transpose", "padding"])
 def test_a_run_that_one_engine_began_is_ended_by_another(engine: str, second: str, kind: str, tmp_path: Path) -> None:
@@ -376,6 +377,7 @@ def resident(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_workers_buffers_and_little_more(engine: str, tmp_path: Path) -> None:
     (whole,) = stored(tmp_path / "t.pt", counted(4096, 4096))
     settings = EngineSettings(256 << 10, find_engine(engine).most_threads or 2, "pread", engine)

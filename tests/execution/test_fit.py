@@ -175,6 +175,7 @@ def test_the_budget_that_is_said_works(choices: RunChoices, work: Plan) -> None:
         assert fits(check_budget(work, choices))
 
 
+@pytest.mark.slow
 def test_the_floor_of_a_plan_that_looks_at_values_works(tmp_path: Path) -> None:
     """Biases are read to find out whether they are zero, with numpy, and what moves bytes is still to be loaded."""
     hf_models.make("llama", tmp_path / "hf", attention_bias=True)

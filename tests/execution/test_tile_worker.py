@@ -115,6 +115,7 @@ def test_query_blocks_become_interleaved_rows(tmp_path: Path) -> None:
     check([rows.coalesced()], tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_expressions(data: st.DataObject, tmp_path: Path) -> None:

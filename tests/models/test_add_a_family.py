@@ -45,6 +45,7 @@ def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelFam
     known_families.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_documents_family_goes_to_megatron_and_back(
     family: ModelFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

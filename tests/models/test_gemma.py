@@ -54,6 +54,7 @@ def test_a_cast_model_answers_as_transformers_casts_it(
     assert torch.equal(models.logits(model), models.logits(back))
 
 
+@pytest.mark.slow
 def test_the_first_published_configurations_mean_the_tanh_approximation(tmp_path: Path) -> None:
     model = models.make("gemma", tmp_path / "hf")
     edit(tmp_path / "hf", hidden_act="gelu", hidden_activation=None)

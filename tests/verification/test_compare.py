@@ -104,6 +104,7 @@ def test_flipped_bits_are_found_to_the_byte(
             check(found, a, b, (raws[0] != raws[1]).any(-1))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.permutations(NUMBERS), SHAPES, st.integers(0, 3), st.integers(0, 2**32), st.integers(8, 300))
 def test_other_dtypes_are_compared_as_numbers(

@@ -36,6 +36,7 @@ def zeros(biased: Biased, there: str, gone: str) -> list[str]:
     return [f"{key}: zero in every element of 12 layers in {there}, not stored in {gone}" for key in NAMES[str(biased)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", SOME, ids=str)
 def test_what_was_written_as_zeros_is_named_both_ways(biased: Biased, tmp_path: Path) -> None:
     hf, core = both(biased, tmp_path)
@@ -57,6 +58,7 @@ def test_the_commands_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert zeros(SOME[0], "a", "b")[0] in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [-0.0, float("nan"), 2.0])
 def test_one_element_that_is_not_zero_is_a_tensor_that_one_side_has_alone(value: float, tmp_path: Path) -> None:
     hf, core = both(SOME[0], tmp_path)

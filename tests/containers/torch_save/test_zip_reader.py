@@ -506,6 +506,7 @@ def opened(path: Path) -> None:
         return
 
 
+@pytest.mark.slow
 def test_a_changed_byte_anywhere_never_raises_anything_else(tmp_path: Path) -> None:
     data = saved(tmp_path, {"w": torch.arange(3.0), "n": [1, "x"]}).read_bytes()
     path = tmp_path / "changed.pt"

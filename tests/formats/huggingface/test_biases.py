@@ -107,6 +107,7 @@ def test_an_mlp_bias_of_qwen_3_is_no_tensor_of_transformers(tmp_path: Path) -> N
         plan(source, to="huggingface")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp", [False, True])
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -25,6 +25,7 @@ def name_of(cell: Capability) -> str:
     return f"{cell.family.name}-{cell.target.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", WORKS, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_there_and_back(cell: Capability, dtype: torch.dtype, tmp_path: Path) -> None:

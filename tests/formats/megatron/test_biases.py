@@ -77,6 +77,7 @@ def test_torch_dist_as_megatron_saves_it(shape: Callable[[Any], Any], tmp_path: 
     check_hugging_face(tmp_path / "core", tmp_path / "hf", biased.case())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [b for b in BIASED if b.name == "llama"], ids=str)
 @pytest.mark.parametrize("to", ["megatron-legacy", "deepspeed"])
 def test_the_other_megatrons_have_them_on_every_linear_layer(to: str, biased: Biased, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_written_again_at_any_layout_it_is_the_same(
     assert chunks == [f"__{rank}_0.distcp" for rank in range(tp * pp)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "choices"),
     [

@@ -63,6 +63,7 @@ def by_megatron(flags: dict[str, str], pp: int, num_layers: int = 12) -> list[tu
 ALL = [stages for pp in (1, 2, 3, 4) for stages in product(range(1, 13), repeat=pp) if sum(stages) == 12]
 
 
+@pytest.mark.slow
 def test_flags_mean_the_stages_that_are_written(stored: Stored) -> None:
     """For every cut a plan is not made: what it prints of them is looked at for each kind of cut."""
     kinds = {(len(stages), len(set(stages)), len(set(stages[1:-1])), stages[0] == stages[-1]): stages for stages in ALL}

@@ -88,6 +88,7 @@ def detour(source: Source) -> tuple[ParallelLayout, ParallelLayout]:
     return ParallelLayout(first, even_stages(layers, 2)), ParallelLayout(second, even_stages(layers, min(3, layers)))
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("dialect", ["2021", "2023-09"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)

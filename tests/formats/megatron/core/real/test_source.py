@@ -14,6 +14,7 @@ from tests.places import FIXTURES
 FOLDERS = sorted(path.parent for path in (FIXTURES / "megatron_core").glob("*/oracle_logits.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_to_huggingface(folder: Path, tmp_path: Path) -> None:
     answer = torch.load(folder / "oracle_logits.pt", weights_only=True)
