@@ -45,10 +45,11 @@ def recognise(
     """
     by_layer = model.keys_by_layer()
     family, evidence = nearest_family(model, named)
-    if by_args and not (model.family or named) and (other := _alike(family, model)):
+    is_named = family.name == (model.family or named)
+    if by_args and not is_named and (other := _alike(family, model)):
         evidence = Fact(f"family {other.title}", f"{evidence.evidence}; not {family.title}, as args say")
         family = other
-    _refuse_mechanisms(family, model)
+    _refuse_mechanisms(family, model, is_named=is_named)
     family = family.having(stored_biases(model, family))
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
@@ -115,22 +116,25 @@ def _titles(model: StoredModel) -> str:
     return titles_from(find_source(model.path).name)
 
 
-def _refuse_mechanisms(family: ModelFamily, model: StoredModel) -> None:
+def _refuse_mechanisms(family: ModelFamily, model: StoredModel, *, is_named: bool) -> None:
     reason = next(contradictions(family, model.args or {}), None)
     up = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
     down = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
     if reason is None and up and down and not family.gated and up[0].shape[0] == 2 * down[0].shape[1]:
         reason = "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns)"
-    if reason is not None:
-        remedy = f"families so far in such folders: {_titles(model)}"
-        if other := _alike(family, model):
-            named = f'{{"model_type": "{other.huggingface.model_type}"}}'
-            remedy = f"if it is a {other.title}, which has the same parameters, say {named} in --config FILE"
-        raise UnsupportedError(
-            f"{reason}: not translated for the family {family.title}, which the keys name",
-            where=model.path,
-            remedy=remedy,
-        )
+    if reason is None:
+        return
+    who, remedy = "keys name", f"families so far in such folders: {_titles(model)}"
+    if is_named:
+        who, remedy = "configuration names", "give the configuration of the model that was trained"
+    elif other := _alike(family, model):
+        named = f'{{"model_type": "{other.huggingface.model_type}"}}'
+        remedy = f"if it is a {other.title}, which has the same parameters, say {named} in --config FILE"
+    raise UnsupportedError(
+        f"{reason}: not translated for the family {family.title}, which the {who}",
+        where=model.path,
+        remedy=remedy,
+    )
 
 
 def _alike(family: ModelFamily, model: StoredModel) -> ModelFamily | None:

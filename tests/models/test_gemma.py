@@ -72,8 +72,10 @@ def test_no_configuration_makes_a_gemma_of_a_llama(keep_args: bool, tmp_path: Pa
     convert(LLAMA, tmp_path / "ds", to="deepspeed", keep_args=keep_args, **RAM)
     config, layout = tmp_path / "gemma" / "config.json", None if keep_args else "interleaved"
     words = "GLU: swiglu" if keep_args else "no deepspeed checkpoint is a Gemma: Megatron-DeepSpeed has no .*GeGLU"
-    with pytest.raises(UnsupportedError, match=words):
+    with pytest.raises(UnsupportedError, match=words) as caught:
         plan(tmp_path / "ds", to="huggingface", config=config, qkv_layout=layout, num_heads=4)
+    assert "the keys name" not in caught.value.what
+    assert caught.value.remedy == "give the configuration of the model that was trained"
 
 
 def test_the_answers_would_be_a_llamas(tmp_path: Path) -> None:
