@@ -13,6 +13,8 @@ from streamconv.models.registry import known_families
 
 __all__ = ["count_layers", "join_ranks", "likely_axis"]
 
+_COPY_BOTH = "one of them is of another layer or checkpoint: copy both again from the training run's storage"
+
 
 def join_ranks(
     ranks: Sequence[Mapping[ParameterId, LazyTensor]], names: Sequence[str], folder: Path
@@ -24,7 +26,9 @@ def join_ranks(
     """
     for rank, tensors in enumerate(ranks):
         for place in sorted(set(tensors) ^ set(ranks[0]), key=str):
-            raise DamagedError(f"{place.key} is not in both {names[0]} and {names[rank]}", where=folder)
+            raise DamagedError(
+                f"{place.key} is not in both {names[0]} and {names[rank]}", where=folder, remedy=_COPY_BOTH
+            )
     joined = {place: tuple(tensors[place] for tensors in ranks) for place in ranks[0]}
     for place, shards in joined.items():
         for rank, shard in enumerate(shards):
@@ -33,6 +37,7 @@ def join_ranks(
                     f"{place.key} is {shards[0].shape} {shards[0].dtype} in {names[0]}, "
                     f"but {shard.shape} {shard.dtype} in {names[rank]}",
                     where=folder,
+                    remedy=_COPY_BOTH,
                 )
     return joined
 
