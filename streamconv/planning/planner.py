@@ -47,7 +47,12 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
     """
     model, family, sizes, target = _open(path, options)
     layout = _layout(model, target, options)
-    need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
+    try:
+        need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
+    except UnsupportedError:
+        # Where the target cannot hold the family at any TP, another --tp is no remedy.
+        reason_for(target, options.to, family)
+        raise
     if model.iteration is None and not model.is_release and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
     vocabulary = _vocabulary(model, family, sizes, target, layout, options)

@@ -30,11 +30,13 @@ def edit(folder: Path, **entries: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
+@pytest.mark.parametrize("tp", [1, 3])
 @pytest.mark.parametrize("target", LACKS)
-def test_each_target_names_what_it_cannot_run(target: str, tmp_path: Path) -> None:
+def test_each_target_names_what_it_cannot_run(target: str, tp: int, tmp_path: Path) -> None:
+    """Also at a TP that does not divide the heads: no other TP would do."""
     models.make("gemma", tmp_path / "hf")
     with pytest.raises(UnsupportedError) as caught:
-        plan(tmp_path / "hf", to=target)
+        plan(tmp_path / "hf", to=target, tp=tp)
     assert {words for words in (GEGLU, LESS_ONE, SCALE) if words in caught.value.what} == LACKS[target]
     assert "huggingface" in str(caught.value.remedy)
 
