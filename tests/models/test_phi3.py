@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamconv import convert, inspect, plan, verify
-from streamconv.core.errors import UnsupportedError
+from streamconv.core.errors import DamagedError, UnsupportedError
 from tests import hf_models as models
 from tests import oracle
 
@@ -101,6 +101,14 @@ def test_a_partly_turned_head_is_no_llama_with_biases(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="for the family Llama") as caught:
         plan(tmp_path / "there", to="huggingface")
     assert "model_type" not in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("target", ["megatron-core", "huggingface"])
+def test_no_more_than_a_whole_head_is_turned(target: str, tmp_path: Path) -> None:
+    models.make("phi3", tmp_path / "hf")
+    edit(tmp_path / "hf", **part(1.5))
+    with pytest.raises(DamagedError, match=r"partial_rotary_factor is 1\.5, above 1"):
+        plan(tmp_path / "hf", to=target)
 
 
 def test_flags_say_the_part_where_args_do_not(tmp_path: Path) -> None:

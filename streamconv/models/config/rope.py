@@ -53,6 +53,8 @@ class Rope(Setting):
         values: dict[str, Any] = {} if theta is None else {"rope_theta": float(positive("rope_theta", theta))}
         if self.part:
             part = _agreed((_PARTIAL, old), (_PARTIAL, new), (self.part, config), (_PARTIAL, config))
+            if part is not None and part > 1:
+                raise ValueError(f"{self.part} is {part}, above 1: it is the part of each head that is turned")
             values |= {} if part is None else {self.part: float(part)}
         if old or new or any(name in config for name in ("rope_scaling", "rope_parameters")):
             values["rope_scaling"] = _scaling(old) if old else _scaling(new)
