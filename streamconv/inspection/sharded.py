@@ -63,7 +63,7 @@ def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
 def _with_family_fact(model: StoredModel) -> StoredModel:
     """The model with the family that its keys are nearest to, though something else is wrong with it."""
     try:
-        _, evidence = nearest_family(model)
+        evidence = nearest_family(model).evidence
     except UnsupportedError:
         return model
     return model.noting(facts=[evidence])

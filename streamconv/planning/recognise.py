@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.core.lazy import LazyTensor, Storage
@@ -16,7 +16,15 @@ from streamconv.models.registry import known_families
 from streamconv.planning.biases import stored_as, stored_biases
 from streamconv.planning.contradictions import contradictions
 
-__all__ = ["Recognised", "nearest_family", "need_heads", "recognise"]
+__all__ = ["NearestFamily", "Recognised", "nearest_family", "need_heads", "recognise"]
+
+
+class NearestFamily(NamedTuple):
+    """The family that a stored model looks like, the evidence, and what named it."""
+
+    family: ModelFamily
+    evidence: Fact
+    named_by: Literal["its own configuration", "the configuration", "the keys"]
 
 
 class Recognised(NamedTuple):
@@ -44,13 +52,12 @@ def recognise(
         DamagedError: keys or shapes contradict each other or the training arguments.
     """
     by_layer = model.keys_by_layer()
-    family, evidence = nearest_family(model, named)
-    is_named = family.name == (model.family or named)
-    if by_args and not is_named and (other := _alike(family, model)):
-        evidence = Fact(f"family {other.title}", f"{evidence.evidence}; not {family.title}, as args say")
-        family = other
-    _refuse_mechanisms(family, model, is_named=is_named)
-    family = family.having(stored_biases(model, family))
+    nearest = nearest_family(model, named)
+    if by_args and nearest.named_by == "the keys" and (other := _alike(nearest.family, model)):
+        reasons = f"{nearest.evidence.evidence}; not {nearest.family.title}, as args say"
+        nearest = nearest._replace(family=other, evidence=Fact(f"family {other.title}", reasons))
+    _refuse_mechanisms(nearest, model)
+    family = nearest.family.having(stored_biases(model, nearest.family))
     for layer in range(model.num_layers):
         _check_keys(model, family, f"layer {layer}", by_layer.get(layer, set()), Section.LAYER)
     _check_keys(model, family, "the final norm", model.keys(Section.FINAL_NORM), Section.FINAL_NORM)
@@ -69,21 +76,21 @@ def recognise(
                 f"{stored_as(model, stored)}",
                 where=shards[0].pieces[0].views[0].storage.path if shards[0].pieces else model.path,
             )
-    facts = [evidence]
+    facts = [nearest.evidence]
     if num_heads is not None:
         facts.append(Fact(f"{heads} attention heads", "--num-heads; nothing in the folder can confirm it"))
     return Recognised(model.noting(facts=facts), family, sizes)
 
 
-def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelFamily, Fact]:
-    """The family that the folder or a configuration names, else the one with the nearest keys; and the evidence.
+def nearest_family(model: StoredModel, named: str | None = None) -> NearestFamily:
+    """The family that the folder or a configuration names, else the one with the nearest keys.
 
     Keys that differ are not refused here.
 
     Raises:
         UnsupportedError: no family has the keys of this embedding and this head.
     """
-    named, layer = model.family or named, model.keys(Section.LAYER, 0)
+    layer = model.keys(Section.LAYER, 0)
     embedding, head = model.keys(Section.EMBEDDING), model.keys(Section.HEAD)
     candidates = []
     for family in known_families():
@@ -91,14 +98,15 @@ def nearest_family(model: StoredModel, named: str | None = None) -> tuple[ModelF
         if embedding == family.keys(Section.EMBEDDING) and head <= allowed_head:
             candidates.append(family)
     words = f"keys {', '.join(sorted(embedding))}" + (", own head" if head else ", no head: tied")
-    chosen = {family.name: family for family in candidates}.get(named or "")
+    chosen = {family.name: family for family in candidates}.get(model.family or named or "")
     # A configuration tells families with the same parameters apart; it does not outweigh the parameters.
     if chosen is not None and (model.family or layer - chosen.choices == chosen.keys(Section.LAYER)):
-        return chosen, Fact(f"family {chosen.title}", f"{words}; the configuration names it")
+        evidence = Fact(f"family {chosen.title}", f"{words}; the configuration names it")
+        return NearestFamily(chosen, evidence, "its own configuration" if model.family else "the configuration")
     by_keys = [family for family in candidates if not family.only_named]
     if by_keys:
         family = min(by_keys, key=lambda family: _distance(family, layer))
-        return family, Fact(f"family {family.title}", words)
+        return NearestFamily(family, Fact(f"family {family.title}", words), "the keys")
     raise UnsupportedError(
         f"no known family has the embedding {sorted(embedding)}" + (f" and the head {sorted(head)}" if head else ""),
         where=model.path,
@@ -116,7 +124,8 @@ def _titles(model: StoredModel) -> str:
     return titles_from(find_source(model.path).name)
 
 
-def _refuse_mechanisms(family: ModelFamily, model: StoredModel, *, is_named: bool) -> None:
+def _refuse_mechanisms(nearest: NearestFamily, model: StoredModel) -> None:
+    family, _, named_by = nearest
     reason = next(contradictions(family, model.args or {}), None)
     up = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_h_to_4h.weight"))
     down = model.tensors.get(ParameterId(Section.LAYER, 0, "mlp.dense_4h_to_h.weight"))
@@ -124,14 +133,15 @@ def _refuse_mechanisms(family: ModelFamily, model: StoredModel, *, is_named: boo
         reason = "a gated linear unit (GLU: dense_h_to_4h has twice the rows that dense_4h_to_h has columns)"
     if reason is None:
         return
-    who, remedy = "keys name", f"families so far in such folders: {_titles(model)}"
-    if is_named:
-        who, remedy = "configuration names", "give the configuration of the model that was trained"
+    remedy = f"families so far in such folders: {_titles(model)}"
+    if named_by == "the configuration":
+        remedy = "give the configuration of the model that was trained"
     elif other := _alike(family, model):
         named = f'{{"model_type": "{other.huggingface.model_type}"}}'
         remedy = f"if it is a {other.title}, which has the same parameters, say {named} in --config FILE"
+    names = "name" if named_by == "the keys" else "names"
     raise UnsupportedError(
-        f"{reason}: not translated for the family {family.title}, which the {who}",
+        f"{reason}: not translated for the family {family.title}, which {named_by} {names}",
         where=model.path,
         remedy=remedy,
     )
