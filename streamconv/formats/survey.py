@@ -16,7 +16,7 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.deepspeed.grid import check_grid, check_partitions
-from streamconv.formats.deepspeed.layer_files import LayerFiles, join_layers, keys_of, open_layer_files
+from streamconv.formats.deepspeed.layer_files import LayerFiles, agreeing_layers, join_layers, keys_of, open_layer_files
 from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, role_of
 from streamconv.formats.deepspeed.names import FolderNames, parse_names
 from streamconv.formats.deepspeed.rank_files import RankFiles, open_ranks, recorded_shapes
@@ -141,18 +141,23 @@ def _neox_args(ranks: RankFiles) -> dict[str, Any] | None:
 
 
 def _sections(found: Survey) -> dict[int, Section]:
-    """The part of the model that each layer is, empty for other pipelines; notes faults in the numbers."""
-    layers, keys = found.layers, keys_of(found.layers)
-    if found.what == _NEOX:
-        if found.names.layer_indices[-1] in keys:
-            check_neox_numbers(found.folder, {index: keys.get(index, frozenset()) for index in layers}, found.faults)
-        return neox_sections(keys)
-    if found.what != _MEGATRON:
+    """The part of the model that each layer is, empty for other pipelines; notes faults in the numbers.
+
+    Where the ranks of a layer differ, that is the fault, and the numbers of all layers are not looked at.
+    """
+    if found.what not in (_MEGATRON, _NEOX):
         _check_recorded_layers(found)
         return {}
+    layers = found.layers
+    agreeing = agreeing_layers(found.folder, layers, found.faults)
+    keys, all_agree = keys_of(agreeing), len(agreeing) == len(layers)
+    if found.what == _NEOX:
+        if all_agree and found.names.layer_indices[-1] in keys:
+            check_neox_numbers(found.folder, {index: keys.get(index, frozenset()) for index in layers}, found.faults)
+        return neox_sections(keys) if keys else {}
     roles = _roles(keys, layers)
-    known = all(index in roles for index in layers) and not any(roles[index] is None and keys[index] for index in keys)
-    if known:
+    all_known = all(index in roles for index in layers)
+    if all_agree and all_known and not any(roles[index] is None and keys[index] for index in keys):
         named = sorted(found.names.layers.items())
         paths = {index: (found.folder / name, keys.get(index, ())) for (index, _), name in named}
         check_roles(found.folder, paths, roles, whole((found.args or {}).get("num_layers")), found.faults)

@@ -177,6 +177,7 @@ def test_a_failure_that_an_interrupt_came_on_top_of_is_its_cause() -> None:
 # -- meanwhile ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_meanwhile_is_called_on_the_calling_thread_while_the_workers_work() -> None:
     calls: list[tuple[threading.Thread, int]] = []
     done: list[int] = []

@@ -64,6 +64,7 @@ def test_a_partition_that_lost_a_box_does_not_tile(
     assert tiling_fault([*boxes[:index], *boxes[index + 1 :]], shape)
 
 
+@pytest.mark.slow
 @given(PARTITIONS, st.data())
 def test_a_partition_that_repeats_a_box_does_not_tile(
     partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject
@@ -92,6 +93,7 @@ def test_a_box_that_is_shifted_does_not_tile(partition: tuple[list[Box], tuple[i
     assert tiling_fault([*boxes[:index], shifted, *boxes[index + 1 :]], shape)
 
 
+@pytest.mark.slow
 @given(PARTITIONS, st.data())
 def test_a_box_that_grows_or_shrinks_does_not_tile(
     partition: tuple[list[Box], tuple[int, ...]], data: st.DataObject

@@ -303,6 +303,7 @@ def test_a_commit_that_fails_ends_the_run_and_is_not_tried_again(engine: str, tm
 # -- failures and interrupts -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_damaged_record_ends_the_run_and_is_never_noted_whole(engine: str, tmp_path: Path) -> None:
     work = many(tmp_path)
     storage = work.tensors[4].pieces[0].views[0].storage
@@ -319,6 +320,7 @@ def test_a_damaged_record_ends_the_run_and_is_never_noted_whole(engine: str, tmp
     assert len(work.noted) == noted
 
 
+@pytest.mark.slow
 def test_damage_that_a_refused_commit_follows_is_what_is_raised(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from streamconv import plan
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.formats.survey import Survey, survey
 from streamconv.verification.verify import verify
-from tests.inspection.samples import LLAMA, cut_off, look, step_of, words_of
+from tests.inspection.samples import BLOOM, LLAMA, cut_off, look, step_of, words_of
 from tests.places import MADE
 
 Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
@@ -241,7 +241,17 @@ def other_run(folder: Path) -> None:
     torch.save({"args": argparse.Namespace(num_layers=9), "iteration": 9}, path)
 
 
+def swap(folder: Path, one: str, other: str) -> None:
+    """Let two files change places."""
+    (folder / one).rename(folder / "kept")
+    (folder / other).rename(folder / one)
+    (folder / "kept").rename(folder / other)
+
+
 BREAKS: dict[str, Break] = {
+    "rank's files swapped": lambda folder: swap(
+        folder, "layer_01-model_01-model_states.pt", "layer_04-model_01-model_states.pt"
+    ),
     "layer lost": gone("layer_04-*"),
     "layer file lost": gone("layer_04-model_01-*"),
     "rank lost": gone("mp_rank_00*"),
@@ -264,6 +274,32 @@ def test_what_stops_a_conversion_is_the_first_that_inspect_finds(name: str, tmp_
     damage = [finding for finding in look(root).findings if finding.severity == "damage"]
     assert caught.value.what in [finding.what for finding in damage]
     assert len(damage) == len({(finding.what, finding.where) for finding in damage})
+
+
+SWAPPED: dict[str, tuple[Path | Layers, int, int]] = {
+    "bigscience": (BLOOM, 1, 8),
+    "deepspeedai": (LLAMA, 1, 6),
+    "gpt-neox": (NEOX_LLAMA, 0, 5),
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_one_ranks_files_that_changed_places_are_named_and_nothing_else(name: str, tmp_path: Path) -> None:
+    """The embedding and the final norm: no other part of the model is missing, or there twice."""
+    source, *swapped = SWAPPED[name]
+    root = tmp_path / "copy"
+    if isinstance(source, Path):
+        shutil.copytree(source, root)
+    else:
+        write(root, source, tp=2)
+    pairs = [[f"layer_{index:02d}-model_{rank:02d}-model_states.pt" for rank in (0, 1)] for index in swapped]
+    swap(step_of(root), pairs[0][1], pairs[1][1])
+    report = look(root)
+    assert report.exit_code() == 6
+    damage = [finding for finding in report.findings if finding.severity == "damage"]
+    for finding, pair in zip(damage, pairs, strict=True):
+        assert finding.what.endswith(f" is not in both {pair[0]} and {pair[1]}")
+        assert "copy both again" in str(finding.remedy)
 
 
 def test_all_faults_are_collected(tmp_path: Path) -> None:

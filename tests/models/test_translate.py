@@ -419,6 +419,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
 
 
+@pytest.mark.slow
 @EVERY
 @settings(deadline=None, max_examples=50)
 @given(data=st.data())

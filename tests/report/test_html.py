@@ -86,6 +86,7 @@ def test_what_is_not_a_number_becomes_null_and_odd_text_survives() -> None:
     assert (data["statistics"][0]["norm"], data["statistics"][0]["mean"], data["path"]) == (None, None, "a\udc80b")
 
 
+@pytest.mark.slow
 def test_thousands_of_tensors_make_a_page_of_a_megabyte() -> None:
     report = bloom()
     assert len(report["files"]) == 288

@@ -76,6 +76,7 @@ def test_parts_of_any_tensor_are_the_tensor(data: st.DataObject, tmp_path: Path)
     assert_covered([tensor], nbytes, data.draw(st.sampled_from(["pread", "mmap", "direct"])))
 
 
+@pytest.mark.slow
 @relaxed
 @given(data=st.data())
 def test_two_tensors_of_other_layouts_are_cut_alike(data: st.DataObject, tmp_path: Path) -> None:

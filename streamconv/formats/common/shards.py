@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,22 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.models.registry import known_families
 
-__all__ = ["count_layers", "join_ranks", "likely_axis"]
+__all__ = ["check_same_parameters", "count_layers", "join_ranks", "likely_axis"]
 
 _COPY_BOTH = "one of them is of another layer or checkpoint: copy both again from the training run's storage"
+
+
+def check_same_parameters(ranks: Sequence[Collection[ParameterId]], names: Sequence[str], folder: Path) -> None:
+    """Check that all tensor-parallel ranks hold the same parameters.
+
+    Raises:
+        DamagedError: one holds others than the first.
+    """
+    for rank, places in enumerate(ranks):
+        for place in sorted(set(places) ^ set(ranks[0]), key=str):
+            raise DamagedError(
+                f"{place.key} is not in both {names[0]} and {names[rank]}", where=folder, remedy=_COPY_BOTH
+            )
 
 
 def join_ranks(
@@ -24,11 +37,7 @@ def join_ranks(
     Raises:
         DamagedError: two ranks differ.
     """
-    for rank, tensors in enumerate(ranks):
-        for place in sorted(set(tensors) ^ set(ranks[0]), key=str):
-            raise DamagedError(
-                f"{place.key} is not in both {names[0]} and {names[rank]}", where=folder, remedy=_COPY_BOTH
-            )
+    check_same_parameters(ranks, names, folder)
     joined = {place: tuple(tensors[place] for tensors in ranks) for place in ranks[0]}
     for place, shards in joined.items():
         for rank, shard in enumerate(shards):

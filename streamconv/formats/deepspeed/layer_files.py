@@ -14,13 +14,22 @@ from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import Faults
 from streamconv.formats.common.refusals import refuse_keys
-from streamconv.formats.common.shards import join_ranks
+from streamconv.formats.common.shards import check_same_parameters, join_ranks
 from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, numbered_by, role_of
 from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.deepspeed.refusals import families
 from streamconv.models.parameter import ParameterId, Section
 
-__all__ = ["LayerFiles", "Layers", "join_layers", "keys_of", "module_tensors", "open_layer_files", "open_layers"]
+__all__ = [
+    "LayerFiles",
+    "Layers",
+    "agreeing_layers",
+    "join_layers",
+    "keys_of",
+    "module_tensors",
+    "open_layer_files",
+    "open_layers",
+]
 
 _ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -77,6 +86,7 @@ def open_layers(folder: Path, names: FolderNames, num_layers: int | None) -> Lay
     files = open_layer_files(folder, names, strict)
     for ranks in files.values():
         refuse_keys(set(ranks[0].tensors()), ranks[0].path, families())
+    agreeing_layers(folder, files, strict)
     keys = keys_of(files)
     if not is_megatron(keys.values()):
         what = "a pipeline of DeepSpeed whose layers are not Megatron's: not translated"
@@ -93,6 +103,27 @@ def open_layers(folder: Path, names: FolderNames, num_layers: int | None) -> Lay
     words = f"files {blocks[0]:02d} to {blocks[-1]:02d}, numbered as by {known}"
     named = {file.path: file.globals for ranks in files.values() for file in ranks.values()}
     return Layers(len(files[embedding]), places, blocks[0], len(blocks), norm, fork, words, named)
+
+
+def agreeing_layers(folder: Path, files: LayerFiles, faults: Faults) -> LayerFiles:
+    """The layers whose tensor-parallel ranks all have the same keys.
+
+    What the others are, their keys cannot say: files of two layers may have changed places.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and a layer's ranks differ.
+    """
+    agreeing: LayerFiles = {}
+    for index, ranks in files.items():
+        in_order = [file for _, file in sorted(ranks.items())]
+        places = [{ParameterId(Section.LAYER, index, key) for key in file.tensors()} for file in in_order]
+        try:
+            check_same_parameters(places, [file.path.name for file in in_order], folder)
+        except DamagedError as error:
+            faults.note(error)
+        else:
+            agreeing[index] = ranks
+    return agreeing
 
 
 def keys_of(files: LayerFiles) -> dict[int, frozenset[str]]:

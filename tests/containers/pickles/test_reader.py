@@ -334,6 +334,7 @@ def test_random_bytes_never_raise_anything_else(data: bytes) -> None:
 OPCODES = b"().0125NIJKLMGXUSTVBC]}alesudtpqrghjcRbioQP" + bytes((*range(0x80, 0x99),))
 
 
+@pytest.mark.slow
 @given(codes=st.lists(st.sampled_from(OPCODES), max_size=40), tail=st.binary(max_size=8))
 @settings(max_examples=300, deadline=None)
 def test_random_instructions_never_raise_anything_else(codes: list[int], tail: bytes) -> None:

@@ -633,6 +633,7 @@ def test_drift_is_found_however_the_copies_are_stored(how: str, copy: Callable[[
 # -- damage --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_by_the_recorded_crc(copy: Callable[[Source], Path], tmp_path: Path) -> None:
     root = copy(BLOOM)
     path = tag_folder(root) / "layer_05-model_01-model_states.pt"

@@ -52,6 +52,7 @@ def test_each_rank_has_its_labels_and_zeros_and_all_of_it_comes_back(biased: Bia
     assert entries_of(tmp_path / "back") == said(biased)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", MODELS, ids=str)
 def test_the_same_in_torch_dist(biased: Biased, tmp_path: Path) -> None:
     case, cut = biased.save(tmp_path / "hf"), even(2, 2)

@@ -83,6 +83,7 @@ def test_a_configuration_that_the_tensors_contradict_is_refused(entry: str, valu
         plan(core, to="huggingface", vocab_size=50, config={entry: value})
 
 
+@pytest.mark.slow
 def test_an_mlp_of_qwen_3_with_biases_stays_in_megatron(tmp_path: Path) -> None:
     model = Biased("qwen3", ATTENTION).case(ALL).model()
     cut = even(2, 2)
