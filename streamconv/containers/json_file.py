@@ -13,6 +13,7 @@ from streamconv.core.errors import DamagedError, UsageError
 __all__ = ["read_config", "read_entries"]
 
 _MAX_CONFIG_NBYTES = 16 << 20
+_CORRECT = "if a program wrote it, download or copy it again; if you did, correct it"
 
 
 def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
         nbytes = os.fstat(file.fileno()).st_size
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path)
+        raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path, remedy=_CORRECT)
     try:
         entries = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"no JSON: {str(error)[:80]}", where=path) from error
+        raise DamagedError(f"no JSON: {str(error)[:80]}", where=path, remedy=_CORRECT) from error
     if not isinstance(entries, dict):
-        raise DamagedError(f"no {what}: a JSON {type(entries).__name__}, not an object", where=path)
+        raise DamagedError(f"no {what}: a JSON {type(entries).__name__}, not an object", where=path, remedy=_CORRECT)
     return entries
 
 

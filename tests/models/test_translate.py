@@ -407,8 +407,9 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         read_config(path)
     for text, words in (("[]", "a JSON list"), ("{", "no JSON"), ("[" * 100_000, "no JSON"), ("\xff", "no JSON")):
         path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(DamagedError, match=words):
+        with pytest.raises(DamagedError, match=words) as caught:
             read_config(path)
+        assert "download or copy it again" in str(caught.value.remedy)
     path.write_bytes(b" " * (16 << 20) + b"{}")
     with pytest.raises(DamagedError, match="the limit is"):
         read_config(path)
