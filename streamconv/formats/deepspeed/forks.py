@@ -7,7 +7,7 @@ before 676a482c, at 6acc370.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from streamconv.containers.pickles.reader import Global
@@ -24,6 +24,7 @@ from streamconv.models.parameter import Section
 __all__ = ["FORKS", "Fork", "counted"]
 
 _FPDT = "ds_sequence_parallel_fpdt"
+_FPDT_ARGS = (_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading")
 _POSITION_TYPE = Global("megatron.enums", "PositionEmbeddingType")
 _POSITION_TYPES = {made_of.ROTARY: 1, made_of.LEARNED: 2, made_of.ALIBI: 3}
 
@@ -174,8 +175,6 @@ def _bigscience_scheduler(model: TargetModel) -> dict[str, Any]:
     return {**shape, "num_steps": counted(model, "consumed_train_samples"), "warmup_tokens": 0, "num_tokens": tokens}
 
 
-_START = "start with --finetune: DeepSpeed then loads the module alone (load_module_only)"
-
 _DEEPSPEEDAI_NOW = Fork(
     DEEPSPEEDAI,
     "deepspeedai/Megatron-DeepSpeed since 676a482c (2024-12)",
@@ -188,23 +187,17 @@ _DEEPSPEEDAI_NOW = Fork(
     arguments=_deepspeedai_arguments_now,
     entries=_deepspeedai_entries,
     scheduler=_no_scheduler,
-    start=_START,
+    start="start with --finetune: DeepSpeed then loads the module alone (load_module_only)",
 )
 
-_DEEPSPEEDAI_BEFORE = Fork(
-    DEEPSPEEDAI_2024_11,
-    "deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12)",
-    embedding=1,
-    first_block=2,
-    norm_after=1,
+_DEEPSPEEDAI_BEFORE = replace(
+    _DEEPSPEEDAI_NOW,
+    name=DEEPSPEEDAI_2024_11,
+    title="deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12)",
     orders=RowOrders(QkvLayout.INTERLEAVED, GluOrder.GATE_UP),
     runs=DEEPSPEEDAI_BEFORE_RUNS,
-    lacks_for=_lacks_nothing,
     arguments=_deepspeedai_arguments,
-    entries=_deepspeedai_entries,
-    scheduler=_no_scheduler,
-    start=_START,
-    without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),
+    without=_FPDT_ARGS,
 )
 
 _BIGSCIENCE = Fork(
@@ -223,7 +216,7 @@ _BIGSCIENCE = Fork(
     "without it DeepSpeed keeps fp32 copies of the random weights that it began with",
     # megatron/mpu/layers.py:VocabParallelEmbedding, since dd06ea32
     first_only=("word_embeddings.norm.weight", "word_embeddings.norm.bias"),
-    without=(_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading"),
+    without=_FPDT_ARGS,
 )
 
 FORKS = {fork.name: fork for fork in (_DEEPSPEEDAI_NOW, _DEEPSPEEDAI_BEFORE, _BIGSCIENCE)}
