@@ -21,8 +21,7 @@ _NAME = "inspect_deepspeed_checkpoint"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(words), words.count("-v") + 2 * words.count("-vv"))
+    return guarded(_run, argv)
 
 
 def _run(words: list[str]) -> int:

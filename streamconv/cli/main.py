@@ -39,8 +39,7 @@ class Terminated(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``streamconv``; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(_with_verb(words)), _verbosity(words))
+    return guarded(lambda words: _run(_with_verb(words)), argv)
 
 
 def _with_verb(words: list[str]) -> list[str]:
@@ -81,11 +80,18 @@ def _run(words: list[str]) -> int:
     return run(arguments)
 
 
-def guarded(action: Callable[[], int], verbosity: int) -> int:
-    """Run ``action`` and give every end its exit code: no traceback without ``-vv``."""
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Run a command, and give every end its exit code: no traceback without ``-vv``.
+
+    Args:
+        command: takes the words of the command line, and returns the exit code.
+        argv: the words; None takes those of the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbosity = _verbosity(words)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return action()
+        return command(words)
     except StreamconvError as error:
         _say(f"error: {error}", verbosity)
         return error.exit_code
