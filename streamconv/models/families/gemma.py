@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Size, Tied
+from streamconv.models.config.sizes import usual_sizes
 from streamconv.models.families.llama import BUFFERS, PARAMETERS, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
@@ -27,18 +28,16 @@ from streamconv.models.orders import QkvLayout
 # transformers ``models/gemma/configuration_gemma.py``, which reads gelu as the tanh approximation too: the first
 # published configurations have it.
 _SETTINGS = (
-    Size(entry="hidden_size", size="hidden", arg="hidden_size", default=3072),
-    Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=28),
-    Size(entry="num_attention_heads", size="heads", arg="num_attention_heads", default=16),
-    Size(entry="num_key_value_heads", size="groups", arg="num_key_value_heads", default=16),
-    Size(entry="head_dim", size="head_dim", arg="kv_channels", default=256),
-    Size(entry="intermediate_size", size="ffn", arg="ffn_hidden_size", default=24576),
-    Size(
-        entry="max_position_embeddings",
-        size="positions",
-        arg="max_position_embeddings",
-        default=8192,
-        matters=False,
+    *usual_sizes(
+        hidden=3072,
+        layers=28,
+        heads=16,
+        ffn=24576,
+        positions=8192,
+        per_head=(
+            Size(entry="num_key_value_heads", size="groups", arg="num_key_value_heads", default=16),
+            Size(entry="head_dim", size="head_dim", arg="kv_channels", default=256),
+        ),
     ),
     Entry(entry="rms_norm_eps", arg="layernorm_epsilon", default=1e-6),
     Rope(),

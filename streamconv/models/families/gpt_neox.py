@@ -12,7 +12,8 @@ from streamconv.models.blocks import FINAL_NORM, LAYER_NORM_BLOCK, head, words
 from streamconv.models.config.activation_and_window import Activation
 from streamconv.models.config.checks import flag, quotient, same_as
 from streamconv.models.config.rope import Rope
-from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Implied, Size, Tied
+from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Implied, Tied
+from streamconv.models.config.sizes import usual_sizes
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
 from streamconv.models.mechanisms import BIASES, LAYERNORM, PARALLEL_RESIDUAL, PARTIAL_ROTARY, PLAIN_MLP, ROTARY
@@ -32,17 +33,7 @@ _BY_HEADS = ("hidden_size", "num_attention_heads")
 # transformers ``models/gpt_neox/configuration_gpt_neox.py``. use_parallel_residual is no argument of Megatron's: it is
 # gpt-neox's gpt_j_residual, and gpt-neox's own rotary_pct and rotary_emb_base are rotary_percent and rope_theta.
 _SETTINGS = (
-    Size(entry="hidden_size", size="hidden", arg="hidden_size", default=6144),
-    Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=44),
-    Size(entry="num_attention_heads", size="heads", arg="num_attention_heads", default=64),
-    Size(entry="intermediate_size", size="ffn", arg="ffn_hidden_size", default=24576),
-    Size(
-        entry="max_position_embeddings",
-        size="positions",
-        arg="max_position_embeddings",
-        default=2048,
-        matters=False,
-    ),
+    *usual_sizes(hidden=6144, layers=44, heads=64, ffn=24576, positions=2048),
     Implied("head_dim", "kv_channels", quotient(*_BY_HEADS), _BY_HEADS, "hidden_size / num_attention_heads"),
     Implied(
         "groups", "num_key_value_heads", same_as("num_attention_heads"), ("num_attention_heads",), "as many as heads"

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from streamconv.models.blocks import RMS_NORM, block, head, words
 from streamconv.models.config.biases import AnyBias, Bias
-from streamconv.models.config.checks import quotient, same_as
 from streamconv.models.config.rope import Rope
-from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Setting, Size, Tied
+from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Setting, Tied
+from streamconv.models.config.sizes import head_sizes, usual_sizes
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear, split
 from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, NO_BIASES, RMSNORM, ROTARY, SWIGLU
@@ -77,26 +77,18 @@ def settings(
     Args:
         positions: transformers' default of ``max_position_embeddings``.
         ffn: its default of ``intermediate_size``.
-        groups: its default of ``num_key_value_heads``, None if that is the number of heads.
-        head_dim: its default of ``head_dim``, None if that is the hidden size over the number of heads.
+        groups: its default of ``num_key_value_heads``, as :func:`head_sizes` takes it.
+        head_dim: its default of ``head_dim``, as :func:`head_sizes` takes it.
         biases: the family's entries that switch biases of linear layers on.
     """
-    heads, by_heads = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
     return (
-        Size(entry="hidden_size", size="hidden", arg="hidden_size", default=4096),
-        Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=32),
-        Size(entry="num_attention_heads", size="heads", arg="num_attention_heads", default=32),
-        Size(
-            entry="num_key_value_heads", size="groups", arg="num_key_value_heads", default=groups or heads, null=heads
-        ),
-        Size(entry="head_dim", size="head_dim", arg="kv_channels", default=head_dim or by_heads, null=by_heads),
-        Size(entry="intermediate_size", size="ffn", arg="ffn_hidden_size", default=ffn),
-        Size(
-            entry="max_position_embeddings",
-            size="positions",
-            arg="max_position_embeddings",
-            default=positions,
-            matters=False,
+        *usual_sizes(
+            hidden=4096,
+            layers=32,
+            heads=32,
+            ffn=ffn,
+            positions=positions,
+            per_head=head_sizes(groups=groups, head_dim=head_dim),
         ),
         Entry(entry="rms_norm_eps", arg="layernorm_epsilon", default=1e-6),
         Rope(),

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from streamconv.models.config.activation_and_window import Window
-from streamconv.models.config.checks import count, quotient, same_as
+from streamconv.models.config.checks import count
 from streamconv.models.config.rope import Rope
-from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Size, Tied
+from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Tied
+from streamconv.models.config.sizes import head_sizes, usual_sizes
 from streamconv.models.families.llama import BUFFERS, PARAMETERS
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
@@ -21,24 +22,11 @@ from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
 _LAYER = "model.layers.{layer}"
-_HEADS, _BY_HEADS = same_as("num_attention_heads"), quotient("hidden_size", "num_attention_heads")
 
 # transformers ``models/phi3/configuration_phi3.py``. embd_pdrop and resid_pdrop are one argument; the latter counts.
 # original_max_position_embeddings is used by longrope alone. The class has no head_dim, but the model reads one.
 _SETTINGS = (
-    Size(entry="hidden_size", size="hidden", arg="hidden_size", default=3072),
-    Size(entry="num_hidden_layers", size="num_layers", arg="num_layers", default=32),
-    Size(entry="num_attention_heads", size="heads", arg="num_attention_heads", default=32),
-    Size(entry="num_key_value_heads", size="groups", arg="num_key_value_heads", default=_HEADS, null=_HEADS),
-    Size(entry="head_dim", size="head_dim", arg="kv_channels", default=_BY_HEADS, null=_BY_HEADS),
-    Size(entry="intermediate_size", size="ffn", arg="ffn_hidden_size", default=8192),
-    Size(
-        entry="max_position_embeddings",
-        size="positions",
-        arg="max_position_embeddings",
-        default=4096,
-        matters=False,
-    ),
+    *usual_sizes(hidden=3072, layers=32, heads=32, ffn=8192, positions=4096, per_head=head_sizes()),
     Entry(entry="rms_norm_eps", arg="layernorm_epsilon", default=1e-5),
     Rope(part="partial_rotary_factor"),
     Entry(entry="original_max_position_embeddings", arg=None, default=4096, check=count, matters=False),
