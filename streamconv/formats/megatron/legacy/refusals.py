@@ -1,12 +1,17 @@
-"""Refusals by name: families that Megatron-LM's legacy model cannot run."""
+"""Refusals by name: families that Megatron-LM's legacy model cannot run, and checkpoints that are not translated."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamconv.core.errors import UnsupportedError
 from streamconv.formats.common.refusals import Run, Runs, refusal_of, titles
 from streamconv.models import mechanisms as made_of
 from streamconv.models.family import ModelFamily
 
-__all__ = ["AGES", "BIGSCIENCE", "MEGATRON_LM", "families", "refusal"]
+__all__ = ["AGES", "BIGSCIENCE", "MEGATRON_LM", "families", "refusal", "refuse_args"]
 
 AGES = ("v2.3 (2021)", "core_v0.4 (2023-12)", "core_v0.6 (2024-03)")
 """The releases of Megatron-LM that added mechanisms to its legacy model, the oldest first."""
@@ -52,3 +57,28 @@ def refusal(family: ModelFamily) -> str | None:
 def families() -> str:
     """The families that are translated from and to such folders, for a message."""
     return titles(refusal)
+
+
+def refuse_args(args: Mapping[str, Any], folder: Path) -> None:
+    """Refuse arguments that name a mechanism which no family has; the others are checked once the family is known.
+
+    Raises:
+        UnsupportedError: the arguments name one.
+    """
+    experts, expert_parallel = args.get("num_experts"), args.get("expert_model_parallel_size")
+    is_rotary = args.get("position_embedding_type") == "rope" or bool(args.get("use_rotary_position_embeddings"))
+    kinds = (
+        ("a mixture of experts (MoE)", any(isinstance(n, int) and n > 1 for n in (experts, expert_parallel))),
+        (
+            "LayerNorm and linear layers without bias",
+            args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
+        ),
+        ("interpolated rotary positions", is_rotary and bool(args.get("rotary_seq_len_interpolation_factor"))),
+    )
+    for name, matches in kinds:
+        if matches:
+            raise UnsupportedError(
+                f"{name}, as args say: not translated yet",
+                where=folder,
+                remedy=f"families so far in such folders: {families()}",
+            )

@@ -6,10 +6,8 @@ core_v0.7), ``megatron/model/gpt_model.py:state_dict_for_save_checkpoint``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.layout import FIRST_RANK
@@ -18,7 +16,7 @@ from streamconv.formats.megatron.core.claims import dist_folder, is_core
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.folder import claims as claims_ranks
 from streamconv.formats.megatron.legacy.names import HEAD_COPY, cautions, stage_tensors, translated_args
-from streamconv.formats.megatron.legacy.refusals import families, refusal
+from streamconv.formats.megatron.legacy.refusals import refusal, refuse_args
 from streamconv.formats.megatron.rank_files import Ranks, left_behind, open_ranks, to_model
 from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
 from streamconv.models.orders import QkvLayout
@@ -49,7 +47,7 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         UnsupportedError: it is of a kind that is refused by name.
         DamagedError: files are missing, broken or contradict each other.
     """
-    ranks = open_ranks(path, options, _refuse_args, stage_tensors)
+    ranks = open_ranks(path, options, refuse_args, stage_tensors)
     version = _known_version(ranks)
     check_ends(ranks)
     check_head(ranks, (ranks.args or {}).get("untie_embeddings_and_output_weights"), "output_layer", HEAD_COPY)
@@ -81,26 +79,6 @@ def _known_version(ranks: Ranks) -> float:
             remedy="versions 0 to 3 are known: v2.0 to core_v0.17 of Megatron-LM",
         )
     return version
-
-
-def _refuse_args(args: Mapping[str, Any], folder: Path) -> None:
-    experts, expert_parallel = args.get("num_experts"), args.get("expert_model_parallel_size")
-    is_rotary = args.get("position_embedding_type") == "rope" or bool(args.get("use_rotary_position_embeddings"))
-    kinds = (
-        ("a mixture of experts (MoE)", any(isinstance(n, int) and n > 1 for n in (experts, expert_parallel))),
-        (
-            "LayerNorm and linear layers without bias",
-            args.get("add_bias_linear") is False and args.get("normalization", "LayerNorm") == "LayerNorm",
-        ),
-        ("interpolated rotary positions", is_rotary and bool(args.get("rotary_seq_len_interpolation_factor"))),
-    )
-    for name, matches in kinds:
-        if matches:
-            raise UnsupportedError(
-                f"{name}, as args say: not translated yet",
-                where=folder,
-                remedy=f"families so far in such folders: {families()}",
-            )
 
 
 def _settle_qkv(model: StoredModel, version: float, options: SourceOptions) -> StoredModel:
