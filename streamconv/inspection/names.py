@@ -34,7 +34,7 @@ def _ends(keys: Iterable[str], *ends: str) -> bool:
 
 
 # (family, evidence, test on the parameters' names); the first match is taken.
-# bloom and gpt in Megatron's names: families/bloom.py, families/gpt.py. The others: transformers' modeling_*.py of the
+# bloom and gpt in Megatron's names: families/bloom.py, families/gpt2.py. The others: transformers' modeling_*.py of the
 # family, gpt-neox's megatron/model/transformer.py, megatron/core/models/gpt of Megatron-LM.
 _FAMILIES: tuple[tuple[str, str, Callable[[Keys], bool]], ...] = (
     (

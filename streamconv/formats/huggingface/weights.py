@@ -80,10 +80,11 @@ def read_index(path: Path, faults: Faults) -> dict[str, str]:
         raise DamagedError("the index of shards is not a file", where=path, remedy=_AGAIN)
     entries = read_entries(path, "index of shards", _MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(entries, dict):
-        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path)
+        raise DamagedError("no index of shards: it has no weight_map with tensors and files", where=path, remedy=_AGAIN)
     for name in entries.values():
         if not isinstance(name, str) or not is_child_name(name):
-            raise DamagedError(f"the shard {str(name)[:80]!r} is not the name of a file beside it", where=path)
+            words = f"the shard {str(name)[:80]!r} is not the name of a file beside it"
+            raise DamagedError(words, where=path, remedy=_AGAIN)
     for name in sorted(set(entries.values())):
         if not (path.parent / name).is_file():
             faults.note(DamagedError(f"the shard {name} is missing", where=path, remedy=_AGAIN))

@@ -83,13 +83,15 @@ def indexed(folder: Path, name: str) -> Path:
 
 def test_an_index_that_is_none(tmp_path: Path) -> None:
     folder = indexed(tmp_path / "hf", "x" * 5000)
-    with pytest.raises(DamagedError, match="is not the name of a file beside it"):
+    with pytest.raises(DamagedError, match="is not the name of a file beside it") as caught:
         plan(folder, to="huggingface")
+    assert caught.value.remedy
     path = folder / "model.safetensors.index.json"
     for text in ("[]", "{", '{"weight_map": []}', "{}"):
         path.write_text(text)
-        with pytest.raises(DamagedError, match=r"no JSON|JSON list|no index of shards"):
+        with pytest.raises(DamagedError, match=r"no JSON|JSON list|no index of shards") as caught:
             plan(folder, to="huggingface")
+        assert caught.value.remedy
     path.unlink()
     path.mkdir()
     with pytest.raises(DamagedError, match="is not a file"):
