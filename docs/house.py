@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from streamconv.formats.registry import FRAMEWORKS
+from streamconv.formats.frameworks import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "streamconv"
@@ -25,20 +25,20 @@ FRONT_DOOR = ("", "__main__")
 PLACES: dict[str, tuple[float, int]] = {
     "bigscience": (1.2, 0),
     "cli": (1.2, 1),
-    "api": (0.4, 2),
-    "report": (2, 2),
-    "verification": (2, 3),
-    "inspection": (2, 4),
-    "execution": (1.2, 5),
-    "planning": (0.9, 6),
-    "values": (2.7, 7),
-    "formats": (0.5, 7),
-    "moves": (1.6, 7),
-    "containers": (0, 8),
-    "models": (1, 8),
-    "io": (2, 8),
-    "memory": (3, 8),
-    "core": (1.5, 9),
+    "api": (1.2, 2),
+    "report": (2, 3),
+    "verification": (2, 4),
+    "inspection": (2, 5),
+    "execution": (1.2, 6),
+    "planning": (0.9, 7),
+    "values": (2.7, 8),
+    "formats": (0.5, 8),
+    "moves": (1.6, 8),
+    "containers": (0, 9),
+    "models": (1, 9),
+    "io": (2, 9),
+    "memory": (3, 9),
+    "core": (1.5, 10),
 }
 """Column and row of each room; arrows point down."""
 

@@ -7,6 +7,10 @@
 >>> streamconv.verify("out", against="checkpoints/bloom")              # both opened anew, every element compared
 >>> streamconv.inspect("out").model                                   # what is inside any file or folder
 >>> for layer, rank, name, tensor in streamconv.stream("checkpoints/bloom", tp=2): ...   # without writing files
+
+Paths come first, every option is a keyword: ``help(streamconv.convert)`` lists them. A result shows itself: ``repr`` in
+one line, ``str`` as the command line prints it, ``to_dict()`` as its ``--json``, and as a table in a notebook. What
+happens meanwhile goes to the logger ``streamconv``.
 """
 
 from __future__ import annotations
@@ -14,57 +18,92 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamconv.api import convert, plan, stream
-    from streamconv.core.errors import StreamconvError
+    from streamconv.api.keywords import bench, convert, diff, families, inspect, open_checkpoint, plan, stream, verify
+    from streamconv.core.errors import (
+        AmbiguousError,
+        CapacityError,
+        DamagedError,
+        DestinationError,
+        DifferenceError,
+        DiskSpaceError,
+        MemoryBudgetError,
+        SourceError,
+        StorageError,
+        StreamconvError,
+        UnsafeError,
+        UnsupportedError,
+        UsageError,
+    )
     from streamconv.core.lazy import LazyTensor
-    from streamconv.execution.run import Report
+    from streamconv.execution.disk_speed import DiskReport
+    from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
-    from streamconv.inspection.inspect import Inspection, inspect
-    from streamconv.inspection.open_checkpoint import Checkpoint, open_checkpoint
+    from streamconv.inspection.open_checkpoint import Checkpoint
+    from streamconv.inspection.report import InspectionReport
+    from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.compare import Comparison
-    from streamconv.verification.verify import Verification, diff, verify
+    from streamconv.verification.verify import Verification
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "api.keywords": (
+        *("bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
+    ),
+    "core.errors": (
+        *("AmbiguousError", "CapacityError", "DamagedError", "DestinationError", "DifferenceError", "DiskSpaceError"),
+        *("MemoryBudgetError", "SourceError", "StorageError", "StreamconvError", "UnsafeError", "UnsupportedError"),
+        "UsageError",
+    ),
+    "core.lazy": ("LazyTensor",),
+    "execution.disk_speed": ("DiskReport",),
+    "execution.run": ("ConversionReport",),
+    "execution.stream": ("StreamedTensor",),
+    "inspection.open_checkpoint": ("Checkpoint",),
+    "inspection.report": ("InspectionReport",),
+    "planning.capabilities": ("FamilyTable",),
+    "planning.plan": ("Plan",),
+    "verification.compare": ("Comparison",),
+    "verification.verify": ("Verification",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AmbiguousError",
+    "CapacityError",
     "Checkpoint",
     "Comparison",
-    "Inspection",
+    "ConversionReport",
+    "DamagedError",
+    "DestinationError",
+    "DifferenceError",
+    "DiskReport",
+    "DiskSpaceError",
+    "FamilyTable",
+    "InspectionReport",
     "LazyTensor",
+    "MemoryBudgetError",
     "Plan",
-    "Report",
+    "SourceError",
+    "StorageError",
     "StreamconvError",
     "StreamedTensor",
+    "UnsafeError",
+    "UnsupportedError",
+    "UsageError",
     "Verification",
     "__version__",
+    "bench",
     "convert",
     "diff",
+    "families",
     "inspect",
     "open_checkpoint",
     "plan",
     "stream",
     "verify",
 ]
-
-__version__ = "0.1.0"
-
-_HOME = {
-    "Checkpoint": "inspection.open_checkpoint",
-    "Comparison": "verification.compare",
-    "Inspection": "inspection.inspect",
-    "LazyTensor": "core.lazy",
-    "Plan": "planning.plan",
-    "Report": "execution.run",
-    "StreamconvError": "core.errors",
-    "StreamedTensor": "execution.stream",
-    "Verification": "verification.verify",
-    "convert": "api",
-    "diff": "verification.verify",
-    "inspect": "inspection.inspect",
-    "open_checkpoint": "inspection.open_checkpoint",
-    "plan": "api",
-    "stream": "api",
-    "verify": "verification.verify",
-}
 
 
 def __getattr__(name: str) -> Any:
@@ -74,3 +113,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

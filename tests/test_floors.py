@@ -12,7 +12,7 @@ import pytest
 
 from docs import house
 from docs.house import arrows, modules
-from streamconv.formats.registry import FRAMEWORKS
+from streamconv.formats.frameworks import FRAMEWORKS
 from tests.places import ROOT
 
 TOP = (

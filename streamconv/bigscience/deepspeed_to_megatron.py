@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from streamconv.api.options import options_of_verb
+from streamconv.api.verbs import planned
 from streamconv.cli import convert
 from streamconv.cli.main import guarded
-from streamconv.execution.settings import DEFAULT_ENGINE
+from streamconv.cli.options import OutputOptions
+from streamconv.core.options import Given, all_options
 
 __all__ = ["main"]
 
@@ -41,15 +45,15 @@ def _run(words: list[str]) -> int:
             "(streamconv convert keeps the source's)",
             file=sys.stderr,
         )
-    from streamconv.api import plan
-
-    work = plan(
-        arguments.input_folder,
-        to="megatron-legacy",
-        tp=arguments.target_tp,
-        pp=arguments.target_pp,
-        for_release=arguments.for_release,
-    )
-    arguments.dst, arguments.json, arguments.restart = arguments.output_folder, False, False
-    arguments.io, arguments.jobs, arguments.block_size, arguments.engine = "direct", None, None, DEFAULT_ENGINE
-    return convert.execute(work, arguments)
+    options = {
+        "to": "megatron-legacy",
+        "tp": arguments.target_tp,
+        "pp": arguments.target_pp,
+        "for_release": arguments.for_release,
+        "max_ram": arguments.max_ram,
+        "overwrite": arguments.overwrite,
+        "verbose": arguments.verbose,
+    }
+    known = {**options_of_verb("convert"), **all_options([OutputOptions])}
+    given = Given.checked(known, options, {"tp": "--target_tp", "pp": "--target_pp"})
+    return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)

@@ -2,72 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamconv.api import verbs
 from streamconv.cli import plan as plan_verb
-from streamconv.cli.options import DEFAULT_TARGET, add_conversion_options, choices_of, run_choices_of
+from streamconv.cli.command import Command, Invocation, Place
+from streamconv.cli.options import ConvertViewOptions, OutputOptions
+from streamconv.cli.output import print_log, print_result, progress_on
 from streamconv.core.errors import UsageError
+from streamconv.core.options import Given
+from streamconv.planning.options import NOWHERE
 
 if TYPE_CHECKING:
     from streamconv.planning.plan import Plan
 
-__all__ = ["HELP", "add_arguments", "execute", "run"]
-
-HELP = "Convert a checkpoint."
-_NOWHERE = "null"
+__all__ = ["command", "execute", "run"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    add_conversion_options(parser)
-    parser.add_argument(
-        "dst", metavar="DST", nargs="?", help="folder for the result; it appears there whole, at the end"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing, as `streamconv plan`")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a checkpoint in DST, once the new one is durable"
-    )
-    parser.add_argument(
-        "--restart", action="store_true", help="discard what a conversion that ended early left in DST, and begin anew"
-    )
+def command(help: str) -> Command:  # noqa: A002 - click's name for it
+    """The command."""
+    places = (plan_verb.SRC, Place("dst", "folder for the result; it appears there whole, at the end", required=False))
+    return Command("convert", help, places, run, own=[ConvertViewOptions])
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(call: Invocation) -> int:
     """Run the verb; returns the exit code."""
-    discards = arguments.to == _NOWHERE
-    if discards == (arguments.dst is not None):
+    dst, discards = call.places["dst"], call.given.get("to") == NOWHERE
+    if discards == (dst is not None):
         raise UsageError(
-            f"--to {_NOWHERE} discards the result, and takes no DST" if discards else "DST is missing",
+            f"--to {NOWHERE} discards the result, and takes no DST" if discards else "DST is missing",
             remedy="say where the result shall go, or --to null to measure without writing",
         )
-    if discards:
-        arguments.to = DEFAULT_TARGET
-    if arguments.dry_run:
-        return plan_verb.run(arguments)
-    from streamconv.api import plan
+    if call.given.take(ConvertViewOptions).dry_run:
+        return plan_verb.run(call)
+    print_log(call.output)
+    return execute(
+        verbs.planned(Path(str(call.places["src"])), call.given), None if dst is None else Path(dst), call.given
+    )
 
-    return execute(plan(arguments.src, **choices_of(arguments)), arguments)
 
-
-def execute(work: Plan, arguments: argparse.Namespace) -> int:
+def execute(work: Plan, dst: Path | None, given: Given) -> int:
     """Carry out a plan with progress on stderr and the report on stdout."""
-    from streamconv.cli.progress import progress_bar
-    from streamconv.execution.run import run_plan
-    from streamconv.report.plans import plan_text, report_dict, report_text
+    from streamconv.report.plans import plan_text
 
-    if not arguments.json:
-        print(plan_text(work, verbose=arguments.verbose > 0), file=sys.stderr)
-    with progress_bar(sys.stderr, quiet=arguments.json) as progress:
-        report = run_plan(
-            work,
-            arguments.dst,
-            overwrite=arguments.overwrite,
-            restart=arguments.restart,
-            progress=progress,
-            **run_choices_of(arguments),
-        )
-    print(json.dumps(report_dict(report), indent=2) if arguments.json else report_text(report))
+    output = given.take(OutputOptions)
+    if not output.json and not output.quiet:
+        print(plan_text(work, verbose=output.verbose > 0), file=sys.stderr)
+    with progress_on(output, "converting") as progress:
+        report = verbs.carried_out(work, dst, given, progress)
+    print_result(report, output)
     return 0

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import Any
 
-__all__ = ["HELP", "add_arguments", "run"]
+from streamconv.api import verbs
+from streamconv.cli.command import Command, Invocation
+from streamconv.cli.options import FamiliesViewOptions
+from streamconv.cli.output import print_result
 
-HELP = "Show which model families go from which source to which target, and why others do not."
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    parser.add_argument("--markdown", action="store_true", help="print the table as the documentation shows it")
-    parser.add_argument("--json", action="store_true", help="print the table as JSON")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+__all__ = ["command", "run"]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the verb; returns the exit code."""
-    from streamconv.planning.capabilities import capability_table
-    from streamconv.report.capabilities import capability_markdown, capability_text
+def command(help: str) -> Command:  # noqa: A002 - click's name for it
+    """The command."""
+    return Command("families", help, [], run, own=[FamiliesViewOptions])
 
-    cells = list(capability_table())
-    if arguments.json:
-        rows: list[dict[str, Any]] = [
-            {"family": c.family.name, "source": c.source.name, "target": c.target.name, "refusal": c.refusal}
-            for c in cells
-        ]
-        print(json.dumps(rows, indent=2))
-    else:
-        print(capability_markdown(cells) if arguments.markdown else capability_text(cells))
+
+def run(call: Invocation) -> int:
+    """Run the verb; returns the exit code. Its JSON is the list that ``to_dict`` has under ``conversions``."""
+    table = verbs.families()
+    if call.output.json:
+        print(json.dumps(table.to_dict()["conversions"], indent=2))
+        return 0
+    from streamconv.report.capabilities import capability_markdown
+
+    print_result(table, call.output, capability_markdown(table) if call.given.get("markdown") else None)
     return 0

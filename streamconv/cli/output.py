@@ -1,20 +1,61 @@
-"""Show a document where it is looked at: in colour on a terminal, plain in a pipe."""
+"""Print results: in colour on a terminal, plain in a pipe, as JSON for machines; and the log, if it is wanted."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-from streamconv.report.blocks import Block, plain_text
+from streamconv.core.result import Result
+from streamconv.report.progress import progress_bar
 
-__all__ = ["show"]
+if TYPE_CHECKING:
+    from streamconv.cli.options import OutputOptions
+    from streamconv.report.blocks import Block
+
+__all__ = ["print_blocks", "print_log", "print_result", "progress_on"]
 
 
-def show(blocks: Sequence[Block]) -> None:
-    """Print a document on stdout."""
-    if sys.stdout.isatty():
+def print_result(result: Result, output: OutputOptions, text: str | None = None) -> None:
+    """Print a result on stdout; ``text`` instead of its own, if it is given."""
+    if output.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    elif not output.quiet:
+        print(str(result) if text is None else text)
+
+
+def print_blocks(result: Result, blocks: Sequence[Block], output: OutputOptions) -> None:
+    """Print a result that is a document."""
+    if output.json or output.quiet:
+        print_result(result, output)
+    elif sys.stdout.isatty():
         from streamconv.report import terminal
 
         terminal.show(blocks, sys.stdout)
     else:
+        from streamconv.report.blocks import plain_text
+
         print(plain_text(blocks))
+
+
+def progress_on(
+    output: OutputOptions, verb: str, *, wanted: bool = True
+) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """A function to call with the progress, which is shown on stderr."""
+    return progress_bar(sys.stderr, quiet=output.json or output.quiet or not wanted, verb=verb)
+
+
+def print_log(output: OutputOptions) -> None:
+    """With ``-v``, print what happens meanwhile on stderr."""
+    if not output.verbose:
+        return
+    import logging
+
+    from streamconv.core.log import log
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if output.verbose == 1 else logging.DEBUG)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+from pathlib import Path
 
-from streamconv.cli.options import add_conversion_options, choices_of, run_choices_of
+from streamconv.api import verbs
+from streamconv.cli.command import Command, Invocation, Place
+from streamconv.cli.output import print_log, print_result
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["SRC", "command", "run"]
 
-HELP = "Show what a conversion would read, write and leave behind; write nothing."
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's arguments."""
-    add_conversion_options(parser)
+SRC = Place("src", "checkpoint: a root (with `latest` or a tracker), a tag's folder, or a Hugging Face model's")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def command(help: str) -> Command:  # noqa: A002 - click's name for it
+    """The command."""
+    return Command("plan", help, [SRC], run)
+
+
+def run(call: Invocation) -> int:
     """Run the verb; returns the exit code."""
-    from streamconv.api import plan
-    from streamconv.execution.fit import check_budget
-    from streamconv.report.plans import plan_dict, plan_text
+    output = call.output
+    print_log(output)
+    work = verbs.plan(Path(str(call.places["src"])), call.given)
+    from streamconv.report.plans import plan_text
 
-    work = plan(arguments.src, **choices_of(arguments))
-    fit = check_budget(work, run_choices_of(arguments))
-    if arguments.json:
-        print(json.dumps(plan_dict(work, fit), indent=2))
-    else:
-        print(plan_text(work, fit, verbose=arguments.verbose > 0))
+    print_result(work, output, plan_text(work, verbose=output.verbose > 0))
     return 0

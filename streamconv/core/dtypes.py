@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from streamconv.core.errors import DifferenceError, UsageError
+from streamconv.core.errors import DifferenceError
+from streamconv.core.kinds import Choice
 
-__all__ = ["DTYPES", "DType", "cast_into", "dtype_from_storage", "dtype_named", "parse_dtype"]
+__all__ = ["CAST_TYPES", "DTYPES", "DType", "cast_into", "dtype_from_storage", "dtype_named"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,12 @@ _TABLE = (
 )
 DTYPES = {dtype.name: dtype for dtype in _TABLE}
 _BY_STORAGE = {dtype.storage: dtype for dtype in _TABLE if dtype.storage}
-_ALIASES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+CAST_TYPES = Choice(
+    {"bf16": DTYPES["bfloat16"], "fp16": DTYPES["float16"], "fp32": DTYPES["float32"], "fp64": DTYPES["float64"]},
+    also={"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32", "float64": "fp64"},
+    python="str | DType",
+)
+"""The types that weights can be cast to."""
 
 
 @cache
@@ -81,18 +87,6 @@ def dtype_named(name: str) -> DType | None:
 def dtype_from_storage(storage_class: str) -> DType | None:
     """The type of a pickled torch storage class (``BFloat16Storage``), or None."""
     return _BY_STORAGE.get(storage_class)
-
-
-def parse_dtype(text: str) -> DType:
-    """A type that weights can be cast to, from ``bf16``, ``float32`` and the like.
-
-    Raises:
-        UsageError: the word names no floating type that casts are defined for.
-    """
-    dtype = DTYPES.get(_ALIASES.get(text, text))
-    if dtype is None or not dtype.is_floating or dtype.itemsize == 1:
-        raise UsageError(f"--dtype {text}: not a type that weights can be cast to", remedy="use bf16, fp16 or fp32")
-    return dtype
 
 
 def cast_into(source: NDArray, target: NDArray) -> None:

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["LazyTensor", "Piece", "Storage", "View", "combined", "concat", "mean", "share", "total"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LazyTensor:
     """A tensor of ``shape`` and ``dtype`` whose bytes are still where they are stored."""
 
     shape: tuple[int, ...]
     dtype: DType
     pieces: tuple[Piece, ...]
+
+    def __repr__(self) -> str:
+        count = "1 piece" if len(self.pieces) == 1 else f"{len(self.pieces)} pieces"
+        return f"LazyTensor(shape={self.shape}, dtype={self.dtype}, {count})"
 
     @classmethod
     def stored(cls, view: View, shape: Sequence[int]) -> LazyTensor:

@@ -15,6 +15,7 @@ from statistics import median
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DestinationError, DiskSpaceError
 from streamconv.core.lazy import LazyTensor, Storage, View
+from streamconv.core.result import Result
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
 from streamconv.execution.tile_log import TileLog
@@ -26,7 +27,7 @@ from streamconv.moves.jobs import Target
 from streamconv.moves.lower import lower
 from streamconv.planning.plan import Plan
 
-__all__ = ["DiskSpeed", "Prediction", "measure_disk", "predict"]
+__all__ = ["DiskReport", "DiskSpeed", "Prediction", "measure_disk", "predict"]
 
 _WINDOW = 16 * MIB
 _ROUNDS = 3
@@ -55,6 +56,18 @@ class Prediction:
     read_nbytes: int
     write_nbytes: int
     same_disk: bool
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DiskReport(Result):
+    """A measured disk, and the predicted time of a conversion on it, if one was asked for.
+
+    ``planning`` are the seconds that planning the conversion took.
+    """
+
+    speed: DiskSpeed
+    prediction: Prediction | None
+    planning: float
 
 
 def measure_disk(folder: Path, nbytes: int, settings: EngineSettings) -> DiskSpeed:

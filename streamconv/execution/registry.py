@@ -13,7 +13,7 @@ from streamconv.execution import engines
 if TYPE_CHECKING:
     from streamconv.execution.engine import Engine
 
-__all__ = ["find_engine", "known_engines"]
+__all__ = ["engine_names", "find_engine", "known_engines"]
 
 
 @cache
@@ -22,6 +22,11 @@ def known_engines() -> tuple[Engine, ...]:
     names = [info.name for info in pkgutil.iter_modules(engines.__path__)]
     modules = (importlib.import_module(f"{engines.__name__}.{name}") for name in names)
     return tuple(module.ENGINE for module in modules)
+
+
+def engine_names() -> tuple[str, ...]:
+    """The names of the engines."""
+    return tuple(engine.name for engine in known_engines())
 
 
 def find_engine(name: str) -> Engine:
@@ -33,5 +38,4 @@ def find_engine(name: str) -> Engine:
     for engine in known_engines():
         if engine.name == name:
             return engine
-    names = ", ".join(engine.name for engine in known_engines())
-    raise UsageError(f"--engine {name}: no such engine", remedy=f"choose one of {names}")
+    raise UsageError(f"--engine {name}: no such engine", remedy=f"choose one of {', '.join(engine_names())}")

@@ -8,10 +8,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from streamconv.execution.fit import Fit, RunChoices, check_budget
+from streamconv.core.result import Result
+from streamconv.execution.fit import Fit, check_budget
 from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
+from streamconv.execution.options import RunOptions
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
 from streamconv.execution.tile_log import TileDone, TileLog
@@ -23,17 +25,14 @@ from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
 from streamconv.planning.plan import OutputFile, Plan
 from streamconv.values.replicas import Drift, compare_replicas
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-__all__ = ["Progress", "Report", "run_plan"]
+__all__ = ["ConversionReport", "Progress", "run_plan"]
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), from any thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class ConversionReport(Result):
     """What a conversion did. Times in seconds, sizes in bytes; ``peak_nbytes`` is the process's peak resident set.
 
     ``destination`` is None if the result was discarded. ``resumed_nbytes`` were written by a run that ended early.
@@ -65,18 +64,17 @@ class Report:
 
 def run_plan(
     work: Plan,
-    dst: str | Path | None,
+    destination: Path | None,
+    options: RunOptions,
     *,
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
-    **how: Unpack[RunChoices],
-) -> Report:
-    """Carry out a plan; see :func:`streamconv.api.convert`."""
+) -> ConversionReport:
+    """Carry out a plan; see :func:`streamconv.convert`."""
     began = time.monotonic()
-    fit = check_budget(work, how)
+    fit = check_budget(work, options)
     log = TileLog(work.jobs)
-    destination = None if dst is None else Path(dst)
     if destination is not None:
         allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
@@ -94,7 +92,7 @@ def run_plan(
                 stage.copy(name, path)
             stage.publish(work.texts, retired)
     verdict = log.sources.verdict()
-    return Report(
+    return ConversionReport(
         plan=work,
         destination=destination,
         seconds=time.monotonic() - began,

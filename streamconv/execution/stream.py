@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import UsageError
 from streamconv.core.layout import RankCoordinates
-from streamconv.execution.fit import Fit, RunChoices, check_budget
+from streamconv.execution.fit import Fit, check_budget
+from streamconv.execution.options import RunOptions, StreamOptions
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.tile_log import TileLog
 from streamconv.execution.tile_worker import Workers
@@ -24,9 +24,7 @@ from streamconv.moves.lower import lower
 from streamconv.planning.plan import OutputTensor, Plan
 from streamconv.values.replicas import compare_replicas
 
-__all__ = ["FRAMEWORKS", "StreamedTensor", "stream_plan"]
-
-FRAMEWORKS = ("pt", "np")
+__all__ = ["StreamedTensor", "stream_plan"]
 
 
 class StreamedTensor(NamedTuple):
@@ -41,32 +39,36 @@ class StreamedTensor(NamedTuple):
     name: str
     tensor: Any
 
+    def __repr__(self) -> str:
+        where = "" if self.layer is None else f"layer {self.layer}, "
+        rank = f"tp={self.rank.tp}, pp={self.rank.pp}"
+        shape, dtype = tuple(self.tensor.shape), self.tensor.dtype
+        return f"StreamedTensor({where}{rank}, {self.name!r}, shape={shape}, dtype={dtype})"
+
 
 class _Member(NamedTuple):
     rank: RankCoordinates
     entry: OutputTensor
 
 
-def stream_plan(work: Plan, *, copy: bool, framework: str, how: RunChoices) -> Iterator[StreamedTensor]:
-    """Yield a plan's tensors; see :func:`streamconv.api.stream`. The call itself refuses all that can be refused."""
-    if framework not in FRAMEWORKS:
-        raise UsageError(f"framework {framework!r}: no such framework", remedy=f"choose one of {', '.join(FRAMEWORKS)}")
-    if framework == "pt":
+def stream_plan(work: Plan, how: StreamOptions, options: RunOptions) -> Iterator[StreamedTensor]:
+    """Yield a plan's tensors; see :func:`streamconv.stream`. The call itself refuses all that can be refused."""
+    if how.framework == "pt":
         import torch  # noqa: F401 - its memory must be in use before the budget is checked
     groups = _groups(work)
     largest = max((page_end(member.entry.tensor.nbytes) for group in groups for member in group), default=0)
-    fit = check_budget(work, how, held=largest * (2 if copy else 1))
+    fit = check_budget(work, options, held=largest * (2 if how.copy else 1))
     for drift in compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block):
         warnings.warn(
             f"{drift.name} differs between ranks in {drift.elements} elements, by at most {drift.largest:g}; "
             f"the {work.replicated_policy} counts",
             stacklevel=3,
         )
-    return _stream(groups, fit, largest, copy, framework)
+    return _stream(groups, fit, largest, how)
 
 
 def _stream(
-    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, copy: bool, framework: str
+    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, how: StreamOptions
 ) -> Iterator[StreamedTensor]:
     whole = max((sum(page_end(member.entry.tensor.nbytes) for member in group) for group in groups), default=0)
     pool = new_buffer(min(whole, largest + fit.spare))
@@ -76,10 +78,10 @@ def _stream(
             for batch in _batches(group, len(pool)):
                 places = _fill(batch, pool, workers, sources)
                 for (rank, entry), position in zip(batch, places, strict=True):
-                    tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, framework)
+                    tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, how.framework)
                     layer = entry.parameter.layer if entry.parameter.section is Section.LAYER else None
                     for name in entry.names:
-                        yield StreamedTensor(layer, rank, name, _copied(tensor, framework) if copy else tensor)
+                        yield StreamedTensor(layer, rank, name, _copied(tensor, how.framework) if how.copy else tensor)
 
 
 def _groups(work: Plan) -> list[list[_Member]]:

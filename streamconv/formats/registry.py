@@ -9,15 +9,20 @@ from importlib import import_module
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError
+from streamconv.core.options import Given
 from streamconv.formats.common.refusals import OtherCheckpointError, titles
+from streamconv.formats.frameworks import FRAMEWORKS
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.source import SourceFormat, StoredModel
 from streamconv.formats.target import TargetFormat
 
-__all__ = ["FRAMEWORKS", "find_source", "known_sources", "known_targets", "open_source", "titles_from"]
-
-FRAMEWORKS = ("deepspeed", "huggingface", "megatron.core", "megatron.legacy", "gpt_neox")
-"""The packages below ``streamconv.formats``, in display order."""
+__all__ = [
+    "find_source",
+    "known_sources",
+    "known_targets",
+    "open_source",
+    "titles_from",
+]
 
 _REFUSES_OTHERS = "deepspeed"
 
@@ -38,15 +43,19 @@ def titles_from(*sources: str) -> str:
     return titles(lambda family: None if any(source.refusal(family) is None for source in chosen) else "")
 
 
-def open_source(path: Path, options: SourceOptions) -> tuple[SourceFormat, StoredModel]:
+def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
     """The format that claims a checkpoint, and the model that it opened, metadata only.
+
+    Args:
+        path: a root, or the folder of one checkpoint below it.
+        given: the user's options, of which the format takes its own.
 
     Raises:
         StreamconvError: the format's ``open`` refuses the checkpoint.
     """
-    source = find_source(path, options.tag)
+    source = find_source(path, given.get("tag"))
     try:
-        return source, source.open(path, options)
+        return source, source.open(path, given.take(source.options))
     except OtherCheckpointError as error:
         error.remedy = _sources()
         raise

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.errors import DamagedError
 from streamconv.core.layout import ParallelLayout
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.options import SourceOptions
 from streamconv.formats.recorded import RELEASE
 from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
@@ -25,7 +26,6 @@ __all__ = [
     "Dropped",
     "Fact",
     "SourceFormat",
-    "SourceOptions",
     "StoredModel",
     "positive_int",
 ]
@@ -60,55 +60,6 @@ class Fact:
 
     what: str
     evidence: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """The user's options for a source, for what it does not record or records wrongly.
-
-    ``config`` are entries of a configuration: of a ``config.json``, or training arguments for a target that has them.
-    """
-
-    tag: str | None = None
-    pp_layers: tuple[int, ...] | None = None
-    qkv_layout: QkvLayout | None = None
-    glu_order: GluOrder | None = None
-    num_heads: int | None = None
-    iteration: int | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def said(
-        cls,
-        tag: str | None = None,
-        pp_layers: tuple[int, ...] | None = None,
-        qkv_layout: str | None = None,
-        glu_order: str | None = None,
-        num_heads: int | None = None,
-        iteration: int | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> SourceOptions:
-        """The options from the values of command-line flags.
-
-        Raises:
-            UsageError: a choice does not exist, or a number is too small.
-        """
-        for flag, word, choices in (("--qkv-layout", qkv_layout, QkvLayout), ("--glu-order", glu_order, GluOrder)):
-            names = [choice.value for choice in choices]
-            if word not in (None, *names):
-                raise UsageError(f"{flag} {word}: no such choice", remedy=f"choose one of {', '.join(names)}")
-        for flag, number, least in (("--num-heads", num_heads, 1), ("--iteration", iteration, 0)):
-            if number is not None and number < least:
-                raise UsageError(f"{flag} {number}: must be at least {least}")
-        return cls(
-            tag,
-            pp_layers,
-            QkvLayout(qkv_layout) if qkv_layout else None,
-            GluOrder(glu_order) if glu_order else None,
-            num_heads,
-            iteration,
-            config or {},
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +158,13 @@ class SourceFormat:
 
     ``open`` returns the whole model, or raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
     a folder this framework's, in words; None if nothing does. ``refusal`` returns why there are no checkpoints of a
-    family in this format, None if there are.
+    family in this format, None if there are. ``options`` is the dataclass of the options that ``open`` takes,
+    ``title`` the name in messages.
     """
 
     name: str
-    open: Callable[[Path, SourceOptions], StoredModel]
+    open: Callable[[Path, Any], StoredModel]
     claims: Callable[[Path], str | None]
     refusal: Callable[[ModelFamily], str | None]
+    options: type[SourceOptions]
+    title: str

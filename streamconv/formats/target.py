@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from streamconv.core.dtypes import DType
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.options import TargetOptions, TrainingOptions
 from streamconv.formats.source import Fact
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import RowOrders
 from streamconv.models.parameter import ModelSizes, ParameterId
 
-__all__ = ["Container", "CoreChoices", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
+__all__ = ["Container", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
+
+O_co = TypeVar("O_co", bound=TargetOptions, covariant=True)
 
 
 class Slot(NamedTuple):
@@ -34,27 +37,15 @@ class Slot(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class CoreChoices:
-    """The user's choices for a Megatron-Core checkpoint; None means the default.
-
-    ``container`` is ``torch_dist`` or ``torch``, ``spec`` is ``te`` or ``local`` and determines the names of norms,
-    ``release`` is the Megatron-LM that is to load the checkpoint.
-    """
-
-    container: str | None = None
-    spec: str | None = None
-    release: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TargetModel:
-    """A model to lay out, and the user's choices for the result.
+class TargetModel(Generic[O_co]):
+    """A model to lay out, and the user's options for the result, those of the target's own dataclass.
 
     ``sizes`` has the target's padded vocabulary, of which ``vocab_size`` rows are true (None if unknown).
     ``args`` are the source's training arguments, ``config`` its ``config.json``, if it has one. ``supplied`` are
     the user's entries of the target's configuration. ``iteration`` is None if the source has none. ``dtype`` is the
     dtype that floating tensors are cast to, None if they are not cast; ``tensor_of`` returns a slot's tensor on rank 0,
-    for its dtype and size. ``fork`` is the code that wrote the source, if it is a DeepSpeed folder.
+    for its dtype and size. ``fork`` is the code that wrote the source, if it is a DeepSpeed folder, ``spec`` the
+    Megatron-Core spec whose names the source's norms have.
     """
 
     family: ModelFamily
@@ -64,16 +55,13 @@ class TargetModel:
     args: Mapping[str, Any] | None
     iteration: int | None
     dtype: DType | None
-    dialect: str
-    for_release: bool
-    keep_args: bool
     vocab_size: int | None
     config: Mapping[str, Any] | None
     supplied: Mapping[str, Any]
     fork: str | None
-    max_shard_nbytes: int
+    spec: str | None
     tensor_of: Callable[[Slot, RowOrders], LazyTensor]
-    core: CoreChoices = field(default_factory=CoreChoices)
+    options: O_co
 
 
 class FileLayout(Protocol):
@@ -133,18 +121,20 @@ class TargetFiles:
 
 @dataclass(frozen=True, slots=True)
 class TargetFormat:
-    """A framework's checkpoints as a target; the first of ``dialects`` is the default.
+    """A framework's checkpoints as a target.
 
-    ``is_sharded`` says whether it has tensor- and pipeline-parallel ranks; otherwise it has one rank. ``refusal``
-    returns why a family cannot be written, None if it can. ``takes`` lists the flags of this target among those that
-    only some targets have. ``is_core`` says that it is Megatron-Core: its arguments can express more, and a rank may
-    hold a slice of a group's rows.
+    ``refusal`` returns why a family cannot be written, None if it can. ``options`` is the dataclass of the options that
+    ``lay_out`` takes. ``is_core`` says that it is Megatron-Core: its arguments can express more, and a rank may hold a
+    slice of a group's rows.
     """
 
     name: str
-    dialects: tuple[str, ...]
-    lay_out: Callable[[TargetModel], TargetFiles]
+    lay_out: Callable[[TargetModel[Any]], TargetFiles]
     refusal: Callable[[ModelFamily], str | None]
-    is_sharded: bool = True
-    takes: frozenset[str] = frozenset()
+    options: type[TargetOptions]
     is_core: bool = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it has tensor- and pipeline-parallel ranks; otherwise it has one rank."""
+        return issubclass(self.options, TrainingOptions)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import SourceError, StreamconvError
+from streamconv.core.errors import SourceError, StreamconvError, UsageError
+from streamconv.core.options import Given
 from streamconv.execution.staging import JOURNAL, WORK_FOLDER
 from streamconv.formats.common.faults import Collected
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
@@ -13,8 +15,6 @@ from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names,
 from streamconv.formats.deepspeed.source import resolve_tag
 from streamconv.formats.megatron.folder import TRACKER, folder_named
 from streamconv.formats.recorded import first_line, is_child_name, iteration_of
-from streamconv.formats.registry import open_source
-from streamconv.formats.source import SourceOptions
 from streamconv.formats.survey import survey
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.file_set import describe_file_set
@@ -24,25 +24,26 @@ from streamconv.inspection.opening import global_rows, joined_globals, unsafe_gl
 from streamconv.inspection.report import Evidence, Finding, InspectionReport, OptimizerFacts, finding_of
 from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
+from streamconv.planning.opening import open_supplied
 
 __all__ = ["inspect_folder"]
 
 _OF_DEEPSPEED = ("deepspeed", "gpt-neox")
 
 
-def inspect_folder(path: Path, options: SourceOptions) -> Inspected:
+def inspect_folder(path: Path, given: Given) -> Inspected:
     """The report on a folder, with its tensors.
 
     Raises:
         SourceError: there is no such folder, or no checkpoint in it.
     """
-    folder, notes = _checkpoint_folder(path, options.tag)
+    folder, notes = _checkpoint_folder(path, given.get("tag"))
     report = InspectionReport(str(folder), "folder", 0, "")
     report.findings += [*notes, *_unfinished(path)]
     if is_torch_dist(folder):
         result = Inspected(report, describe_torch_dist(folder, report))
     else:
-        result = _framework_folder(folder, options, report)
+        result = _framework_folder(folder, given, report)
     report.nbytes = sum(file.nbytes for file in report.files)
     return result
 
@@ -85,9 +86,11 @@ def _tracked(path: Path, tag: str | None) -> Path:
     return own if not inside.is_dir() and own.is_dir() else path
 
 
-def _framework_folder(folder: Path, options: SourceOptions, report: InspectionReport) -> Inspected:
+def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> Inspected:
     try:
-        source, model = open_source(folder, options)
+        source, model, named_family = open_supplied(folder, given)
+    except UsageError:
+        raise
     except StreamconvError as error:
         return _unopened(folder, error, report)
     if source.name == "huggingface":
@@ -102,7 +105,8 @@ def _framework_folder(folder: Path, options: SourceOptions, report: InspectionRe
         dp = count(model.args or {}, "data_parallel_size")
         check_partitions(model.path, names, RecordedSizes(model.tp, model.pp, dp), faults)
         report.findings += [*map(finding_of, faults.found), *broken]
-    known = recognised(model, options.num_heads)
+    model = replace(model, vocab_size=given.get("vocab_size", model.vocab_size))
+    known = recognised(model, given.get("num_heads"), named_family)
     places = describe_sharded(known, report, names)
     if report.optimizer is None or not report.optimizer.present:
         report.optimizer = _optimizer_of_ranks(known)

@@ -3,59 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamconv.core.errors import DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.options import Given
 from streamconv.inspection.inspected import Inspected
 from streamconv.inspection.names import place_of
+from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import Finding, InspectionReport, StatisticsRow, finding_of, report_dict
 
 if TYPE_CHECKING:
-    from streamconv.formats.source import SourceOptions
+    from streamconv.values.options import ReadingOptions
     from streamconv.values.sweep import SweepSettings
 
-__all__ = ["Inspection", "InspectionReport", "inspect", "report_dict"]
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """Options of an inspection, beyond the metadata.
-
-    Attributes:
-        pattern: a glob; tensors whose names do not match are left out of the report.
-        target_tp: tensor-parallel size of a target to map.
-        target_pp: pipeline-parallel size of a target to map.
-        statistics: compute statistics of all values.
-        check: compare every record with its CRC-32.
-        max_ram: the memory budget of these two.
-        io: how they read, as in ``streamconv convert``.
-        jobs: threads.
-        source: the user's options for a folder.
-    """
-
-    pattern: str | None = None
-    target_tp: int | None = None
-    target_pp: int | None = None
-    statistics: bool = False
-    check: bool = False
-    max_ram: str = "auto"
-    io: str = "direct"
-    jobs: int | None = None
-    source: SourceOptions | None = None
+__all__ = ["InspectionReport", "inspect", "report_dict"]
 
 
 def inspect(
-    path: str | Path, options: Inspection | None = None, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    given: Given,
+    options: InspectOptions,
+    reading: ReadingOptions,
+    progress: Callable[[int, int], None] | None = None,
 ) -> InspectionReport:
     """Inspect a file or a folder.
 
     Args:
         path: a checkpoint file of any kind that is read, or a folder of them.
+        given: the user's options for a folder.
         options: what to inspect beyond the metadata.
+        reading: how values are read.
         progress: called with (bytes done, bytes in all) while values are streamed.
 
     Raises:
@@ -64,42 +44,42 @@ def inspect(
         UsageError: the target to map is impossible.
         MemoryBudgetError: the budget is too small to read values.
     """
-    options, where = options or Inspection(), Path(path)
-    inspected = _open(where, options.source)
+    inspected = _open(path, given)
     report = inspected.report
     if options.target_tp is not None or options.target_pp is not None:
         _add_target(inspected, options)
-    if options.pattern is not None:
-        _keep(inspected, options.pattern)
-    if options.statistics or options.check:
-        _read_data(inspected, options, progress)
+    if options.tensors is not None:
+        _keep(inspected, options.tensors)
+    if options.stats or options.check:
+        _read_data(inspected, options, reading, progress)
     return report
 
 
-def _read_data(found: Inspected, options: Inspection, progress: Callable[[int, int], None] | None) -> None:
+def _read_data(
+    found: Inspected, options: InspectOptions, reading: ReadingOptions, progress: Callable[[int, int], None] | None
+) -> None:
     from streamconv.values.sweep import fit_sweep
 
     # Fitted once: memory that the first sweep leaves allocated must not count against the second.
-    settings = fit_sweep(options.max_ram, options.io, options.jobs)
-    if options.statistics:
+    settings = fit_sweep(reading)
+    if options.stats:
         _add_statistics(found, settings, progress)
     if options.check:
         _check(found, settings, progress)
 
 
-def _open(path: Path, source: SourceOptions | None) -> Inspected:
+def _open(path: Path, given: Given) -> Inspected:
     # Imported late: inspecting a single file is frequent and needs no formats or families.
     if not path.is_dir():
         from streamconv.inspection.files import inspect_file
 
         return Inspected(*inspect_file(path))
-    from streamconv.formats.source import SourceOptions
     from streamconv.inspection.folders import inspect_folder
 
-    return inspect_folder(path, source or SourceOptions())
+    return inspect_folder(path, given)
 
 
-def _add_target(found: Inspected, options: Inspection) -> None:
+def _add_target(found: Inspected, options: InspectOptions) -> None:
     from streamconv.inspection.target_map import map_target
 
     report = found.report

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from streamconv.core.errors import DamagedError, StreamconvError, UnsafeError
+from streamconv.core.result import Result
 from streamconv.values.statistics import Statistics
 
 __all__ = [
@@ -168,8 +169,8 @@ class StatisticsRow:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class InspectionReport:
+@dataclass(slots=True, repr=False)
+class InspectionReport(Result):
     """The whole report. ``values`` are a file's values other than tensors, by dotted path."""
 
     path: str

@@ -52,10 +52,10 @@ class KnownModel:
         return likely_axis(parameter) if self.family is None else self.family.parameter(parameter).axis
 
 
-def recognised(model: StoredModel, num_heads: int | None) -> KnownModel:
+def recognised(model: StoredModel, num_heads: int | None, named: str | None = None) -> KnownModel:
     """The model with its family, or with the reason why no family fits."""
     try:
-        return KnownModel(*recognise(model, num_heads, by_args=True))
+        return KnownModel(*recognise(model, num_heads, named, by_args=True))
     except StreamconvError as error:
         return KnownModel(_with_family_fact(model), refusal=error)
 

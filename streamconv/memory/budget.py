@@ -13,9 +13,18 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamconv.core.errors import UsageError
+from streamconv.core.kinds import InvalidValue
 
-__all__ = ["MIB", "MemoryBudget", "format_bytes", "parse_budget", "parse_size", "peak_rss_nbytes"]
+__all__ = [
+    "MIB",
+    "BudgetedMemory",
+    "MemoryBudget",
+    "format_bytes",
+    "parse_budget",
+    "parse_size",
+    "peak_rss_nbytes",
+    "read_budget",
+]
 
 MIB = 1 << 20
 _UNITS = {"": 1, "B": 1} | {
@@ -37,6 +46,14 @@ class MemoryBudget:
         return f"{format_bytes(self.nbytes)} ({self.source})"
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetedMemory:
+    """The budget of a run, and the smallest that would do for it, in bytes."""
+
+    budget: MemoryBudget
+    floor_nbytes: int
+
+
 def format_bytes(nbytes: float) -> str:
     """``1610612736`` as ``1.50 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -52,35 +69,40 @@ def parse_budget(text: str) -> MemoryBudget:
     ``auto`` is half of what is available now, capped by the container's memory cgroup.
 
     Raises:
-        UsageError: the text is none of these, or not more than 0.
+        InvalidValue: the text is none of these, or not more than 0.
     """
-    word = text.strip()
-    if word.lower() == "auto":
+    number, unit = read_budget(text)
+    if unit == "auto":
         return MemoryBudget(_available_nbytes() // 2, "auto: half of what is available")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)", word)
-    if match is None or (match[2] != "%" and match[2].upper() not in _UNITS):
-        raise UsageError(f"--max-ram {text}: not a size", remedy="write 32G, 32GiB, 32GB, 50% or auto")
-    number = float(match[1])
-    if match[2] == "%":
-        if number > 100:
-            raise UsageError(f"--max-ram {text}: more than all of it", remedy="write at most 100%")
-        nbytes = int(_total_nbytes() * number / 100)
-    else:
-        nbytes = int(number * _UNITS[match[2].upper()])
-    if nbytes <= 0:
-        raise UsageError(f"--max-ram {text}: must be more than 0")
+    nbytes = int(_total_nbytes() * number / 100) if unit == "%" else int(number * _UNITS[unit])
     return MemoryBudget(nbytes, f"--max-ram {text}")
 
 
-def parse_size(text: str, flag: str) -> int:
-    """The bytes of a size such as ``8M`` or ``512K``, the value of the option ``flag``.
+def read_budget(text: str) -> tuple[float, str]:
+    """The number and the unit (in capitals, ``%`` or ``auto``) of a budget; raises as :func:`parse_budget`."""
+    word = text.strip()
+    if word.lower() == "auto":
+        return 0.0, "auto"
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)", word)
+    if match is None or (match[2] != "%" and match[2].upper() not in _UNITS):
+        raise InvalidValue("not a size", "write 32G, 32GiB, 32GB, 50% or auto")
+    number, unit = float(match[1]), match[2].upper()
+    if unit == "%" and number > 100:
+        raise InvalidValue("more than all of it", "write at most 100%")
+    if number * _UNITS.get(unit, 1) < (0 if unit == "%" else 1) or number == 0:
+        raise InvalidValue("must be more than 0")
+    return number, unit
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size such as ``8M`` or ``512K``.
 
     Raises:
-        UsageError: the text is not a size.
+        InvalidValue: the text is not a size.
     """
     match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS or not int(match[1]):
-        raise UsageError(f"{flag} {text}: not a size", remedy="write 8M or 512K")
+        raise InvalidValue("not a size", "write 8M or 512K")
     number, unit = int(match[1]), _UNITS[match[2].upper()]
     return int(number * unit)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from streamconv.core.errors import UnsupportedError, UsageError
+from streamconv.core.errors import UnsupportedError
+from streamconv.core.result import Result
 from streamconv.formats.registry import known_sources, known_targets
 from streamconv.formats.source import SourceFormat
 from streamconv.formats.target import TargetFormat
 from streamconv.models.family import ModelFamily
 from streamconv.models.registry import known_families
+from streamconv.planning.options import NEWEST, NOWHERE
 
-__all__ = ["NEWEST", "Capability", "capability_table", "find_target", "reason_for", "target_names"]
+__all__ = ["Capability", "FamilyTable", "capability_table", "find_target", "reason_for"]
 
-NEWEST = "megatron"
 # The Megatron layouts that are written, the newest first.
 _MEGATRON = ("megatron-core", "megatron-legacy")
 
@@ -29,6 +30,13 @@ class Capability:
     refusal: str | None
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class FamilyTable(Result):
+    """Every family from every source to every target."""
+
+    cells: tuple[Capability, ...]
+
+
 def capability_table() -> Iterator[Capability]:
     """Every family from every source to every target."""
     for family in known_families():
@@ -37,21 +45,10 @@ def capability_table() -> Iterator[Capability]:
                 yield Capability(family, source, target, source.refusal(family) or target.refusal(family))
 
 
-def target_names() -> tuple[str, ...]:
-    """The values of ``--to``."""
-    return (NEWEST, *(target.name for target in known_targets()))
-
-
 def find_target(wanted: str, family: ModelFamily | None = None) -> TargetFormat:
-    """The format that ``--to`` names; for ``megatron`` the newest layout that can hold the family, if that is known.
-
-    Raises:
-        UsageError: there is no such target.
-    """
-    if wanted not in target_names():
-        raise UsageError(f"--to {wanted}: no such target", remedy=f"choose one of {', '.join(target_names())}")
+    """The format that ``--to`` names; for ``megatron`` the newest layout that can hold the family, if that is known."""
     targets = {target.name: target for target in known_targets()}
-    if wanted != NEWEST:
+    if wanted not in (NEWEST, NOWHERE):
         return targets[wanted]
     layouts = [targets[name] for name in _MEGATRON]
     holds = [target for target in layouts if family is None or target.refusal(family) is None]
@@ -71,7 +68,7 @@ def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
             f"{family.title} cannot go to {target.name}: {refusal}",
             remedy=f"targets that can hold it: {', '.join(works)}",
         )
-    if wanted != NEWEST:
+    if wanted not in (NEWEST, NOWHERE):
         return "asked for"
     newest = find_target(NEWEST)
     if target is newest:

@@ -14,9 +14,7 @@ from streamconv.models.fused import gather
 from streamconv.models.parameter import ModelSizes, ParameterId
 from streamconv.planning.vocabulary import VocabularyPlan, repad
 
-__all__ = ["REPLICATED_POLICIES", "Assembly", "assemble"]
-
-REPLICATED_POLICIES = ("first", "mean", "fail")
+__all__ = ["Assembly", "assemble"]
 
 
 @dataclass(slots=True)
@@ -49,7 +47,7 @@ def assemble(
         family: its parameters.
         sizes: its sizes.
         vocabulary: the rows of the vocabulary to keep.
-        replicated: which copy of a replicated parameter is used, one of :data:`REPLICATED_POLICIES`.
+        replicated: which copy of a replicated parameter is used, ``first``, ``mean`` or ``fail``.
         left: keys of parameters to leave out; the caller records the reason.
     """
     result = Assembly({}, [], {}, {}, [])

@@ -7,6 +7,7 @@ divide, incomplete coverage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,10 @@ from streamconv.core.dtypes import DType
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
+from streamconv.core.result import Result
 from streamconv.formats.source import Dropped, Fact
 from streamconv.formats.target import FileLayout
+from streamconv.memory.budget import BudgetedMemory
 from streamconv.models.parameter import ParameterId
 from streamconv.moves.jobs import Job, Target
 from streamconv.moves.lower import lower
@@ -36,7 +39,7 @@ class OutputTensor:
     tensor: LazyTensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class OutputFile:
     """One file of the result: its path below the destination, the rank whose shards it holds, its layout, and the
     tensor of each storage.
@@ -47,16 +50,19 @@ class OutputFile:
     layout: FileLayout
     entries: tuple[OutputTensor, ...]
 
+    def __repr__(self) -> str:
+        return f"OutputFile({self.path!r}, {len(self.entries)} tensors, {self.layout.nbytes} bytes)"
 
-@dataclass(frozen=True)
-class Plan:
+
+@dataclass(frozen=True, repr=False)
+class Plan(Result):
     """A complete, checked conversion.
 
     ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
     ``choices`` are decisions for the target, ``notes`` facts about it. ``texts`` are the commit record, ``small`` other
     small files of the result, and ``copied`` files that are copied byte for byte; all by their names in the result.
     ``owned`` are patterns of names in the destination that make up a checkpoint of this kind, ``beside`` patterns of
-    names that accompany one.
+    names that accompany one. ``memory`` is the budget that it was planned for, if any.
     """
 
     source: Path
@@ -81,6 +87,13 @@ class Plan:
     copied: Mapping[str, Path] = field(default_factory=dict)
     owned: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    memory: BudgetedMemory | None = None
+
+    def within(self, memory: BudgetedMemory) -> Plan:
+        """The same plan with its budget; what was computed of it stays."""
+        plan = copy(self)
+        object.__setattr__(plan, "memory", memory)
+        return plan
 
     @cached_property
     def jobs(self) -> Sequence[Job]:

@@ -10,57 +10,80 @@ from typing import Any
 from streamconv.core.coverage import prove
 from streamconv.core.errors import AmbiguousError, UnsupportedError, UsageError
 from streamconv.core.layout import ParallelLayout
+from streamconv.core.options import Given
 from streamconv.core.replica import Replica
 from streamconv.formats.huggingface.tokenizer import TOKENIZER_NAMES, tokenizer_files
-from streamconv.formats.registry import open_source
-from streamconv.formats.source import Fact, StoredModel, positive_int
+from streamconv.formats.options import TargetOptions, TrainingOptions, WholeOptions
+from streamconv.formats.source import Fact, StoredModel
 from streamconv.formats.target import TargetFiles, TargetFormat, TargetModel
 from streamconv.models.config.settings import Implied, Size
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ModelSizes, Section
-from streamconv.models.registry import family_of
 from streamconv.models.translate import args_of, neutral_args, overruled
-from streamconv.planning.biases import Biases, settle_biases
+from streamconv.planning.biases import settle_biases
 from streamconv.planning.capabilities import find_target, reason_for
-from streamconv.planning.gather import REPLICATED_POLICIES, assemble
+from streamconv.planning.gather import assemble
+from streamconv.planning.opening import open_supplied
+from streamconv.planning.options import ConversionOptions
 from streamconv.planning.plan import Plan
 from streamconv.planning.recognise import need_heads, recognise
-from streamconv.planning.request import ConvertOptions
 from streamconv.planning.scatter import Filler
 from streamconv.planning.target_layout import target_layout
 from streamconv.planning.unused_options import refuse_unused_options
 from streamconv.planning.vocabulary import VocabularyPlan, plan_vocabulary, unpad_vocabulary
 
-__all__ = ["REPLICATED_POLICIES", "make_plan"]
+__all__ = ["make_plan"]
 
-_SHARD_NBYTES = 5 * 10**9
 # Entries of a config.json that do not affect the model's function, or that its tensors show.
 _NO_ARGUMENTS = ("vocab_size", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
-def make_plan(path: Path, options: ConvertOptions) -> Plan:
+def make_plan(path: Path, given: Given) -> Plan:
     """Open ``path``, recognise the model, and plan its conversion. Nothing is written. Only metadata is read, and the
     values of biases that transformers' model may lack (:mod:`streamconv.planning.biases`).
+
+    Args:
+        path: the source.
+        given: the user's options: those of conversions, sources and targets.
 
     Raises:
         StreamconvError: the conversion is refused; its class says why.
     """
-    model, family, sizes, target = _open(path, options)
-    layout = _layout(model, target, options)
+    wanted, said = given.take(ConversionOptions), given.get("config", {})
+    model, family, sizes, target = _open(path, given, wanted)
+    options = given.take(target.options)
+    layout = _layout(model, options)
     try:
         need_heads(model, sizes, layout.tp, moved=not target.is_sharded, cuts_groups=target.is_core)
     except UnsupportedError:
         # Where the target cannot hold the family at any TP, another --tp is no remedy.
-        reason_for(target, options.to, family)
+        reason_for(target, wanted.to, family)
         raise
     if model.iteration is None and not model.is_release and target.is_sharded:
         raise AmbiguousError("the iteration is unknown", where=model.path, remedy="say --iteration N")
-    vocabulary = _vocabulary(model, family, sizes, target, layout, options)
-    biases = settle_biases(model, family, target, options.source.config)
-    assembly = assemble(model, family, sizes, vocabulary, options.replicated, biases.left)
+    vocabulary = _vocabulary(model, family, sizes, layout, options, given.get("vocab_size"))
+    biases = settle_biases(model, family, target, said)
+    assembly = assemble(model, family, sizes, vocabulary, wanted.replicated, biases.left)
     biases.fill(assembly, model, sizes)
-    filler = Filler(assembly, biases.family, layout.tp, options.dtype)
-    laid_out = target.lay_out(_wanted(model, biases, sizes, vocabulary, target, layout, filler, options))
+    filler = Filler(assembly, biases.family, layout.tp, wanted.dtype)
+    laid_out = target.lay_out(
+        TargetModel(
+            family=biases.family,
+            sizes=replace(sizes, vocab=vocabulary.padded, biases=biases.entries),
+            layout=layout,
+            has_head=bool(model.keys(Section.HEAD)),
+            args=model.args,
+            iteration=model.iteration,
+            dtype=wanted.dtype,
+            vocab_size=given.get("vocab_size") or model.vocab_size,
+            config=model.config,
+            supplied=said,
+            fork=model.fork,
+            spec=model.spec,
+            tensor_of=filler.tensor,
+            options=options,
+        )
+    )
     need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv, cuts_groups=target.is_core)
     files, roles = filler.fill(laid_out)
     return Plan(
@@ -70,31 +93,32 @@ def make_plan(path: Path, options: ConvertOptions) -> Plan:
         source_layout=_layout_words(model),
         target_format=target.name,
         target_layout=layout,
-        dtype=options.dtype,
+        dtype=wanted.dtype,
         iteration=model.iteration,
         files=files,
         texts=laid_out.texts,
         replicas=(*assembly.replicas, *_copies(model)),
-        replicated_policy=options.replicated,
+        replicated_policy=wanted.replicated,
         coverage=prove(assembly.sources, assembly.left_out, roles),
         facts=model.facts,
-        choices=_choices(model, target, reason_for(target, options.to, family), layout, vocabulary),
+        choices=_choices(model, target, reason_for(target, wanted.to, family), layout, vocabulary),
         notes=(*laid_out.facts, *biases.facts(model, target)),
-        warnings=(*model.warnings, *laid_out.warnings, *_spec_caution(model, target, options)),
+        warnings=(*model.warnings, *laid_out.warnings),
         dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped),
         small=laid_out.small,
-        copied=_copied(options, laid_out),
+        copied=_copied(given.get("tokenizer"), laid_out),
         owned=laid_out.owned,
         beside=() if target.is_sharded else TOKENIZER_NAMES,
     )
 
 
-def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
+def _open(
+    path: Path, given: Given, wanted: ConversionOptions
+) -> tuple[StoredModel, ModelFamily, ModelSizes, TargetFormat]:
     """The recognised model, with arguments if the target has them, and the target."""
-    said = options.source.config
-    source, stored = open_source(path, options.source)
-    supplied, named = _supply(stored, said, has_args=find_target(options.to).is_sharded)
-    model, family, sizes = recognise(supplied, options.source.num_heads, named)
+    said = given.get("config", {})
+    source, supplied, named = open_supplied(path, given, has_args=find_target(wanted.to).is_sharded)
+    model, family, sizes = recognise(supplied, given.get("num_heads"), named)
     if family.only_named and (refusal := source.refusal(family)):
         # Another family has the same parameters, so the user's configuration is the only evidence for this one.
         raise UnsupportedError(
@@ -102,74 +126,18 @@ def _open(path: Path, options: ConvertOptions) -> tuple[StoredModel, ModelFamily
             where=model.path,
             remedy="give the configuration of the model that was trained",
         )
-    target = find_target(options.to, family)
-    refuse_unused_options(model, target, options)
+    target = find_target(wanted.to, family)
+    refuse_unused_options(given, source, target, wanted.to)
     if target.is_sharded and model.config is not None:
         model = _translate(model, overruled(family, model.config, said), family, said, core=target.is_core)
     _refuse_core_only(model, target)
     return model, family, sizes, target
 
 
-def _layout(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> ParallelLayout:
-    if not target.is_sharded:
+def _layout(model: StoredModel, options: TargetOptions) -> ParallelLayout:
+    if not isinstance(options, TrainingOptions):
         return ParallelLayout(1, (model.num_layers,))
-    return target_layout(model, target, options.layout, options.core.container)
-
-
-def _wanted(
-    model: StoredModel,
-    biases: Biases,
-    sizes: ModelSizes,
-    vocabulary: VocabularyPlan,
-    target: TargetFormat,
-    layout: ParallelLayout,
-    filler: Filler,
-    options: ConvertOptions,
-) -> TargetModel:
-    return TargetModel(
-        family=biases.family,
-        sizes=replace(sizes, vocab=vocabulary.padded, biases=biases.entries),
-        layout=layout,
-        has_head=bool(model.keys(Section.HEAD)),
-        args=model.args,
-        iteration=model.iteration,
-        dtype=options.dtype,
-        dialect=_dialect(target, options),
-        for_release=options.for_release,
-        keep_args=options.keep_args,
-        vocab_size=options.vocab_size or model.vocab_size,
-        config=model.config,
-        supplied=options.source.config,
-        fork=model.fork,
-        max_shard_nbytes=options.max_shard_nbytes or _SHARD_NBYTES,
-        core=options.core,
-        tensor_of=filler.tensor,
-    )
-
-
-def _supply(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> tuple[StoredModel, str | None]:
-    """The model with the user's configuration added, and the name of the family that the configuration names.
-
-    If ``said`` is a ``config.json``, it only adds what the source lacks. If it is training arguments, which it is for a
-    target with arguments and a source without ``config.json``, they replace the source's.
-    """
-    known = dict(model.args or {})
-    if "model_type" not in said:
-        if said and has_args and model.config is None:
-            fact = Fact(f"training arguments {', '.join(sorted(said))}", "--config")
-            return replace(model, args={**known, **said}).noting(facts=[fact]), None
-        return model, None
-    family = family_of(said)
-    told = args_of(family, said, defaults=False).args
-    told = {name: value for name, value in told.items() if known.get(name) is None}
-    if told:
-        fact = Fact(f"{len(told)} arguments from config.json", f"--config: {', '.join(sorted(told))}")
-        model = replace(model, args={**known, **told}).noting(facts=[fact])
-    vocabulary = positive_int(said, "vocab_size", model.path)
-    if model.vocab_size is None and vocabulary is not None:
-        fact = Fact(f"{vocabulary} true rows of the vocabulary", "--config: vocab_size")
-        model = replace(model, vocab_size=vocabulary).noting(facts=[fact])
-    return model, family.name
+    return target_layout(model, options)
 
 
 def _translate(
@@ -222,26 +190,17 @@ def _vocabulary(
     model: StoredModel,
     family: ModelFamily,
     sizes: ModelSizes,
-    target: TargetFormat,
     layout: ParallelLayout,
-    options: ConvertOptions,
+    options: TargetOptions,
+    said: int | None,
 ) -> VocabularyPlan:
-    recorded, said = model.vocab_size, options.vocab_size
-    if not target.is_sharded:
+    recorded = model.vocab_size
+    if isinstance(options, WholeOptions):
         keeps = family.huggingface.keeps_padding
         return unpad_vocabulary(sizes.vocab, recorded, said, options.vocab_padding, keeps_padding=keeps)
     args = model.args or {}
     is_padded = model.config is None
     return plan_vocabulary(sizes.vocab, recorded, said, args, model.tp, layout.tp, model.path, is_padded=is_padded)
-
-
-def _spec_caution(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> list[str]:
-    """A warning if norms get the other spec's names by default: a run of the source's spec would ignore them."""
-    renamed = target.is_core and options.core.container == "torch" and options.core.spec is None
-    if not renamed or model.spec != "local":
-        return []
-    names = "norms get the names of Transformer Engine, and have those of the local spec in the source"
-    return [f"{names}: --spec local keeps them"]
 
 
 def _copies(model: StoredModel) -> list[Replica]:
@@ -261,11 +220,11 @@ def _choices(
     )
 
 
-def _copied(options: ConvertOptions, laid_out: TargetFiles) -> dict[str, Path]:
-    if options.tokenizer is None:
+def _copied(tokenizer: Path | None, laid_out: TargetFiles) -> dict[str, Path]:
+    if tokenizer is None:
         return {}
     taken = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
-    return tokenizer_files(options.tokenizer, taken)
+    return tokenizer_files(tokenizer, taken)
 
 
 def _layout_words(model: StoredModel) -> str:
@@ -275,12 +234,3 @@ def _layout_words(model: StoredModel) -> str:
         "unknown" if model.stages is None else f"of {','.join(map(str, model.stages))} layers, VPP {model.vpp}, uneven"
     )
     return f"TP {model.tp} x PP {model.pp or 'unknown'} (stages {known})"
-
-
-def _dialect(target: TargetFormat, options: ConvertOptions) -> str:
-    dialect = options.dialect or target.dialects[0]
-    if dialect not in target.dialects:
-        names = ", ".join(target.dialects)
-        flag = "--fork" if target.name in ("deepspeed", "gpt-neox") else "--dialect"
-        raise UsageError(f"{flag} {dialect}: {target.name} has no such choice", remedy=f"choose one of {names}")
-    return dialect

@@ -2,64 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from streamconv.core.errors import UsageError
-from streamconv.formats.source import StoredModel
+from streamconv.core.errors import AmbiguousError, UsageError
+from streamconv.core.options import Given, Option, all_options
+from streamconv.formats.frameworks import source_options, target_options
+from streamconv.formats.registry import find_source
+from streamconv.formats.source import SourceFormat
 from streamconv.formats.target import TargetFormat
-from streamconv.planning.request import ConvertOptions
+from streamconv.planning.options import NOWHERE
 
-__all__ = ["refuse_unused_options"]
+__all__ = ["refuse_unused_for", "refuse_unused_options"]
 
 
-def refuse_unused_options(model: StoredModel, target: TargetFormat, options: ConvertOptions) -> None:
-    """Refuse the options that have no effect on this conversion.
+def refuse_unused_options(given: Given, source: SourceFormat, target: TargetFormat, to: str) -> None:
+    """Refuse the options that have no effect on a conversion.
+
+    An option that targets have is for the target, any other one of a source is for the source.
+
+    Args:
+        given: the user's options.
+        source: what is converted.
+        target: what it is converted to.
+        to: the user's words for the target.
 
     Raises:
         UsageError: such an option is given; the message says what it is for.
     """
     where = f"--to {target.name}"
-    if options.to not in (target.name, "null"):
-        where += f", which --to {options.to} is for this model"
-    for said, flag, purpose in _for_whole(options) if target.is_sharded else _for_ranks(options):
-        if said:
-            raise UsageError(f"{flag} ({purpose}) has no meaning with {where}", remedy="leave it out")
-    for said, flag, purpose in _for_some(options):
-        if said and flag not in target.takes:
-            raise UsageError(f"{flag} ({purpose}) has no meaning with {where}", remedy="leave it out")
-    for said, flag, purpose in _for_megatron(options) if model.config is not None else ():
-        if said:
-            raise UsageError(f"{flag} ({purpose}) has no meaning for a Hugging Face source", remedy="leave it out")
+    if to not in (target.name, NOWHERE):
+        where += f", which --to {to} is for this model"
+    for each in given.without_effect([target.options], all_options(target_options().values())):
+        raise _refusal(each, f"with {where}")
+    _refuse_unused(given, [source, target])
 
 
-def _for_whole(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """Options of a target without ranks: (whether it is given, the flag, what it is for)."""
-    yield options.vocab_padding is not None, "--vocab-padding", "whether a target that pads nothing keeps the padding"
-    yield options.tokenizer is not None, "--tokenizer", "files that go along with a Hugging Face model"
-    yield options.max_shard_nbytes is not None, "--max-shard-size", "the largest file of a Hugging Face model"
+def _refuse_unused(given: Given, takers: Collection[SourceFormat | TargetFormat]) -> None:
+    """Refuse the options of sources that none of ``takers`` has.
+
+    Raises:
+        UsageError: such an option is given; the message says what it is for.
+    """
+    for each in given.without_effect([taker.options for taker in takers], all_options(source_options())):
+        sources = " or ".join(dict.fromkeys(taker.title for taker in takers if isinstance(taker, SourceFormat)))
+        raise _refusal(each, f"for a {sources} source" if sources else "for a lone file")
 
 
-def _for_ranks(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """Options of a target that is a training checkpoint."""
-    yield options.layout.tp not in (None, 1), "--tp", "the ranks of a training checkpoint"
-    yield options.layout.pp not in (None, 1), "--pp", "the stages of a training checkpoint"
-    yield options.layout.pp_layers is not None, "--pp-layers", "the stages of a training checkpoint"
-    yield options.for_release, "--for-release", "counters among the training arguments start anew"
-    yield not options.keep_args, "--no-args", "the training arguments stay behind"
-    yield options.source.iteration is not None, "--iteration", "the iteration that a training checkpoint is of"
+def refuse_unused_for(paths: Mapping[str, Path], given: Given) -> None:
+    """Refuse the options of sources that have no effect on any of several checkpoints, or on the one they are for.
+
+    Args:
+        paths: the checkpoints, by the prefixes of options for one of them.
+        given: the user's options.
+
+    Raises:
+        UsageError: such an option is given; the message says what it is for.
+    """
+    known = all_options(source_options())
+    if not any(name in known or _is_for(name, paths) for name in given.values):
+        return
+    formats = {side: _format_of(path, given.get(f"{side}_tag", given.get("tag"))) for side, path in paths.items()}
+    takers = [source for source in formats.values() if source is not None]
+    if takers or all(path.is_file() for path in paths.values()):
+        _refuse_unused(given, takers)
+    for side, path in paths.items():
+        source, prefixed = formats[side], {each.prefixed(side).name: each for each in known.values()}
+        for name in given.values.keys() & prefixed.keys():
+            if (source is not None or path.is_file()) and not _takes(source, prefixed[name]):
+                what = f"for a {source.title} source" if source else "for a lone file"
+                raise _refusal(prefixed[name].prefixed(side), what)
 
 
-def _for_some(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """Options of some targets, which list them in ``takes``."""
-    yield options.layout.vpp not in (None, 1), "--vpp", "virtual stages of Megatron-LM"
-    yield options.core.container is not None, "--container", "the container of a Megatron-Core checkpoint"
-    yield options.core.spec is not None, "--spec", "the layers that load a Megatron-Core checkpoint"
-    yield options.core.release is not None, "--megatron-version", "the release that loads a Megatron-Core checkpoint"
+def _is_for(name: str, paths: Mapping[str, Path]) -> bool:
+    return any(name.startswith(f"{side}_") for side in paths)
 
 
-def _for_megatron(options: ConvertOptions) -> Iterator[tuple[bool, str, str]]:
-    """Options of a source that Megatron wrote."""
-    source = options.source
-    yield source.qkv_layout is not None, "--qkv-layout", "the order of rows in Megatron's query_key_value"
-    yield source.glu_order is not None, "--glu-order", "the order of halves in Megatron's dense_h_to_4h"
-    yield source.tag is not None, "--tag", "which checkpoint below a root is meant"
+def _takes(source: SourceFormat | None, each: Option) -> bool:
+    return source is not None and each.name in all_options([source.options])
+
+
+def _format_of(path: Path, tag: str | None) -> SourceFormat | None:
+    """The format of a folder; None of a file, of nothing, and of a folder that two formats claim."""
+    if not path.is_dir():
+        return None
+    try:
+        return find_source(path, tag)
+    except AmbiguousError:
+        return None
+
+
+def _refusal(each: Option, where: str) -> UsageError:
+    return UsageError(f"{each.flag} ({each.purpose}) has no meaning {where}", remedy="leave it out")

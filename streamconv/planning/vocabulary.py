@@ -17,9 +17,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.source import positive_int
 
-__all__ = ["PADDING_POLICIES", "VocabularyPlan", "plan_vocabulary", "repad", "unpad_vocabulary"]
-
-PADDING_POLICIES = ("strip", "keep")
+__all__ = ["VocabularyPlan", "plan_vocabulary", "repad", "unpad_vocabulary"]
 
 DEFAULT_DIVISOR = 128
 _MOST_ROWS = 1 << 31
@@ -114,7 +112,7 @@ def unpad_vocabulary(
         stored: rows in the source over all ranks.
         recorded: true size from the checkpoint, None if it does not record one.
         said: true size from ``--vocab-size``.
-        policy: one of :data:`PADDING_POLICIES`, from ``--vocab-padding``; None is ``keep`` for a family whose published
+        policy: ``strip`` or ``keep``, from ``--vocab-padding``; None is ``keep`` for a family whose published
             models keep it, else ``strip``.
         keeps_padding: whether the family's published models keep the padding.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from streamconv.planning.capabilities import Capability
+from streamconv.core.result import Face
+from streamconv.planning.capabilities import Capability, FamilyTable
+from streamconv.report.notebook import text_html
 
-__all__ = ["capability_markdown", "capability_text"]
+__all__ = ["capability_dict", "capability_markdown", "capability_text"]
 
 
-def capability_text(cells: Sequence[Capability]) -> str:
+def capability_text(table: FamilyTable) -> str:
     """The table for a terminal: a line with the targets of each source, and a line for each reason of refusals."""
-    return "\n".join(_lines(cells))
+    return "\n".join(_lines(table.cells))
 
 
 def _lines(cells: Sequence[Capability]) -> Iterator[str]:
@@ -37,8 +40,9 @@ def _refusals(cells: Sequence[Capability]) -> dict[str, list[str]]:
     return by_reason
 
 
-def capability_markdown(cells: Sequence[Capability]) -> str:
+def capability_markdown(table: FamilyTable) -> str:
     """The table for the documentation: a row for each family and source, a column for each target."""
+    cells = table.cells
     targets = list(dict.fromkeys(cell.target.name for cell in cells))
     reasons = list(dict.fromkeys(cell.refusal for cell in cells if cell.refusal is not None))
     lines = [
@@ -53,3 +57,20 @@ def capability_markdown(cells: Sequence[Capability]) -> str:
         lines.append(f"| {title} | {source} | {' | '.join(marks)} |")
     lines += ["", *(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1))]
     return "\n".join(lines)
+
+
+def capability_dict(table: FamilyTable) -> dict[str, Any]:
+    """The table as plain data."""
+    rows = (
+        {"family": c.family.name, "source": c.source.name, "target": c.target.name, "refusal": c.refusal}
+        for c in table.cells
+    )
+    return {"conversions": list(rows)}
+
+
+def _line(table: FamilyTable) -> str:
+    families = {cell.family.name for cell in table.cells}
+    return f"{len(families)} families, {sum(cell.refusal is None for cell in table.cells)} conversions"
+
+
+FamilyTable.face = Face(_line, capability_text, capability_dict, lambda table: text_html(capability_text(table)))

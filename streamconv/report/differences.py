@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
-from streamconv.report.blocks import Block, Pairs, Remarks, Table
+from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
+from streamconv.report.notebook import blocks_html
 from streamconv.verification.compare import Comparison, TensorPlace, ValueDifference
 from streamconv.verification.sides import Side
 from streamconv.verification.verify import Verification
@@ -158,3 +160,28 @@ def verification_dict(found: Verification) -> dict[str, Any]:
         ],
         "comparison": None if found.comparison is None else comparison_dict(found.comparison),
     }
+
+
+def _comparison_line(found: Comparison) -> str:
+    verdict = "equal" if found.is_equal else "the same values" if found.is_faithful else "different"
+    return f"{verdict}, {found.compared} tensors compared: {found.a.path} and {found.b.path}"
+
+
+def _verification_line(found: Verification) -> str:
+    verdict = "not whole" if found.broken else "values differ" if found.exit_code else "whole"
+    compared = "" if found.comparison is None else f", {found.comparison.compared} tensors compared"
+    return f"{verdict}{compared}: {found.report.path}"
+
+
+Comparison.face = Face(
+    _comparison_line,
+    lambda found: plain_text(comparison_blocks(found)),
+    comparison_dict,
+    lambda found: blocks_html(comparison_blocks(found)),
+)
+Verification.face = Face(
+    _verification_line,
+    lambda found: plain_text(verification_blocks(found)),
+    verification_dict,
+    lambda found: blocks_html(verification_blocks(found)),
+)

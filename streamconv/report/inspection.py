@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow
+from streamconv.core.result import Face
+from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow, report_dict
 from streamconv.memory.budget import format_bytes
-from streamconv.report.blocks import Block, Pairs, Remarks, Table
+from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
+from streamconv.report.notebook import blocks_html
 from streamconv.values.statistics import joined
 
 __all__ = ["Detail", "report_blocks"]
@@ -269,3 +271,15 @@ def _globals(report: InspectionReport) -> Table:
 def _files_of(files: Iterable[str]) -> str:
     names = list(files)
     return names[0] if len(names) == 1 else f"{len(names)} files, first {names[0]}"
+
+
+def _line(report: InspectionReport) -> str:
+    return f"{report.what}, {format_bytes(report.nbytes)}, {_count(len(report.findings), 'finding')}: {report.path}"
+
+
+InspectionReport.face = Face(
+    _line,
+    lambda report: plain_text(report_blocks(report, Detail())),
+    report_dict,
+    lambda report: blocks_html(report_blocks(report, Detail())),
+)

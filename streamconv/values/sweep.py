@@ -13,9 +13,9 @@ import numpy.typing as npt
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
-from streamconv.io.source import check_io_mode
 from streamconv.memory.budget import MIB, parse_budget
 from streamconv.memory.fit import MemoryNeed, fit_budget
+from streamconv.values.options import ReadingOptions
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Part", "SweepSettings", "fit_sweep", "sweep"]
@@ -46,14 +46,13 @@ class Part:
     arrays: tuple[NDArray, ...]
 
 
-def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, sides: int = 1) -> SweepSettings:
+def fit_sweep(options: ReadingOptions, *, sides: int = 1) -> SweepSettings:
     """Fit the buffers into a budget; each thread reads ``sides`` tensors at a time.
 
     Raises:
         MemoryBudgetError: the budget is below the smallest that works in this process.
         UsageError: a choice makes no sense.
     """
-    check_io_mode(io)
     need = MemoryNeed(
         what="looking at values",
         nbytes=lambda block, threads: threads * (2 * sides * block + _MARGIN_PER_THREAD),
@@ -62,8 +61,8 @@ def fit_sweep(max_ram: str, io: str = "direct", jobs: int | None = None, *, side
         margin=_MARGIN,
         threads=((_THREADS, _SMALLEST_BLOCK),),
     )
-    fitted = fit_budget(need, parse_budget(max_ram), jobs)
-    return SweepSettings(fitted.threads, fitted.block, io)
+    fitted = fit_budget(need, parse_budget(options.max_ram), options.jobs)
+    return SweepSettings(fitted.threads, fitted.block, options.io)
 
 
 def sweep(

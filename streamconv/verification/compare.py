@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from streamconv.core.dtypes import DType, cast_into
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.result import Result
 from streamconv.core.views import put
 from streamconv.io.checksums import SourceChecksums
 from streamconv.values.distance import bits_differ, distance, numbers
@@ -63,8 +64,8 @@ class ValueDifference:
     b: TensorPlace
 
 
-@dataclass(slots=True)
-class Comparison:
+@dataclass(slots=True, repr=False)
+class Comparison(Result):
     """The result of a comparison. ``compared`` counts the tensors that both sides have, without copies."""
 
     a: Side

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.options import Given
 from streamconv.core.replica import Replica
-from streamconv.formats.registry import open_source
-from streamconv.formats.source import SourceOptions, StoredModel
+from streamconv.formats.source import StoredModel
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import Assembly, assemble
+from streamconv.planning.opening import open_supplied
 from streamconv.planning.recognise import recognise
 from streamconv.planning.vocabulary import VocabularyPlan
 
@@ -31,7 +32,7 @@ class Copy:
     name: str | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Side:
     """One checkpoint: its tensors by name, and the kind of names (canonical or stored).
 
@@ -52,51 +53,55 @@ class Side:
     copies: dict[str, Copy] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Side({self.path!r}, {self.what}, {len(self.tensors)} tensors by {self.names} names)"
+
 
 def open_sides(
-    a: Path, b: Path, options: SourceOptions, replicated: str = "first", options_b: SourceOptions | None = None
+    a: Path, b: Path, given_a: Given, given_b: Given, replicated: str = "first", otherwise: Given | None = None
 ) -> tuple[Side, Side]:
     """Open both sides under the same kind of names: canonical ones if both are translated models, else stored ones.
 
     Args:
         a: a file or folder.
         b: another.
-        options: the user's options for both.
+        given_a: the user's options for ``a``.
+        given_b: those for ``b``.
         replicated: which copy of ``a``'s replicated parameters is compared, ``first`` or ``mean``.
-        options_b: the options for ``b``; if they leave it ambiguous, ``options`` are used.
+        otherwise: the options for ``b`` that are used if ``given_b`` leave it ambiguous.
 
     Raises:
         SourceError: a side is not there, or not a checkpoint.
         DamagedError: a side is broken.
         AmbiguousError: a side needs an option to be understood.
     """
-    first = _canonical(a, options, replicated)
-    options_b = options_b or options
+    first = _canonical(a, given_a, replicated)
     try:
-        second = _canonical(b, options_b, "first")
+        second = _canonical(b, given_b, "first")
     except AmbiguousError:
-        options_b = options
-        second = _canonical(b, options_b, "first")
+        if otherwise is None:
+            raise
+        given_b = otherwise
+        second = _canonical(b, given_b, "first")
     if isinstance(first, Side) and isinstance(second, Side):
         heads = second.heads if first.heads is None else first.heads
         if (first.heads is None) != (second.heads is None):
-            said = replace(options, num_heads=heads), replace(options_b, num_heads=heads)
-            return open_sides(a, b, said[0], replicated, said[1])
+            return open_sides(a, b, given_a.plus(num_heads=heads), given_b.plus(num_heads=heads), replicated)
         return first, second
     refusals = [error for error in (first, second) if isinstance(error, StreamconvError)]
-    sides = _stored(a, options), _stored(b, options_b)
+    sides = _stored(a, given_a), _stored(b, given_b)
     for side in sides:
         side.notes += [f"compared by stored names: {error.what}" for error in refusals[:1]]
     return sides
 
 
-def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | StreamconvError:
+def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvError:
     """A side under canonical names, or the error why it has none."""
     if not path.is_dir():
         return SourceError("a lone file", where=path)
     try:
-        _, opened = open_source(path, options)
-        model, family, sizes = recognise(opened, options.num_heads, by_args=True)
+        _, opened, named = open_supplied(path, given)
+        model, family, sizes = recognise(opened, given.get("num_heads"), named, by_args=True)
     except AmbiguousError:
         raise
     except SourceError as error:
@@ -119,7 +124,7 @@ def _canonical(path: Path, options: SourceOptions, replicated: str) -> Side | St
         tensors=tensors,
         vocabulary=frozenset(vocabulary),
         lacks=frozenset(_lacking(family, model.num_layers)),
-        vocab_size=model.vocab_size,
+        vocab_size=given.get("vocab_size", model.vocab_size),
         heads=sizes.heads,
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
         copies=dict(_copies(assembly, model)),
@@ -139,10 +144,10 @@ def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]
         yield name, Copy(copy, whole, None)
 
 
-def _stored(path: Path, options: SourceOptions) -> Side:
+def _stored(path: Path, given: Given) -> Side:
     """A side under the names in its files."""
     if not path.is_dir():
         report, tensors = inspect_file(path)
         return Side(report.path, report.what, "stored", tensors)
-    inspected = inspect_folder(path, options)
+    inspected = inspect_folder(path, given)
     return Side(inspected.report.path, inspected.report.what, "stored", inspected.stored())

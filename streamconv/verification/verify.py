@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamconv.core.errors import DamagedError, SourceError, UsageError
+from streamconv.core.errors import DamagedError, SourceError
+from streamconv.core.options import Given
+from streamconv.core.result import Result
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
-from streamconv.formats.source import SourceOptions
-from streamconv.inspection.inspect import Inspection, InspectionReport, inspect
+from streamconv.inspection.inspect import InspectionReport, inspect
 from streamconv.inspection.integrity import check_files
+from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import Finding
+from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.values.sweep import SweepSettings, fit_sweep
 from streamconv.verification.compare import Comparison, compare
@@ -23,8 +26,8 @@ _DIFFERENT, _BROKEN = 7, 6
 Progress = Callable[[int, int], None]
 
 
-@dataclass(slots=True)
-class Verification:
+@dataclass(slots=True, repr=False)
+class Verification(Result):
     """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison."""
 
     report: InspectionReport
@@ -42,51 +45,44 @@ class Verification:
 
 
 def verify(
-    dst: str | Path,
-    against: str | Path | None = None,
-    options: SourceOptions | None = None,
-    *,
+    dst: Path,
+    against: Path | None,
+    given: Given,
+    own: Given,
+    reading: ReadingOptions,
     replicated: str = "first",
-    vocab_size: int | None = None,
-    max_ram: str = "auto",
-    io: str = "direct",
-    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Verify a checkpoint.
-
-    Containers first: every record's CRC-32, headers, indexes, and that no rank, layer or shard is missing. Then, if
-    ``against`` is given and the checkpoint is whole, both sides are opened anew and every element is compared under
-    canonical names; where dtypes differ, the other side's value is first cast as by a conversion. Copies inside the
-    checkpoint (replicated parameters, a tied head) must be equal.
+    """Verify a checkpoint; see :func:`streamconv.verify`.
 
     Args:
         dst: the checkpoint to verify.
-        against: the checkpoint that it was made from, of any format.
-        options: the user's options for ``against`` (the number of heads is that of both), or for ``dst`` alone.
-        replicated: which copy of ``against``'s replicated parameters is compared, ``first`` or ``mean``.
-        vocab_size: true rows of the vocabulary; None takes the number that a side records.
-        max_ram: the memory budget.
-        io: how to read.
-        jobs: threads.
+        against: the checkpoint that it was made from.
+        given: the user's options for ``against``, or for ``dst`` alone.
+        own: those for ``dst``, where it is compared; ``given`` are used where they leave it ambiguous.
+        reading: how values are read.
+        replicated: which copy of ``against``'s replicated parameters is compared; ``fail`` wants them equal.
         progress: called with (bytes done, bytes in all) of the pass that runs.
 
     Raises:
         SourceError: a side is not there or not a checkpoint.
         DamagedError: ``dst`` is a single file that cannot be opened, or ``against`` is broken.
+        DifferenceError: copies in ``against`` differ, and ``replicated`` is ``fail``.
         MemoryBudgetError: the budget is too small.
     """
-    options = options or SourceOptions()
-    own = options if against is None else replace(options, tag=None, qkv_layout=None)
-    report = inspect(dst, Inspection(check=True, max_ram=max_ram, io=io, jobs=jobs, source=own), progress)
-    if own.tag is None:
-        report.findings += _root_faults(Path(dst), report)
+    own = given if against is None else own
+    report = inspect(dst, own, InspectOptions(check=True), reading, progress)
+    if "tag" not in own.values:
+        report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
     if against is None or result.broken:
         return result
-    source, made = _with_vocabulary(open_sides(Path(against), Path(dst), options, replicated, own), vocab_size)
-    settings = fit_sweep(max_ram, io, jobs, sides=2)
-    result.drifts = compare_replicas(made.replicas, "first", io, settings.block)
+    policy = "first" if replicated == "fail" else replicated
+    source, made = open_sides(against, dst, given, own, policy, otherwise=given)
+    settings = fit_sweep(reading, sides=2)
+    if replicated == "fail":
+        compare_replicas(source.replicas, "fail", settings.io, settings.block)
+    result.drifts = compare_replicas(made.replicas, "first", settings.io, settings.block)
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
     _check_source(source, result.comparison, settings)
     return result
@@ -109,16 +105,6 @@ def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
     return []
 
 
-def _with_vocabulary(sides: tuple[Side, Side], vocab_size: int | None) -> tuple[Side, Side]:
-    """The sides with the user's true size of the vocabulary, which not every format records."""
-    if vocab_size is not None:
-        if vocab_size < 1:
-            raise UsageError(f"--vocab-size {vocab_size}: must be at least 1")
-        for side in sides:
-            side.vocab_size = vocab_size
-    return sides
-
-
 def _check_source(source: Side, comparison: Comparison, settings: SweepSettings) -> None:
     """Raise if values differ because the source is broken: shards that were read in parts have not been compared with
     their CRC-32 yet.
@@ -130,32 +116,21 @@ def _check_source(source: Side, comparison: Comparison, settings: SweepSettings)
 
 
 def diff(
-    a: str | Path,
-    b: str | Path,
-    options: SourceOptions | None = None,
-    *,
-    vocab_size: int | None = None,
-    max_ram: str = "auto",
-    io: str = "direct",
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    a: Path, b: Path, given_a: Given, given_b: Given, reading: ReadingOptions, progress: Progress | None = None
 ) -> Comparison:
-    """The differences between two checkpoints, under canonical names if both are translated models, else under stored
-    names. Where dtypes differ, values are compared as numbers.
+    """The differences between two checkpoints; see :func:`streamconv.diff`.
 
     Args:
         a: a checkpoint file or folder.
         b: another.
-        options: the user's options for both.
-        vocab_size: true rows of the vocabulary; None takes the number that a side records.
-        max_ram: the memory budget.
-        io: how to read.
-        jobs: threads.
+        given_a: the user's options for ``a``.
+        given_b: those for ``b``.
+        reading: how values are read.
         progress: called with (bytes done, bytes in all).
 
     Raises:
         SourceError, DamagedError: a side is not there, not a checkpoint, or broken.
         MemoryBudgetError: the budget is too small.
     """
-    sides = _with_vocabulary(open_sides(Path(a), Path(b), options or SourceOptions()), vocab_size)
-    return compare(*sides, fit_sweep(max_ram, io, jobs, sides=2), cast=False, progress=progress)
+    sides = open_sides(a, b, given_a, given_b)
+    return compare(*sides, fit_sweep(reading, sides=2), cast=False, progress=progress)

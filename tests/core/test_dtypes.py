@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from streamconv.core.dtypes import DTYPES, DType, cast_into, dtype_from_storage, dtype_named, parse_dtype
-from streamconv.core.errors import DifferenceError, UsageError
+from streamconv.core.dtypes import CAST_TYPES, DTYPES, cast_into, dtype_from_storage, dtype_named
+from streamconv.core.errors import DifferenceError
+from streamconv.core.kinds import InvalidValue
 
 WEIGHTS = ("float32", "bfloat16", "float16")
 CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -160,11 +161,10 @@ def test_numpys_types_hold_torchs_bytes() -> None:
 )
 def test_a_type_has_a_long_and_a_short_name(words: tuple[str, ...], name: str) -> None:
     for word in words:
-        parsed: DType = parse_dtype(word)
-        assert parsed is DTYPES[name]
+        assert CAST_TYPES.read(word) is CAST_TYPES.read(word.upper()) is DTYPES[name]
 
 
 @pytest.mark.parametrize("word", ["", "int8", "int64", "bool", "float8_e4m3fn", "complex64", "bf32", "FloatStorage"])
 def test_what_weights_cannot_be_cast_to_is_refused(word: str) -> None:
-    with pytest.raises(UsageError, match="not a type that weights can be cast to"):
-        parse_dtype(word)
+    with pytest.raises(InvalidValue, match="no such choice"):
+        CAST_TYPES.read(word)

@@ -409,7 +409,7 @@ def test_engines_are_found_by_their_modules() -> None:
 
 
 def test_an_engine_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--engine gpu: no such engine") as caught:
+    with pytest.raises(UsageError, match="engine='gpu': no such choice") as caught:
         convert(REAL[1].folder, tmp_path / "out", engine="gpu")
     assert all(name in str(caught.value.remedy) for name in NAMES)
     assert not (tmp_path / "out").exists()
@@ -417,6 +417,6 @@ def test_an_engine_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -
 
 def test_more_threads_than_an_engine_has_a_use_for_are_refused(tmp_path: Path) -> None:
     for name, jobs in (("serial", 2), (ADDED, 3)):
-        with pytest.raises(UsageError, match=f"--jobs {jobs}: the engine {name} has a use for {jobs - 1}"):
+        with pytest.raises(UsageError, match=f"jobs={jobs}: the engine {name} has a use for {jobs - 1}"):
             convert(REAL[1].folder, tmp_path / "out", engine=name, jobs=jobs, max_ram="1G")
     assert convert(REAL[1].folder, None, engine="serial", jobs=1, max_ram="1G").fit.threads == 1

@@ -8,6 +8,7 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ import torch
 from streamconv import convert, plan
 from streamconv.containers.torch_save.zip_writer import TorchLayout
 from streamconv.core.errors import MemoryBudgetError, UsageError
-from streamconv.execution.fit import Fit, RunChoices, _needed_nbytes, check_budget, settings_for
+from streamconv.execution.fit import Fit, _needed_nbytes, check_budget, settings_for
+from streamconv.execution.options import RunOptions
 from streamconv.io.direct import PAGE
 from streamconv.io.source import IO_MODES
 from streamconv.memory.budget import MIB
@@ -24,6 +26,7 @@ from streamconv.models.parameter import ParameterId, Section
 from streamconv.moves.tiles import buffer_nbytes
 from streamconv.planning.plan import OutputTensor, Plan
 from tests import hf_models
+from tests.options import given
 from tests.places import REAL
 from tests.processes import STREAMCONV, start
 from tests.stored import stored
@@ -51,9 +54,9 @@ def wide(work: Plan, path: Path, columns: int, dtype: torch.dtype = torch.float3
     return replace(work, files=tuple(files))
 
 
-def refusal(work: Plan, choices: RunChoices, error: type[Exception]) -> str:
+def refusal(work: Plan, choices: dict[str, Any], error: type[Exception]) -> str:
     with pytest.raises(error) as caught:
-        check_budget(work, choices)
+        check_budget(work, RunOptions(**choices))
     return str(caught.value)
 
 
@@ -81,10 +84,10 @@ def test_buffers_fit_every_budget_from_the_floor_on(jobs: int | None, work: Plan
     floor = int(said(refusal(work, {"max_ram": "1M", "jobs": jobs}, MemoryBudgetError), "--max-ram")[:-1])
     blocks = []
     for more in (*range(1, 40), 60, 100, 200, 500, 1000, 4000, 100_000):
-        choices: RunChoices = {"max_ram": f"{floor + more}M", "jobs": jobs}
+        choices: dict[str, Any] = {"max_ram": f"{floor + more}M", "jobs": jobs}
         if jobs is not None and buffer_nbytes(64 << 10, jobs) > more * MIB // 4:
             continue  # so many threads may not fit
-        fit = check_budget(work, choices)
+        fit = check_budget(work, RunOptions(**choices))
         assert fits(fit)
         assert fit.threads == (jobs or fit.threads)
         assert fit.block % PAGE == 0
@@ -122,22 +125,22 @@ def test_a_block_holds_a_row_of_the_widest_matrix(columns: int, work: Plan, tmp_
     assert plan.smallest_block >= 4 * columns
     floor = said(refusal(plan, {"max_ram": "1M"}, MemoryBudgetError), "--max-ram")
     for more in ("0M", "3M", "50M", "3000M"):
-        fit = check_budget(plan, {"max_ram": f"{int(a_little_more(floor)[:-1]) + int(more[:-1])}M"})
+        fit = check_budget(plan, RunOptions(max_ram=f"{int(a_little_more(floor)[:-1]) + int(more[:-1])}M"))
         assert fit.block >= plan.smallest_block
         assert fits(fit)
 
 
 def test_what_is_held_besides_raises_the_floor(work: Plan) -> None:
-    floors = [check_budget(work, {"max_ram": "4G"}, held).floor_nbytes for held in (0, 100 * MIB, 1000 * MIB)]
+    floors = [check_budget(work, RunOptions(max_ram="4G"), held).floor_nbytes for held in (0, 100 * MIB, 1000 * MIB)]
     assert abs(floors[1] - floors[0] - 100 * MIB) <= 2 * MIB
     assert abs(floors[2] - floors[0] - 1000 * MIB) <= 2 * MIB
     with pytest.raises(MemoryBudgetError, match="workable floor"):
-        check_budget(work, {"max_ram": "500M"}, 1000 * MIB)
+        check_budget(work, RunOptions(max_ram="500M"), 1000 * MIB)
 
 
 @pytest.mark.parametrize("asked", ["64K", "65K", "1M", "8M", "20MB"])
 def test_a_block_that_is_asked_for_is_given_in_whole_pages(asked: str, work: Plan) -> None:
-    fit = check_budget(work, {"max_ram": "8G", "block_size": asked, "jobs": 3})
+    fit = check_budget(work, RunOptions(max_ram="8G", block_size=asked, jobs=3))
     nbytes = {"64K": 65536, "65K": 65536, "1M": MIB, "8M": 8 * MIB, "20MB": 20_000_000 // PAGE * PAGE}[asked]
     assert (fit.block, fit.threads) == (nbytes, 3)
     assert (fit.settings.block, fit.settings.threads, fit.settings.io) == (nbytes, 3, "direct")
@@ -162,17 +165,17 @@ def test_a_block_that_is_asked_for_is_given_in_whole_pages(asked: str, work: Pla
     ],
     ids=str,
 )
-def test_the_budget_that_is_said_works(choices: RunChoices, work: Plan) -> None:
+def test_the_budget_that_is_said_works(choices: dict[str, Any], work: Plan) -> None:
     """From the floor on, where it is one thread that fits at first, then two."""
     floor = int(said(refusal(work, {"max_ram": "1M"}, MemoryBudgetError), "--max-ram")[:-1])
     choices = choices.copy()
     for above in (0, 200, 400, 600, 800, 1000, 1500, 4000, 12_000):
         choices["max_ram"] = f"{floor * 1024 + above}K"
         with suppress(MemoryBudgetError):
-            assert fits(check_budget(work, choices))
+            assert fits(check_budget(work, RunOptions(**choices)))
             continue
         choices["max_ram"] = a_little_more(said(refusal(work, choices, MemoryBudgetError), "--max-ram"))
-        assert fits(check_budget(work, choices))
+        assert fits(check_budget(work, RunOptions(**choices)))
 
 
 @pytest.mark.slow
@@ -191,7 +194,7 @@ def test_the_floor_of_a_plan_that_looks_at_values_works(tmp_path: Path) -> None:
 
 def test_the_floor_that_is_said_works(work: Plan) -> None:
     floor = said(refusal(work, {"max_ram": "1M"}, MemoryBudgetError), "--max-ram")
-    assert fits(check_budget(work, {"max_ram": a_little_more(floor)}))
+    assert fits(check_budget(work, RunOptions(max_ram=a_little_more(floor))))
     assert f"{int(floor[:-1])}.00 MiB" in refusal(work, {"max_ram": "2M"}, MemoryBudgetError)
 
 
@@ -207,7 +210,7 @@ def test_the_numbers_of_what_does_not_fit_are_said(work: Plan) -> None:
 def test_the_block_size_that_is_said_works(asked: str, work: Plan) -> None:
     text = refusal(work, {"max_ram": "4G", "block_size": asked}, UsageError)
     assert f"--block-size {asked}: a row of this model's matrices needs 65536" in text
-    assert check_budget(work, {"max_ram": "4G", "block_size": said(text, "--block-size")}).block == 65536
+    assert check_budget(work, RunOptions(max_ram="4G", block_size=said(text, "--block-size"))).block == 65536
 
 
 @pytest.mark.parametrize("columns", [16_384, 17_408, 18_000, 18_001, 20_480, 50_001, 262_144])
@@ -219,16 +222,15 @@ def test_the_block_size_that_is_said_works_for_rows_of_any_length(
     smallest = max(plan.smallest_block, 64 << 10)
     text = refusal(plan, {"max_ram": "8G", "block_size": "16K"}, UsageError)
     assert f"needs {smallest}" in text
-    fit = check_budget(plan, {"max_ram": "8G", "block_size": said(text, "--block-size")})
+    fit = check_budget(plan, RunOptions(max_ram="8G", block_size=said(text, "--block-size")))
     assert smallest <= fit.block < smallest + 2 * PAGE
 
 
 @pytest.mark.parametrize("size", ["", "lots", "0", "-1", "1.5M", "8X", "0K"])
-def test_a_block_size_that_is_none_is_refused(size: str, work: Plan) -> None:
-    text = refusal(work, {"max_ram": "4G", "block_size": size}, UsageError)
-    assert f"--block-size {size}: not a size" in text
-    with pytest.raises(UsageError, match="--block-size"):
-        settings_for(None, {"block_size": size})
+def test_a_block_size_that_is_none_is_refused(size: str) -> None:
+    for words in ({}, {"max_ram": "4G"}):
+        with pytest.raises(UsageError, match=f"block_size={size!r}: not a size"):
+            given(**words, block_size=size)
 
 
 @pytest.mark.parametrize("jobs", [0, -1, MOST_THREADS + 1, 10**9])
@@ -236,26 +238,29 @@ def test_a_number_of_threads_that_makes_no_sense_is_refused(jobs: int, work: Pla
     text = refusal(work, {"max_ram": "8G", "jobs": jobs}, UsageError)
     assert f"--jobs {jobs}: choose 1 to {MOST_THREADS} threads" in text
     with pytest.raises(UsageError, match=f"--jobs {jobs}"):
-        settings_for(None, {"jobs": jobs})
+        settings_for(None, RunOptions(jobs=jobs))
 
 
 @pytest.mark.parametrize("jobs", [1, MOST_THREADS])
 def test_the_numbers_of_threads_that_are_said_work(jobs: int, work: Plan) -> None:
-    assert check_budget(work, {"max_ram": "64G", "jobs": jobs}).threads == jobs
-    assert settings_for(None, {"jobs": jobs}).threads == jobs
+    assert check_budget(work, RunOptions(max_ram="64G", jobs=jobs)).threads == jobs
+    assert settings_for(None, RunOptions(jobs=jobs)).threads == jobs
 
 
-@pytest.mark.parametrize("io", ["", "Direct", "telepathy"])
+@pytest.mark.parametrize("io", ["", "telepathy"])
 def test_a_mode_that_is_none_is_refused_with_those_that_are(io: str, work: Plan) -> None:
-    text = refusal(work, {"io": io}, UsageError)
-    assert f"--io {io}: no such mode" in text
-    assert "direct, pread, mmap" in text
+    with pytest.raises(UsageError, match=f"io={io!r}: no such choice") as caught:
+        given(io=io)
+    assert "direct, pread, mmap" in str(caught.value)
     for mode in IO_MODES:
-        assert check_budget(work, {"io": mode, "max_ram": "4G"}).io == mode
+        assert check_budget(work, RunOptions(io=mode, max_ram="4G")).io == mode
 
 
 def test_without_a_plan_the_choices_are_taken_as_they_are(work: Plan) -> None:
-    settings = settings_for(None, {"io": "pread", "jobs": 3, "block_size": "1M"})
+    settings = settings_for(None, RunOptions(io="pread", jobs=3, block_size="1M"))
     assert (settings.block, settings.threads, settings.io) == (MIB, 3, "pread")
-    assert settings_for(None, {"block_size": "1"}).block == PAGE
-    assert settings_for(work, {"max_ram": "4G", "jobs": 1}) == check_budget(work, {"max_ram": "4G", "jobs": 1}).settings
+    assert settings_for(None, RunOptions(block_size="1")).block == PAGE
+    assert (
+        settings_for(work, RunOptions(max_ram="4G", jobs=1))
+        == check_budget(work, RunOptions(max_ram="4G", jobs=1)).settings
+    )

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from streamconv import convert
+from streamconv import convert, verify
 from streamconv.inspection.integrity import check_files
 from streamconv.values.sweep import SweepSettings
-from streamconv.verification.verify import Verification, verify
+from streamconv.verification.verify import Verification
 from tests import oracle
 from tests.damage import cut, flip, records
 from tests.places import FRAMEWORKS, LABELLED, REAL

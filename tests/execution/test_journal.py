@@ -381,7 +381,7 @@ def test_a_first_line_that_is_none_of_ours_is_refused_and_kept(first: Any, tmp_p
     (tmp_path / "out/.streamconv/new").mkdir(parents=True)
     path = tmp_path / "out/.streamconv/journal"
     path.write_bytes(line(first))
-    with pytest.raises(DestinationError, match="--restart") as caught:
+    with pytest.raises(DestinationError, match="restart=True") as caught:
         convert(SOURCE, tmp_path / "out", max_ram="1G", to="megatron-legacy")
     assert str(tmp_path / "out") in str(caught.value)
     assert path.read_bytes() == line(first)

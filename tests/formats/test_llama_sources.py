@@ -14,9 +14,9 @@ import torch
 
 from streamconv.core.errors import AmbiguousError, DamagedError, StreamconvError, UnsupportedError
 from streamconv.formats.deepspeed import source as deepspeed
-from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
 from streamconv.formats.megatron.legacy import source as megatron_legacy_source
-from streamconv.formats.source import SourceOptions, StoredModel
+from streamconv.formats.source import StoredModel
 from streamconv.models.fused import gather
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import Section
@@ -27,6 +27,7 @@ from tests.making import deepspeed as making
 from tests.making.deepspeed import Tensors
 from tests.making.families import case_of
 from tests.making.labelled import GLU, QKV, Labelled, part_of
+from tests.options import source_options
 from tests.places import FRAMEWORKS, LABELLED, REAL
 
 REAL_LLAMA = FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0"
@@ -90,7 +91,7 @@ def without(*names: str, **changed: Any) -> dict[str, Any]:
 
 
 def opened(root: Path, **options: Any) -> StoredModel:
-    return deepspeed.open_model(root, SourceOptions.said(**options))
+    return deepspeed.open_model(root, source_options(**options))
 
 
 def canonical(model: StoredModel, num_heads: int | None = None) -> Tensors:
@@ -432,7 +433,7 @@ def legacy_folder(root: Path, rows: Rows, args: Mapping[str, Any] | None) -> Pat
 
 
 def opened_legacy(root: Path, **options: Any) -> StoredModel:
-    return megatron_legacy_source.open_model(root, SourceOptions.said(**options))
+    return megatron_legacy_source.open_model(root, source_options(**options))
 
 
 @pytest.mark.parametrize("biases", [False, True])

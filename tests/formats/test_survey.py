@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import plan
+from streamconv import plan, verify
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.formats.survey import Survey, survey
-from streamconv.verification.verify import verify
 from tests.inspection.samples import BLOOM, LLAMA, cut_off, look, step_of, words_of
 from tests.places import MADE
 
@@ -178,7 +177,7 @@ def test_a_whole_pipeline_of_a_user_is_no_damage(name: str, tp: int, pp: int, tm
     root = write(tmp_path, FOREIGN[name], tp, pp)
     with pytest.raises(UnsupportedError, match="a pipeline of DeepSpeed whose layers are"):
         plan(root, to="huggingface")
-    report = look(root, statistics=True)
+    report = look(root, stats=True)
     assert (report.what, report.exit_code()) == ("DeepSpeed, pipeline engine", 0)
     assert [finding.severity for finding in report.findings] == ["note"]
     assert verify(root).exit_code == 0

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from streamconv.inspection.inspect import Inspection, InspectionReport, inspect
+from streamconv import inspect
+from streamconv.inspection.report import InspectionReport
 from tests.places import FRAMEWORKS
 
 GPT = FRAMEWORKS / "bs_gpt2_tp2pp2_fp16_z1"
@@ -58,7 +59,7 @@ def changed(path: Path, **tensors: torch.Tensor) -> None:
 
 
 def look(path: Path, **options: Any) -> InspectionReport:
-    return inspect(path, Inspection(**{"max_ram": "2G", **options}))
+    return inspect(path, **{"max_ram": "2G", **options})
 
 
 def words_of(report: InspectionReport) -> str:

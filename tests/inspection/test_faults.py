@@ -112,7 +112,7 @@ def test_each_fault_is_named(name: str, tmp_path: Path) -> None:
     change(folder)
     if "distcp" in expected:
         (folder / "__1_0.distcp").write_bytes(b"")
-    report = look(root, check=True, statistics=True)
+    report = look(root, check=True, stats=True)
     assert expected in "\n".join(f"{f.what} {f.where}" for f in report.findings if f.exit_code == 6), words_of(report)
     assert report.exit_code() == 6
     assert report.files or report.tensors
@@ -161,7 +161,7 @@ def test_optimizer_files_beyond_the_grid_are_named(tmp_path: Path) -> None:
 def test_an_attack_in_any_file_is_named_and_never_run(name: str, source: Path, tmp_path: Path) -> None:
     root, trace = copied(source, tmp_path), tmp_path / "trace"
     torch.save({"w": torch.ones(3), "x": Attack(trace)}, step_of(root) / name)
-    report = look(root, check=True, statistics=True)
+    report = look(root, check=True, stats=True)
     found = [f for f in report.findings if "posix.system" in f.what]
     assert found, words_of(report)
     assert name in str(found[0].where)

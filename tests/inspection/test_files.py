@@ -208,7 +208,7 @@ def test_globals_are_those_that_torch_finds(name: str) -> None:
 def test_an_attack_is_shown_and_never_run(new: bool, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"w": BASE, "x": Attack(trace)}, tmp_path / "t.pt", _use_new_zipfile_serialization=new)
-    report = look(tmp_path / "t.pt", check=True, statistics=True)
+    report = look(tmp_path / "t.pt", check=True, stats=True)
     (row,) = [row for row in report.globals if row.verdict == "executes"]
     assert (row.name, row.called) == ("posix.system", 1)
     assert "posix.system" in report.findings[0].what

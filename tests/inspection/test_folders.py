@@ -216,7 +216,7 @@ def test_an_untranslated_family_is_described_and_mapped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"tp": 0}, {"pp": 0}, {"pp": 5}, {"tp": -1}])
 def test_a_target_that_cannot_be_is_refused(change: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match=r"--target-[tp]p"):
+    with pytest.raises(UsageError, match=r"target_[tp]p"):
         look(BLOOM, **{f"target_{name}": value for name, value in change.items()})
 
 

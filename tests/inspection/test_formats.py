@@ -98,7 +98,7 @@ def dist(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_torch_dist_folder(tmp_path: Path) -> None:
     tree = dist(tmp_path / "iter_0000012")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("12")
-    report = look(tmp_path, check=True, statistics=True)
+    report = look(tmp_path, check=True, stats=True)
     assert report.what == "Megatron-Core, torch_dist"
     assert report.path == str(tmp_path / "iter_0000012")
     assert {row.name: (row.shape, row.nbytes) for row in report.tensors} == {
@@ -138,7 +138,7 @@ def test_faults_of_a_torch_dist_folder_name_the_file(tmp_path: Path) -> None:
         "common": "common.pt",
         "attack": "common.pt",
     }.items():
-        report = look(tmp_path / word, statistics=True, check=True)
+        report = look(tmp_path / word, stats=True, check=True)
         assert name in "\n".join(f"{f.what} {f.where}" for f in report.findings if f.exit_code == 6), word
         assert report.exit_code() == 6
         assert report.tensors
@@ -181,7 +181,7 @@ def hugging_face(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_hugging_face_folder(tmp_path: Path) -> None:
     tree = hugging_face(tmp_path / "hf")
-    report = look(tmp_path / "hf", statistics=True)
+    report = look(tmp_path / "hf", stats=True)
     assert report.what == "Hugging Face"
     assert {row.name: row.shape for row in report.tensors} == {name: tuple(t.shape) for name, t in tree.items()}
     model = report.model
@@ -264,7 +264,7 @@ def test_zero_folders(name: str, what: str, stage: int) -> None:
     ("name", "what"), [("z1_bf16.universal", "DeepSpeed, universal checkpoint"), ("z1_bf16.fp32", "zero_to_fp32")]
 )
 def test_what_is_made_of_zero_folders(name: str, what: str) -> None:
-    report = look(FRAMEWORKS / name, statistics=True, check=True)
+    report = look(FRAMEWORKS / name, stats=True, check=True)
     assert what in report.what
     paths = {str(path.relative_to(FRAMEWORKS / name)) for path in (FRAMEWORKS / name).rglob("*.*") if path.is_file()}
     assert {row.path for row in report.files} == paths

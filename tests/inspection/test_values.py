@@ -19,7 +19,7 @@ DEEP = MADE / "bloom_L7_tp2pp3_embpart_z0"
 
 @pytest.mark.parametrize("source", [*REAL, LABELLED[1], LABELLED[4]], ids=lambda source: source.name)
 def test_the_model_is_measured_over_all_ranks(source: Source) -> None:
-    report = look(source.folder, statistics=True)
+    report = look(source.folder, stats=True)
     whole = oracle.source_model(source.folder, source.heads, blocks=source.blocks)
     assert report.statistics is not None
     names = {row.name for row in report.statistics}
@@ -51,7 +51,7 @@ def test_a_broken_layer_is_flagged_and_no_other(kind: str, source: Path, tmp_pat
     for rank in (0,) if kind in ("nan", "inf") else (0, 1):
         path = step_of(root) / f"layer_{number:02d}-model_{rank:02d}-model_states.pt"
         changed(path, **{key.replace(".", "__"): change(torch.load(path, weights_only=True)[key])})
-    report = look(root, statistics=True)
+    report = look(root, stats=True)
     flagged = {row.name: row.flags for row in report.statistics or () if row.flags}
     assert list(flagged) == [f"layers.2.{key}"]
     assert words in " ".join(flagged[f"layers.2.{key}"])
@@ -70,7 +70,7 @@ def test_drifted_replicas_name_parameter_rank_and_file(tmp_path: Path) -> None:
     other = bias.clone()
     other[2] += 16
     changed(path, input_layernorm__bias=other)
-    report = look(root, statistics=True)
+    report = look(root, stats=True)
     (finding,) = [f for f in report.findings if "drifted" in f.what]
     assert finding.what.startswith(
         "layers.3.input_layernorm.bias has drifted: rank 1 differs from rank 0 in 1 elements"
@@ -78,11 +78,11 @@ def test_drifted_replicas_name_parameter_rank_and_file(tmp_path: Path) -> None:
     assert "by at most 16" in finding.what
     assert finding.where == str(path)
     assert report.exit_code() == 7
-    assert not look(DEEP, statistics=True).findings
+    assert not look(DEEP, stats=True).findings
 
 
 def test_the_real_drift_of_bloom_is_found() -> None:
-    report = look(BLOOM, statistics=True)
+    report = look(BLOOM, stats=True)
     ranks = [torch.load(step_of(BLOOM) / f"layer_03-model_0{r}-model_states.pt", weights_only=True) for r in (0, 1)]
     norms = [name for name in ranks[0] if "layernorm" in name or name.endswith(("dense.bias", "4h_to_h.bias"))]
     drifted = {name for name in norms if not torch.equal(ranks[0][name], ranks[1][name])}
@@ -93,17 +93,17 @@ def test_the_real_drift_of_bloom_is_found() -> None:
 
 def test_a_pattern_leaves_the_rest_unread(tmp_path: Path) -> None:
     root = copied(BLOOM, tmp_path)
-    report = look(root, statistics=True, pattern="layers.1.mlp.*")
+    report = look(root, stats=True, tensors="layers.1.mlp.*")
     names = {name for name in oracle.source_model(BLOOM) if name.startswith("layers.1.mlp.")}
     assert {row.name for row in report.tensors} == names
     assert {row.name for row in report.statistics or ()} == names
-    assert look(root, pattern="nothing*").tensors == []
+    assert look(root, tensors="nothing*").tensors == []
 
 
 def test_a_file_is_measured_as_stored(tmp_path: Path) -> None:
     tree = {"w": torch.randn(30, 20), "n": torch.tensor([1.0, torch.nan]), "i": torch.arange(9), "e": torch.empty(0)}
     torch.save(tree, tmp_path / "t.pt")
-    report = look(tmp_path / "t.pt", statistics=True)
+    report = look(tmp_path / "t.pt", stats=True)
     assert report.statistics is not None
     for row in report.statistics:
         assert_equal(row.values, expected(tree[row.name]))

@@ -19,6 +19,7 @@ from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import MemoryBudgetError, UsageError
 from streamconv.memory.budget import MIB
 from streamconv.values.measure import tensor_statistics
+from streamconv.values.options import ReadingOptions
 from streamconv.values.statistics import Moments, Statistics, flags_of, joined, together
 from streamconv.values.sweep import SweepSettings, fit_sweep
 
@@ -180,13 +181,13 @@ def test_sizes_beyond_all_bounds_are_words_too() -> None:
 
 def test_a_budget_below_the_floor_is_refused_with_a_number_that_works() -> None:
     with pytest.raises(MemoryBudgetError) as caught:
-        fit_sweep("10M")
+        fit_sweep(ReadingOptions(max_ram="10M"))
     assert caught.value.remedy is not None
     number = caught.value.remedy.split()[2]
     assert number.endswith("M")
-    enough = fit_sweep(f"{int(number[:-1]) + 16}M")
+    enough = fit_sweep(ReadingOptions(max_ram=f"{int(number[:-1]) + 16}M"))
     assert enough.block >= 256 << 10
-    assert fit_sweep("64G") == SweepSettings(threads=2, block=8 << 20, io="direct")
+    assert fit_sweep(ReadingOptions(max_ram="64G")) == SweepSettings(threads=2, block=8 << 20, io="direct")
 
 
 @pytest.mark.parametrize(("sides", "jobs", "threads"), [(1, None, 2), (2, 1, 1), (2, 3, 3), (3, None, 2)])
@@ -194,7 +195,9 @@ def test_blocks_of_all_threads_and_sides_fill_the_budget(sides: int, jobs: int |
     """Beside the resident set each thread has 14 MiB and two blocks for each side, and 8 MiB are left."""
     resident = psutil.Process().memory_info().rss
     each = 14 * MIB + 2 * sides * 4 * MIB
-    fitted = fit_sweep(f"{(resident + 8 * MIB + threads * each) // 1024}K", jobs=jobs, sides=sides)
+    fitted = fit_sweep(
+        ReadingOptions(max_ram=f"{(resident + 8 * MIB + threads * each) // 1024}K", jobs=jobs), sides=sides
+    )
     assert fitted.threads == threads
     assert fitted.block == pytest.approx(4 * MIB, abs=MIB)
 
@@ -202,4 +205,4 @@ def test_blocks_of_all_threads_and_sides_fill_the_budget(sides: int, jobs: int |
 @pytest.mark.parametrize("jobs", [0, -1, 10_000])
 def test_threads_that_make_no_sense_are_refused(jobs: int) -> None:
     with pytest.raises(UsageError, match="--jobs"):
-        fit_sweep("4G", jobs=jobs)
+        fit_sweep(ReadingOptions(max_ram="4G", jobs=jobs))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from streamconv.formats.source import SourceOptions
+from streamconv.core.options import Given
 from streamconv.values.sweep import SweepSettings
 from streamconv.verification.compare import Comparison, compare
 from streamconv.verification.sides import open_sides
@@ -36,7 +36,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def compared(a: Path, b: Path, threads: int = 2, block: int = 1 << 20, *, cast: bool = False) -> Comparison:
-    sides = open_sides(a, b, SourceOptions())
+    sides = open_sides(a, b, Given({}), Given({}))
     return compare(*sides, SweepSettings(threads, block, "direct"), cast=cast)
 
 

@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import convert
+from streamconv import convert, diff, verify
 from streamconv.core.errors import DamagedError
-from streamconv.formats.source import SourceOptions
-from streamconv.models.orders import QkvLayout
 from streamconv.report.differences import verification_dict
-from streamconv.verification.verify import Verification, diff, verify
+from streamconv.verification.verify import Verification
 from tests import oracle
 from tests.damage import cut, flip, mend, records
 from tests.places import LABELLED, REAL, Source
@@ -134,8 +132,8 @@ def test_means_of_copies_verify_as_such(dtype: str | None, tmp_path: Path) -> No
 
 def test_options_are_of_the_source_alone(tmp_path: Path) -> None:
     convert(BLOCKS.folder, tmp_path / "out", qkv_layout="blocks", **RAM, to="megatron-legacy")
-    same(tmp_path / "out", BLOCKS.folder, options=SourceOptions(tag="global_step3", qkv_layout=QkvLayout.BLOCKS))
-    found = verify(tmp_path / "out", BLOCKS.folder, SourceOptions(qkv_layout=QkvLayout.INTERLEAVED), **RAM)
+    same(tmp_path / "out", BLOCKS.folder, tag="global_step3", qkv_layout="blocks")
+    found = verify(tmp_path / "out", BLOCKS.folder, qkv_layout="interleaved", **RAM)
     assert (found.exit_code, f"layers.3.{QKV}.weight.key" in names(found)) == (7, True)
 
 

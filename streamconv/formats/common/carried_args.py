@@ -6,12 +6,13 @@ from typing import Any
 
 from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import is_plain
+from streamconv.formats.options import TrainingOptions
 from streamconv.formats.target import TargetModel
 
 __all__ = ["carried_args"]
 
 
-def carried_args(model: TargetModel) -> tuple[dict[str, Any], list[str]]:
+def carried_args(model: TargetModel[TrainingOptions]) -> tuple[dict[str, Any], list[str]]:
     """The source's arguments with the target's sizes and dtype, and the names of those that are not plain data.
 
     If the source has no arguments, the known sizes are used instead.
@@ -40,6 +41,6 @@ def carried_args(model: TargetModel) -> tuple[dict[str, Any], list[str]]:
     if model.dtype is not None:
         name = model.dtype.name
         kept |= {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}
-    if model.for_release:
+    if model.options.for_release:
         kept |= {"consumed_train_samples": 0, "consumed_valid_samples": 0}
     return kept, dropped

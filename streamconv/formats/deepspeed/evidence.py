@@ -8,30 +8,18 @@ from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, DamagedError
 from streamconv.formats.common.row_orders import first_weight, join_separate_heads, settle_glu, weigh
-from streamconv.formats.source import Fact, SourceOptions, StoredModel
+from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.source import Fact, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = [
-    "BIGSCIENCE",
-    "DEEPSPEEDAI",
-    "DEEPSPEEDAI_2024_11",
     "ParallelSize",
     "agree",
     "settle_qkv",
     "settle_rows",
 ]
-
-BIGSCIENCE = "bigscience"
-"""bigscience-workshop/Megatron-DeepSpeed. As a numbering of layer files also deepspeedai's fork before 53db2b14
-(2023-07).
-"""
-
-DEEPSPEEDAI_2024_11 = "deepspeedai-2024-11"
-"""deepspeedai/Megatron-DeepSpeed before 676a482c (2024-12): rows of query_key_value are interleaved."""
-
-DEEPSPEEDAI = "deepspeedai"
-"""deepspeedai/Megatron-DeepSpeed since 676a482c. As a numbering of layer files since 53db2b14 (2023-07)."""
 
 _BIGSCIENCE_ARGS = ("embed_layernorm", "glu_activation", "kill_switch_path", "sync_tp_duplicated_parameters")
 _FPDT = "ds_sequence_parallel_fpdt"
@@ -69,7 +57,7 @@ def agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None,
     return ParallelSize(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
 
 
-def settle_rows(model: StoredModel, options: SourceOptions, numbered_by: str | None) -> StoredModel:
+def settle_rows(model: StoredModel, options: TrainingSourceOptions, numbered_by: str | None) -> StoredModel:
     """The model with the orders of all its fused rows, the fork that wrote it, and the evidence of both.
 
     Args:
@@ -101,7 +89,7 @@ def _fork(model: StoredModel, numbered_by: str | None, is_before_blocks: bool) -
     return None
 
 
-def settle_qkv(model: StoredModel, options: SourceOptions, bigscience_numbering: bool) -> StoredModel:
+def settle_qkv(model: StoredModel, options: TrainingSourceOptions, bigscience_numbering: bool) -> StoredModel:
     """The model with the row order of query_key_value and its evidence; no key and no shape shows the order.
 
     Args:

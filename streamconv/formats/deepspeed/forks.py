@@ -13,8 +13,9 @@ from typing import Any
 from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import Call
 from streamconv.formats.common.refusals import Runs
-from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
 from streamconv.formats.deepspeed.runs import BIGSCIENCE_RUNS, DEEPSPEEDAI_BEFORE_RUNS, DEEPSPEEDAI_RUNS
+from streamconv.formats.options import TrainingOptions
 from streamconv.formats.recorded import whole
 from streamconv.formats.target import TargetModel
 from streamconv.models import mechanisms as made_of
@@ -27,6 +28,7 @@ _FPDT = "ds_sequence_parallel_fpdt"
 _FPDT_ARGS = (_FPDT, f"{_FPDT}_chunk_size", f"{_FPDT}_offloading")
 _POSITION_TYPE = Global("megatron.enums", "PositionEmbeddingType")
 _POSITION_TYPES = {made_of.ROTARY: 1, made_of.LEARNED: 2, made_of.ALIBI: 3}
+_Model = TargetModel[TrainingOptions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +51,25 @@ class Fork:
     norm_after: int
     orders: RowOrders
     runs: Runs
-    lacks_for: Callable[[TargetModel], str | None]
-    arguments: Callable[[TargetModel], Mapping[str, Any]]
-    entries: Callable[[TargetModel], Mapping[str, Any]]
-    scheduler: Callable[[TargetModel], Mapping[str, Any] | None]
+    lacks_for: Callable[[_Model], str | None]
+    arguments: Callable[[_Model], Mapping[str, Any]]
+    entries: Callable[[_Model], Mapping[str, Any]]
+    scheduler: Callable[[_Model], Mapping[str, Any] | None]
     start: str
     first_only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
 
-def counted(model: TargetModel, name: str) -> int:
+def counted(model: _Model, name: str) -> int:
     """The training progress of the source by an argument that counts it, such as samples; 0 for a fresh start."""
-    return 0 if model.for_release else whole((model.args or {}).get(name)) or 0
+    return 0 if model.options.for_release else whole((model.args or {}).get(name)) or 0
 
 
-def _lacks_nothing(model: TargetModel) -> str | None:
+def _lacks_nothing(model: _Model) -> str | None:
     return None
 
 
-def _bigscience_lacks_for(model: TargetModel) -> str | None:
+def _bigscience_lacks_for(model: _Model) -> str | None:
     """[``megatron/model/gpt_model.py:GPTModelPipe``: the embedding is a ``TiedLayerSpec``; ``megatron/arguments.py``;
     ``megatron/model/positional_embeddings.py:RotaryEmbedding``, whose base is its default]
     """
@@ -83,7 +85,7 @@ def _bigscience_lacks_for(model: TargetModel) -> str | None:
     return None
 
 
-def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
+def _deepspeedai_arguments(model: _Model) -> dict[str, Any]:
     """The arguments of the fork's model [``megatron/arguments.py:_add_network_size_args``, ``checkpointing.py``:
     ``check_checkpoint_args`` compares ``num_key_value_heads`` and ``add_position_embedding``].
     """
@@ -101,16 +103,16 @@ def _deepspeedai_arguments(model: TargetModel) -> dict[str, Any]:
     }
 
 
-def _deepspeedai_arguments_now(model: TargetModel) -> dict[str, Any]:
+def _deepspeedai_arguments_now(model: _Model) -> dict[str, Any]:
     """The same and an argument that tells readers of rows in blocks [``megatron/arguments.py``, since 676a482c]."""
     return {**_deepspeedai_arguments(model), _FPDT: bool((model.args or {}).get(_FPDT))}
 
 
-def _position_type(model: TargetModel) -> int:
+def _position_type(model: _Model) -> int:
     return next(number for kind, number in _POSITION_TYPES.items() if kind in model.family.mechanisms)
 
 
-def _bigscience_arguments(model: TargetModel) -> dict[str, Any]:
+def _bigscience_arguments(model: _Model) -> dict[str, Any]:
     """[``megatron/arguments.py``; ``checkpointing.py:check_checkpoint_args`` compares the enum]"""
     return {
         "position_embedding_type": Call(_POSITION_TYPE, (_position_type(model),)),
@@ -119,17 +121,17 @@ def _bigscience_arguments(model: TargetModel) -> dict[str, Any]:
     }
 
 
-def _vocabulary(model: TargetModel) -> dict[str, int]:
+def _vocabulary(model: _Model) -> dict[str, int]:
     true = {} if model.vocab_size is None else {"original_vocab_size": model.vocab_size}
     return {**true, "padded_vocab_size": model.sizes.vocab}
 
 
-def _bigscience_entries(model: TargetModel) -> dict[str, Any]:
+def _bigscience_entries(model: _Model) -> dict[str, Any]:
     """[``megatron/checkpointing.py:_checkpoint_info``]"""
     return {"checkpoint_info": dict(reversed(_vocabulary(model).items()))}
 
 
-def _deepspeedai_entries(model: TargetModel) -> dict[str, Any]:
+def _deepspeedai_entries(model: _Model) -> dict[str, Any]:
     """[``megatron/checkpointing.py:_universal_checkpoint_info``, ``model/gpt_model.py:UniversalCheckpointInfo``, the
     pipeline's patterns, with its name of untied positions; ``deepspeed/checkpoint/constants.py``]
     """
@@ -161,11 +163,11 @@ def _deepspeedai_entries(model: TargetModel) -> dict[str, Any]:
     return {"universal_checkpoint_info": info}
 
 
-def _no_scheduler(model: TargetModel) -> None:
+def _no_scheduler(model: _Model) -> None:
     return None
 
 
-def _bigscience_scheduler(model: TargetModel) -> dict[str, Any]:
+def _bigscience_scheduler(model: _Model) -> dict[str, Any]:
     """The progress of the schedule, with None for its shape. The loader always reads this entry, and stops if the shape
     is not that of its own run, unless the run overrides it
     [``megatron/learning_rates.py:AnnealingLR.load_state_dict``; its steps are samples].
@@ -220,4 +222,4 @@ _BIGSCIENCE = Fork(
 )
 
 FORKS = {fork.name: fork for fork in (_DEEPSPEEDAI_NOW, _DEEPSPEEDAI_BEFORE, _BIGSCIENCE)}
-"""The forks by the name of their dialect; the first that runs a model is the default for it."""
+"""The forks by their names; the first that runs a model is the default for it."""

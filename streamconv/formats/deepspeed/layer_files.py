@@ -41,7 +41,7 @@ LayerFiles = dict[int, dict[int, StoredFile]]
 class Layers:
     """The layer files of a checkpoint: tensors by place, the file number of each role, and the names in the pickles.
 
-    ``numbered_by`` is ``evidence.BIGSCIENCE`` or ``evidence.DEEPSPEEDAI``, None if neither.
+    ``numbered_by`` is ``options.BIGSCIENCE`` or ``options.DEEPSPEEDAI``, None if neither.
     """
 
     tp: int

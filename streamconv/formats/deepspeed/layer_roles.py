@@ -12,7 +12,7 @@ from pathlib import Path
 
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults, listed
-from streamconv.formats.deepspeed.evidence import BIGSCIENCE, DEEPSPEEDAI
+from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI
 from streamconv.models.parameter import Section
 
 __all__ = ["check_roles", "is_megatron", "numbered_by", "role_of"]

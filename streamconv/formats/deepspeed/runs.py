@@ -7,6 +7,7 @@ Read at: bigscience-workshop/Megatron-DeepSpeed 8387ae1, deepspeedai/Megatron-De
 from __future__ import annotations
 
 from streamconv.formats.common.refusals import Run, Runs
+from streamconv.formats.options import TrainingOptions
 from streamconv.formats.target import TargetModel
 from streamconv.models import mechanisms as made_of
 from streamconv.models.mechanisms import Mechanism
@@ -58,7 +59,7 @@ BIGSCIENCE_RUNS: Runs = {
 """bigscience's."""
 
 
-def mechanisms_of(model: TargetModel) -> frozenset[Mechanism]:
+def mechanisms_of(model: TargetModel[TrainingOptions]) -> frozenset[Mechanism]:
     """The mechanisms of one model: those of its family, without any that its sizes and arguments do not use."""
     sizes, percent = model.sizes, (model.args or {}).get("rotary_percent", 1)
     unused = {

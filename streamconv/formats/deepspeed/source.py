@@ -15,10 +15,11 @@ from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import count_layers, join_ranks
-from streamconv.formats.deepspeed.evidence import DEEPSPEEDAI, agree, settle_rows
+from streamconv.formats.deepspeed.evidence import agree, settle_rows
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import module_tensors, open_layers
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
+from streamconv.formats.deepspeed.options import DEEPSPEEDAI, SOURCE_OPTIONS
 from streamconv.formats.deepspeed.rank_files import (
     RankFiles,
     left_behind,
@@ -30,8 +31,9 @@ from streamconv.formats.deepspeed.rank_files import (
 )
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary, whole
-from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
@@ -71,7 +73,7 @@ def claims(path: Path) -> str | None:
     return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
 
 
-def open_model(path: Path, options: SourceOptions) -> StoredModel:
+def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """Open a Megatron-DeepSpeed checkpoint, metadata only.
 
     Args:
@@ -97,7 +99,7 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
 
 
 def _open_pipeline(
-    folder: Path, children: list[str], names: FolderNames, ranks: RankFiles, options: SourceOptions
+    folder: Path, children: list[str], names: FolderNames, ranks: RankFiles, options: TrainingSourceOptions
 ) -> StoredModel:
     layers = open_layers(folder, names, whole((ranks.args or {}).get("num_layers")))
     tp = agree(folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
@@ -126,7 +128,9 @@ def _open_pipeline(
     return model.noting(dropped=left_behind(folder, children, ranks))
 
 
-def _open_without_pipeline(folder: Path, children: list[str], ranks: RankFiles, options: SourceOptions) -> StoredModel:
+def _open_without_pipeline(
+    folder: Path, children: list[str], ranks: RankFiles, options: TrainingSourceOptions
+) -> StoredModel:
     per_rank = [module_tensors(file) for file in ranks.files]
     tensors = join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
     num_layers = count_layers(tensors, folder)
@@ -143,7 +147,7 @@ def _open_without_pipeline(folder: Path, children: list[str], ranks: RankFiles, 
 def _model(
     folder: Path,
     ranks: RankFiles,
-    options: SourceOptions,
+    options: TrainingSourceOptions,
     kind: str,
     tp: int,
     num_layers: int,
@@ -185,4 +189,4 @@ def _join_positions(tensors: Mapping[ParameterId, tuple[LazyTensor, ...]]) -> di
     return result
 
 
-SOURCE = SourceFormat("deepspeed", open_model, claims, refusal)
+SOURCE = SourceFormat("deepspeed", open_model, claims, refusal, SOURCE_OPTIONS, "Megatron-DeepSpeed")

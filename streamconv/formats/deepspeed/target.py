@@ -24,6 +24,7 @@ from streamconv.core.layout import RankCoordinates
 from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.deepspeed.forks import FORKS, Fork, counted
 from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
+from streamconv.formats.deepspeed.options import DeepSpeedOptions
 from streamconv.formats.deepspeed.refusals import refusal
 from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.source import Fact
@@ -31,14 +32,14 @@ from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetForma
 from streamconv.models.mechanisms import in_words
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
-__all__ = ["AUTO", "TARGET", "lay_out"]
+__all__ = ["TARGET", "lay_out"]
 
-AUTO = "auto"
 CHECKPOINT_VERSION = 3.0
 _SIZE = Global("torch", "Size")
+_Model = TargetModel[DeepSpeedOptions]
 
 
-def lay_out(model: TargetModel) -> TargetFiles:
+def lay_out(model: _Model) -> TargetFiles:
     """Every layer's and every rank's file, ``latest``, and facts about the result.
 
     Raises:
@@ -63,10 +64,10 @@ def lay_out(model: TargetModel) -> TargetFiles:
     return TargetFiles(tuple(files), {LATEST: tag}, tuple(facts), warnings, fork.orders, owned=OWNED)
 
 
-def _choose(model: TargetModel) -> tuple[Fork, str]:
+def _choose(model: _Model) -> tuple[Fork, str]:
     """The requested fork, else the source's own, else the first that runs the model; and the reason."""
-    if model.dialect != AUTO:
-        fork = FORKS[model.dialect]
+    if model.options.fork is not None:
+        fork = FORKS[model.options.fork]
         lacking = _lacking(fork, model)
         if lacking is None:
             return fork, f"--fork {fork.name}"
@@ -87,13 +88,13 @@ def _choose(model: TargetModel) -> tuple[Fork, str]:
     raise UnsupportedError(f"no fork runs {model.family.title}: {reasons}", remedy="convert --to huggingface")
 
 
-def _lacking(fork: Fork, model: TargetModel) -> str | None:
+def _lacking(fork: Fork, model: _Model) -> str | None:
     """What a model needs and a fork lacks, in words; None if the fork runs it."""
     missing = mechanisms_of(model) - fork.runs.keys()
     return in_words(missing) if missing else fork.lacks_for(model)
 
 
-def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str, Slot]]]:
+def _layers(model: _Model, fork: Fork) -> Iterator[tuple[int, int, dict[str, Slot]]]:
     """(number of the file, stage, slots by key) of each layer that has parameters."""
     last, end = model.layout.pp - 1, fork.first_block + model.layout.num_layers - 1
     yield fork.embedding, 0, _slots(model, Section.EMBEDDING)
@@ -105,7 +106,7 @@ def _layers(model: TargetModel, fork: Fork) -> Iterator[tuple[int, int, dict[str
         yield end + fork.norm_after + 1, last, _slots(model, Section.HEAD)
 
 
-def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
+def _slots(model: _Model, section: Section, layer: int = -1) -> dict[str, Slot]:
     keys = (p.key for p in model.family.parameters if p.section is section)
     return {key: Slot(ParameterId(section, layer, key)) for key in keys}
 
@@ -114,14 +115,14 @@ def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
     return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), RankCoordinates(rank, stage), tree, "")
 
 
-def _layer_files(model: TargetModel, fork: Fork, tag: str) -> Iterator[TargetFile]:
+def _layer_files(model: _Model, fork: Fork, tag: str) -> Iterator[TargetFile]:
     """[``deepspeed/runtime/pipe/module.py:ckpt_layer_path``]"""
     for number, stage, slots in _layers(model, fork):
         for rank in range(model.layout.tp):
             yield _file(f"{tag}/{layer_file(number, rank)}", rank, stage, OrderedDict(slots))
 
 
-def _rank_files(model: TargetModel, fork: Fork, tag: str, args: argparse.Namespace | None) -> Iterator[TargetFile]:
+def _rank_files(model: _Model, fork: Fork, tag: str, args: argparse.Namespace | None) -> Iterator[TargetFile]:
     """[``deepspeed/runtime/engine.py:_get_ckpt_name``]"""
     for stage in range(model.layout.pp):
         shapes = _param_shapes(model, fork, stage)
@@ -131,7 +132,7 @@ def _rank_files(model: TargetModel, fork: Fork, tag: str, args: argparse.Namespa
 
 
 def _rank_tree(
-    model: TargetModel, fork: Fork, shapes: OrderedDict[str, Call], args: argparse.Namespace | None
+    model: _Model, fork: Fork, shapes: OrderedDict[str, Call], args: argparse.Namespace | None
 ) -> dict[str, Any]:
     """The entries of :func:`DeepSpeedEngine._common_checkpoint_state`, and those of the fork.
 
@@ -168,7 +169,7 @@ def _rank_tree(
     }
 
 
-def _param_shapes(model: TargetModel, fork: Fork, stage: int) -> OrderedDict[str, Call]:
+def _param_shapes(model: _Model, fork: Fork, stage: int) -> OrderedDict[str, Call]:
     """The shapes of one rank's parameters, by the pipeline engine's names, tied ones first
     [``deepspeed/runtime/pipe/module.py:_build``; ``engine.py:_get_zero_param_shapes``].
     """
@@ -185,12 +186,12 @@ def _param_shapes(model: TargetModel, fork: Fork, stage: int) -> OrderedDict[str
     return OrderedDict((name, Call(_SIZE, (shape,))) for name, shape in shapes)
 
 
-def _arguments(model: TargetModel, fork: Fork) -> tuple[argparse.Namespace | None, list[Fact]]:
+def _arguments(model: _Model, fork: Fork) -> tuple[argparse.Namespace | None, list[Fact]]:
     """The training arguments for the fork, None if none are written; and facts about them."""
     if model.args is None and model.sizes.heads is None:
         # The forks compare the number of heads and stop where args lack it; without args they compare nothing.
         return None, [Fact("no args", "the source has none, and the number of heads is not known")]
-    if not model.keep_args:
+    if not model.options.keep_args:
         return None, []
     kept, dropped = carried_args(model)
     own = fork.arguments(model)
@@ -205,4 +206,4 @@ def _arguments(model: TargetModel, fork: Fork) -> tuple[argparse.Namespace | Non
     return namespace, [Fact(f"left out of args: {', '.join(left)}", "not plain data")] if left else []
 
 
-TARGET = TargetFormat("deepspeed", (AUTO, *FORKS), lay_out, refusal)
+TARGET = TargetFormat("deepspeed", lay_out, refusal, DeepSpeedOptions)

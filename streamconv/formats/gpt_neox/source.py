@@ -30,9 +30,11 @@ from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.gpt_neox.args import NeoxRun, read_run
 from streamconv.formats.gpt_neox.layer_files import NeoxLayers, open_neox_layers
 from streamconv.formats.gpt_neox.names import FIRST_BLOCK
+from streamconv.formats.gpt_neox.options import SOURCE_OPTIONS
 from streamconv.formats.gpt_neox.refusals import refusal
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
-from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
 from streamconv.models.families import gpt_neox
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -51,7 +53,7 @@ def claims(path: Path) -> str | None:
     return next((name for name in names if name.startswith(_FIRST_LAYER)), None)
 
 
-def open_model(path: Path, options: SourceOptions) -> StoredModel:
+def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """Open a GPT-NeoX checkpoint, metadata only.
 
     Args:
@@ -107,7 +109,9 @@ def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:
         )
 
 
-def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions) -> StoredModel:
+def _model(
+    folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: TrainingSourceOptions
+) -> StoredModel:
     shares, evidence = _residual(folder, run, layers.tp, options)
     args = run.args if shares is None else {**(run.args or {}), "use_parallel_residual": shares}
     facts, warnings = [Fact("query_key_value rows interleaved", "every GPT-NeoX splits them by head")], []
@@ -141,14 +145,14 @@ def _model(folder: Path, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, opt
     )
 
 
-def _residual(folder: Path, run: NeoxRun, tp: int, options: SourceOptions) -> tuple[bool | None, str]:
+def _residual(folder: Path, run: NeoxRun, tp: int, options: TrainingSourceOptions) -> tuple[bool | None, str]:
     """Whether the run had a parallel residual (None if unknown, which is allowed only at TP 1), and the evidence.
 
     With one, the block sums over the ranks instead of ``RowParallelLinear``, and each rank adds its bias before that
     sum. Without one, the bias is added after the sum, and ranks hold copies [``megatron/model/transformer.py:
     ParallelTransformerLayer``, ``megatron/mpu/layers.py:RowParallelLinear.forward``].
     """
-    said = options.config.get("use_parallel_residual", options.config.get("gpt_j_residual"))
+    said = options.entries.get("use_parallel_residual", options.entries.get("gpt_j_residual"))
     known = (run.args or {}).get("use_parallel_residual")
     for value, evidence in ((said, "--config"), (known, f"gpt_j_residual in {run.evidence}")):
         if isinstance(value, bool):
@@ -181,7 +185,7 @@ def _with_sizes(model: StoredModel, ranks: RankFiles, layers: NeoxLayers) -> Sto
 
 
 def _stages(
-    model: StoredModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: SourceOptions
+    model: StoredModel, ranks: RankFiles, run: NeoxRun, layers: NeoxLayers, options: TrainingSourceOptions
 ) -> tuple[tuple[int, ...] | None, Fact]:
     """The number of layers on each stage (recorded, recomputed, or given by the user), and the evidence."""
     version = str(ranks.state.get("ds_version") or "")
@@ -225,4 +229,4 @@ def _modules(layers: NeoxLayers) -> PipelineModules:
     return PipelineModules(tuple(names), tuple(counts), FIRST_BLOCK, layers.num_layers)
 
 
-SOURCE = SourceFormat("gpt-neox", open_model, claims, refusal)
+SOURCE = SourceFormat("gpt-neox", open_model, claims, refusal, SOURCE_OPTIONS, "GPT-NeoX")

@@ -23,6 +23,7 @@ from streamconv.core.layout import RankCoordinates
 from streamconv.formats.deepspeed.names import LATEST, OWNED, layer_file, rank_file, step_folder
 from streamconv.formats.gpt_neox.args import CONFIGURED, RECORDED
 from streamconv.formats.gpt_neox.names import FIRST_BLOCK, names_of_block
+from streamconv.formats.gpt_neox.options import BEFORE, NeoxOptions
 from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.gpt_neox.yaml_config import FOLDER
 from streamconv.formats.source import Fact
@@ -33,15 +34,12 @@ from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["TARGET", "lay_out"]
 
-NOW, BEFORE = "gpt-neox", "gpt-neox-2024-08"
-DIALECTS = (NOW, BEFORE)
-"""Today's names of the MLP, and those before 0d4bdb96 (2024-09), as Pythia was trained."""
-
 _SIZE = Global("torch", "Size")
 _HEAD = "final_linear.weight"
+_Model = TargetModel[NeoxOptions]
 
 
-def lay_out(model: TargetModel) -> TargetFiles:
+def lay_out(model: _Model) -> TargetFiles:
     """Every layer's and every rank's file, the configuration, ``latest``, and facts about the result.
 
     Raises:
@@ -82,11 +80,11 @@ def lay_out(model: TargetModel) -> TargetFiles:
     )
 
 
-def _layers(model: TargetModel) -> Iterator[tuple[int, int, dict[str, Slot]]]:
+def _layers(model: _Model) -> Iterator[tuple[int, int, dict[str, Slot]]]:
     """(number of the file, stage, slots by key) of each layer that has parameters."""
     last, norm = model.layout.pp - 1, FIRST_BLOCK + model.layout.num_layers + 1
     yield 0, 0, _slots(model, Section.EMBEDDING)
-    names = names_of_block(before_2024_09=model.dialect == BEFORE)
+    names = names_of_block(before_2024_09=model.options.fork == BEFORE)
     for stage in range(model.layout.pp):
         for layer in model.layout.layers_of(stage):
             block = _slots(model, Section.LAYER, layer)
@@ -97,7 +95,7 @@ def _layers(model: TargetModel) -> Iterator[tuple[int, int, dict[str, Slot]]]:
         yield norm + 1, last, {_HEAD: head}
 
 
-def _slots(model: TargetModel, section: Section, layer: int = -1) -> dict[str, Slot]:
+def _slots(model: _Model, section: Section, layer: int = -1) -> dict[str, Slot]:
     return {p.key: Slot(ParameterId(section, layer, p.key)) for p in model.family.parameters if p.section is section}
 
 
@@ -110,7 +108,7 @@ def _file(path: str, rank: int, stage: int, tree: Any) -> TargetFile:
     return TargetFile(path, partial(plan_torch_file, PurePosixPath(path).stem), RankCoordinates(rank, stage), tree, "")
 
 
-def _layer_files(model: TargetModel, tag: str) -> Iterator[TargetFile]:
+def _layer_files(model: _Model, tag: str) -> Iterator[TargetFile]:
     """[``deepspeed/runtime/pipe/module.py:ckpt_layer_path``]"""
     for number, stage, slots in _layers(model):
         tree = OrderedDict(slots)
@@ -118,7 +116,7 @@ def _layer_files(model: TargetModel, tag: str) -> Iterator[TargetFile]:
             yield _file(f"{tag}/{layer_file(number, rank)}", rank, stage, tree)
 
 
-def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[TargetFile]:
+def _rank_files(model: _Model, tag: str, orders: RowOrders) -> Iterator[TargetFile]:
     """[``deepspeed/runtime/engine.py:_get_ckpt_name``]"""
     for stage in range(model.layout.pp):
         tree = _rank_tree(model, stage, orders)
@@ -126,7 +124,7 @@ def _rank_files(model: TargetModel, tag: str, orders: RowOrders) -> Iterator[Tar
             yield _file(f"{tag}/{rank_file(stage * model.layout.tp + rank)}", rank, stage, tree)
 
 
-def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, Any]:
+def _rank_tree(model: _Model, stage: int, orders: RowOrders) -> dict[str, Any]:
     """The entries that DeepSpeed requires, and GPT-NeoX's own two (``iteration``, ``args``).
 
     ``mp_world_size`` counts the ``mp_rank`` files [``state_dict_factory.py:check_ckpt_list``].
@@ -148,11 +146,11 @@ def _rank_tree(model: TargetModel, stage: int, orders: RowOrders) -> dict[str, A
         "ds_config": None,
         "ds_version": None,
         "iteration": iteration,
-        **({"args": _recorded(model)} if model.keep_args else {}),
+        **({"args": _recorded(model)} if model.options.keep_args else {}),
     }
 
 
-def _param_shapes(model: TargetModel, stage: int, orders: RowOrders) -> OrderedDict[str, Call]:
+def _param_shapes(model: _Model, stage: int, orders: RowOrders) -> OrderedDict[str, Call]:
     """The shapes of one rank's parameters, by the pipeline engine's names; a tied embedding is on both end stages."""
     named: dict[str, Slot] = {}
     for number, owner, slots in _layers(model):
@@ -163,13 +161,13 @@ def _param_shapes(model: TargetModel, stage: int, orders: RowOrders) -> OrderedD
     return OrderedDict((name, Call(_SIZE, (model.tensor_of(slot, orders).shape,))) for name, slot in named.items())
 
 
-def _recorded(model: TargetModel) -> dict[str, Any]:
+def _recorded(model: _Model) -> dict[str, Any]:
     """The arguments that gpt-neox compares with its own; unknown ones are left out, and are then not compared."""
     known = {**(model.args or {}), **_sizes(model), "tensor_model_parallel_size": model.layout.tp}
     return {name: known[ours] for name, ours in RECORDED.items() if isinstance(known.get(ours), int | str)}
 
 
-def _sizes(model: TargetModel) -> dict[str, Any]:
+def _sizes(model: _Model) -> dict[str, Any]:
     sizes = {
         "num_layers": model.sizes.num_layers,
         "hidden_size": model.sizes.hidden,
@@ -179,7 +177,7 @@ def _sizes(model: TargetModel) -> dict[str, Any]:
     return {name: value for name, value in sizes.items() if value is not None}
 
 
-def _configuration(model: TargetModel) -> dict[str, Any]:
+def _configuration(model: _Model) -> dict[str, Any]:
     """The entries of a run's configuration that the model needs, by gpt-neox's names."""
     args, recorded = model.args or {}, _recorded(model)
     sizes = {name: recorded[name] for name in RECORDED if name in recorded and name != "padded_vocab_size"}
@@ -197,4 +195,4 @@ def _configuration(model: TargetModel) -> dict[str, Any]:
     }
 
 
-TARGET = TargetFormat("gpt-neox", DIALECTS, lay_out, refusal)
+TARGET = TargetFormat("gpt-neox", lay_out, refusal, NeoxOptions)

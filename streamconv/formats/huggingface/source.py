@@ -18,9 +18,11 @@ from streamconv.formats.huggingface.names import (
     HfNames,
     HfTensors,
 )
+from streamconv.formats.huggingface.options import SOURCE_OPTIONS
 from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.huggingface.weights import open_weights
-from streamconv.formats.source import Dropped, Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.options import SourceOptions
+from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
 from streamconv.models.biases import said_by
 from streamconv.models.config.generation import StoredConfig
 from streamconv.models.config.settings import Size
@@ -63,8 +65,8 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         )
     own = StoredConfig(read_config(path / CONFIG))
     own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
-    family = family_of({**own, **options.config})
-    config = overruled(family, own, options.config)
+    family = family_of({**own, **options.entries})
+    config = overruled(family, own, options.entries)
     translation = args_of(family, config)
     family, args = family.having(said_by(translation.known)), translation.args
     weights = open_weights(path)
@@ -128,4 +130,4 @@ def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int
     return words.shape[0]
 
 
-SOURCE = SourceFormat("huggingface", open_model, claims, refusal)
+SOURCE = SourceFormat("huggingface", open_model, claims, refusal, SOURCE_OPTIONS, "Hugging Face")

@@ -14,9 +14,11 @@ from typing import Any
 from streamconv.containers.safetensors.writer import plan_safetensors_file
 from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.huggingface.names import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS, HfNames
+from streamconv.formats.huggingface.options import HuggingFaceOptions
 from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
+from streamconv.memory.budget import parse_size
 from streamconv.models.orders import RowOrders
 from streamconv.models.translate import config_of
 
@@ -34,13 +36,15 @@ _OWNED = (
 )
 
 
-def lay_out(model: TargetModel) -> TargetFiles:
+def lay_out(model: TargetModel[HuggingFaceOptions]) -> TargetFiles:
     """The shards, the index, the configuration, and facts about the result."""
     orders = RowOrders(qkv=model.family.huggingface.qkv)
     names = HfNames(model.family)
     slots = list(names.slots(model.sizes.num_layers, has_head=model.has_head))
     sized = [(name, slot, model.tensor_of(slot, orders)) for name, slot in slots]
-    shards = _shards(((name, slot, tensor.nbytes) for name, slot, tensor in sized), model.max_shard_nbytes)
+    shards = _shards(
+        ((name, slot, tensor.nbytes) for name, slot, tensor in sized), parse_size(model.options.max_shard_size)
+    )
     files: list[TargetFile] = []
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
@@ -96,4 +100,4 @@ def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-TARGET = TargetFormat("huggingface", ("transformers",), lay_out, refusal, is_sharded=False)
+TARGET = TargetFormat("huggingface", lay_out, refusal, HuggingFaceOptions)

@@ -20,6 +20,7 @@ from streamconv.formats.megatron.releases import (
     SLIDING_WINDOW,
     Need,
 )
+from streamconv.formats.options import TrainingOptions
 from streamconv.formats.target import Slot, TargetModel
 from streamconv.models import mechanisms as made_of
 from streamconv.models.config.activation_and_window import activation_of
@@ -44,7 +45,7 @@ TOKENIZERS = frozenset(
 """The values of ``--tokenizer-type`` in core_v0.8 to core_v0.19."""
 
 
-def core_model_args(model: TargetModel) -> dict[str, Any]:
+def core_model_args(model: TargetModel[TrainingOptions]) -> dict[str, Any]:
     """The arguments of Megatron-Core's GPT model, by Megatron-LM's names; unknown ones are left out.
 
     Raises:
@@ -110,7 +111,7 @@ def _checked(said: dict[str, Any]) -> dict[str, Any]:
         raise DamagedError(str(error)) from error
 
 
-def _activation(model: TargetModel, said: dict[str, Any]) -> dict[str, Any]:
+def _activation(model: TargetModel[TrainingOptions], said: dict[str, Any]) -> dict[str, Any]:
     """The activation's arguments: only the fused kernel has GELU's tanh approximation, ``F.gelu`` is erf.
 
     [``megatron/core/fusions/fused_bias_gelu.py``, ``megatron/training/arguments.py:core_transformer_config_from_args``]
@@ -157,7 +158,7 @@ def _scaling(scaling: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _dtype(model: TargetModel) -> dict[str, Any]:
+def _dtype(model: TargetModel[TrainingOptions]) -> dict[str, Any]:
     words = model.tensor_of(Slot(WORDS), RowOrders())
     name = words.dtype.name
     return {"fp16": name == "float16", "bf16": name == "bfloat16", "params_dtype": Global("torch", name)}

@@ -13,6 +13,7 @@ from typing import Any
 from streamconv.core.layout import ParallelLayout
 from streamconv.formats.megatron.args import DEFAULT_SCALING
 from streamconv.formats.megatron.releases import CKPT_FORMAT
+from streamconv.formats.options import TrainingOptions
 from streamconv.formats.target import TargetModel
 from streamconv.models.mechanisms import RMSNORM
 
@@ -29,16 +30,19 @@ _SIZES = (
 _SWITCHES = ("swiglu", "apply_layernorm_1p", "add_qkv_bias", "untie_embeddings_and_output_weights")
 
 
-def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], release: int | None) -> Iterator[str]:
+def flags_of(
+    model: TargetModel[TrainingOptions], container: str, spec: str | None, args: Mapping[str, Any], release: int | None
+) -> Iterator[str]:
     """The command line for a checkpoint.
 
     Args:
         model: the model that is written.
         container: ``torch_dist`` or ``torch``.
+        spec: ``local``, ``te`` or None, which is the same.
         args: the arguments of the model, whether they are written or not.
         release: the release (the 16 of core_v0.16) whose flags they are, None for the newest.
     """
-    has_args = model.keep_args and model.sizes.heads is not None
+    has_args = model.options.keep_args and model.sizes.heads is not None
     yield from ("--use-checkpoint-args",) if has_args else _shape_flags(args)
     yield "--no-load-optim --no-load-rng"
     if release is None or release >= CKPT_FORMAT:
@@ -48,7 +52,7 @@ def flags_of(model: TargetModel, container: str, args: Mapping[str, Any], releas
     if container == "torch":
         yield f"--tensor-model-parallel-size {model.layout.tp} --pipeline-model-parallel-size {model.layout.pp}"
         yield from _stage_flags(model.layout)
-    if model.core.spec == "local":
+    if spec == "local":
         yield "--transformer-impl local"
         if RMSNORM in model.family.mechanisms:
             yield "--no-persist-layer-norm"

@@ -23,8 +23,9 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.megatron.folder import RankFolders, check_grid, find_ranks, resolve_folder
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, SourceOptions, StoredModel, positive_int
+from streamconv.formats.source import Dropped, Fact, StoredModel, positive_int
 from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
@@ -123,7 +124,7 @@ class Ranks:
 
 def open_ranks(
     path: Path,
-    options: SourceOptions,
+    options: TrainingSourceOptions,
     refuse: Callable[[Mapping[str, Any], Path], None],
     parse: Callable[[StoredFile, str], StageTensors],
 ) -> Ranks:
@@ -202,14 +203,12 @@ def _check_same_run(folder: Path, files: Sequence[StoredFile]) -> None:
                 )
 
 
-def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mapping[str, Any] | None) -> StoredModel:
+def to_model(
+    ranks: Ranks, options: TrainingSourceOptions, format_name: str, args: Mapping[str, Any] | None
+) -> StoredModel:
     """The model of all ranks, stages and chunks.
 
-    Args:
-        ranks: what was opened.
-        options: the user's options.
-        format_name: the name of the layout.
-        args: the translated arguments.
+    ``format_name`` is the name of the layout, ``args`` are the translated arguments.
 
     Raises:
         DamagedError: ranks or stages contradict each other or the arguments.
@@ -237,7 +236,7 @@ def to_model(ranks: Ranks, options: SourceOptions, format_name: str, args: Mappi
     )
 
 
-def _against_records(ranks: Ranks, options: SourceOptions, num_layers: int) -> Iterator[str]:
+def _against_records(ranks: Ranks, options: TrainingSourceOptions, num_layers: int) -> Iterator[str]:
     """Warnings: the user's iteration differs from the recorded one, or there are no arguments."""
     recorded = ranks.state.get("iteration")
     if options.iteration is not None and recorded not in (None, options.iteration):

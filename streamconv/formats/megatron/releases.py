@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from streamconv.core.errors import UnsupportedError, UsageError
+from streamconv.core.errors import UnsupportedError
+from streamconv.core.kinds import InvalidValue, ValueKind
 
 __all__ = [
     "ARGS_NOT_NEEDED",
@@ -29,7 +31,7 @@ __all__ = [
     "UNEVEN_ENDS",
     "VIRTUAL_UNEVEN_ENDS",
     "Need",
-    "parse_release",
+    "Release",
     "refuse_older",
 ]
 
@@ -64,20 +66,19 @@ class Need:
     since: int
 
 
-def parse_release(said: str | None) -> int | None:
-    """The release that ``--megatron-version`` names: 16 of ``0.16``, ``core_v0.16.1`` or ``core_r0.16.0``.
+class Release(ValueKind):
+    """A release of Megatron-LM: 16 of ``0.16``, ``core_v0.16.1`` or ``core_r0.16.0``."""
 
-    Raises:
-        UsageError: ``said`` is no known release.
-    """
-    if said is None:
-        return None
-    match = _RELEASE.fullmatch(said)
-    if match is None or not FIRST <= int(match[1]) <= NEWEST:
-        raise UsageError(
-            f"--megatron-version {said}: no release that is known", remedy=f"say one of 0.{FIRST} to 0.{NEWEST}"
-        )
-    return int(match[1])
+    metavar = "0.N"
+
+    def check(self, value: Any) -> int:
+        """As :meth:`ValueKind.check`."""
+        if isinstance(value, int) and not isinstance(value, bool) and FIRST <= value <= NEWEST:
+            return value
+        match = _RELEASE.fullmatch(value) if isinstance(value, str) else None
+        if match is None or not FIRST <= int(match[1]) <= NEWEST:
+            raise InvalidValue("no release that is known", f"say one of 0.{FIRST} to 0.{NEWEST}")
+        return int(match[1])
 
 
 def refuse_older(release: int | None, needs: Sequence[Need]) -> None:

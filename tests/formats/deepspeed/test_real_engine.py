@@ -265,7 +265,7 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fork", ["deepspeedai", "deepspeedai-2024-11", "bigscience"])
 def test_the_model_answers_as_the_live_one_did(fork: str, tmp_path: Path) -> None:
     """From TP 2 x PP 2 to one rank, in each fork's rows: the logits of the training run's own code."""
-    convert(DS_GPT.folder, tmp_path / "folder", to="deepspeed", dialect=fork, tp=1, pp=1, max_ram="1G")
+    convert(DS_GPT.folder, tmp_path / "folder", to="deepspeed", fork=fork, tp=1, pp=1, max_ram="1G")
     answer = torch.load(DS_GPT.folder / "oracle_logits.pt", weights_only=False)
     facts: Facts = {"fork": fork, "tp": 1, "pp": 1, "blocks": fork == "deepspeedai", "vocab": 104}
     (rank,) = load(tmp_path / "folder", tmp_path / "out", tokens=answer["tokens"], **facts)

@@ -17,15 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import convert
+from streamconv import convert, verify
 from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.writer import Call, dumps
 from streamconv.core.errors import UnsupportedError
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.formats.deepspeed import source as deepspeed
+from streamconv.formats.deepspeed.options import DeepSpeedOptions
 from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.deepspeed.target import TARGET, lay_out
-from streamconv.formats.source import SourceOptions
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, LEARNED, ROTARY, Mechanism
@@ -36,7 +37,6 @@ from streamconv.planning.gather import assemble
 from streamconv.planning.recognise import recognise
 from streamconv.planning.scatter import Filler
 from streamconv.planning.vocabulary import VocabularyPlan
-from streamconv.verification.verify import verify
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, MADE, REAL, Source
 
@@ -46,9 +46,11 @@ FORKS = ("deepspeedai", "deepspeedai-2024-11", "bigscience")
 RAM: dict[str, Any] = {"max_ram": "2G"}
 
 
-def target_model(root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **changes: Any) -> TargetModel:
+def target_model(
+    root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **changes: Any
+) -> TargetModel[DeepSpeedOptions]:
     """What the planner hands to the target, with all stored rows of the vocabulary."""
-    model = deepspeed.open_model(root, SourceOptions())
+    model = deepspeed.open_model(root, TrainingSourceOptions())
     _, family, sizes = recognise(model, None)
     whole = assemble(model, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, ""), "first")
     filler = Filler(whole, family, tp, changes.get("dtype"))
@@ -60,15 +62,13 @@ def target_model(root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **ch
         args=model.args,
         iteration=model.iteration,
         dtype=None,
-        dialect="auto",
-        for_release=False,
-        keep_args=True,
         vocab_size=model.vocab_size,
         config=None,
         supplied={},
         fork=model.fork,
-        max_shard_nbytes=1 << 30,
+        spec=None,
         tensor_of=filler.tensor,
+        options=DeepSpeedOptions(**{name: changes.pop(name) for name in ("fork", "keep_args") if name in changes}),
     )
     return replace(asked, **changes)
 
@@ -106,7 +106,7 @@ def layer_states(root: Path) -> dict[str, Mapping[str, torch.Tensor]]:
     ],
 )
 def test_layers_are_numbered_as_the_fork_numbers_them(root: Path, fork: str, numbers: list[int]) -> None:
-    files = lay_out(target_model(root, dialect=fork))
+    files = lay_out(target_model(root, fork=fork))
     assert layer_numbers(files) == numbers
     assert files.texts == {"latest": "global_step3"}
     assert all(file.path.startswith("global_step3/") for file in files.files)
@@ -138,7 +138,7 @@ def test_a_model_without_an_iteration_is_step_0() -> None:
     ],
 )
 def test_rows_are_in_the_forks_orders(fork: str, orders: RowOrders) -> None:
-    assert lay_out(target_model(BS_GPT.folder, dialect=fork)).orders == orders
+    assert lay_out(target_model(BS_GPT.folder, fork=fork)).orders == orders
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_rows_are_in_the_forks_orders(fork: str, orders: RowOrders) -> None:
     ],
 )
 def test_without_a_fork_the_sources_or_the_first_that_runs_it(root: Path, source: str | None, title: str) -> None:
-    assert title in chosen(lay_out(target_model(root, fork=source)))
+    assert title in chosen(lay_out(replace(target_model(root), fork=source)))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_without_a_fork_the_sources_or_the_first_that_runs_it(root: Path, source
 )
 def test_a_fork_that_cannot_run_the_model_is_refused_by_name(root: Path, fork: str, reason: str, remedy: str) -> None:
     with pytest.raises(UnsupportedError, match=reason) as caught:
-        lay_out(target_model(root, dialect=fork))
+        lay_out(target_model(root, fork=fork))
     assert remedy in str(caught.value.remedy)
 
 
@@ -194,10 +194,10 @@ def test_families_that_no_fork_runs(family: str, reason: str | None) -> None:
             lay_out(target_model(LLAMA, family=family_named(family)))
 
 
-@pytest.mark.parametrize("fork", ["auto", *FORKS])
+@pytest.mark.parametrize("fork", [None, *FORKS])
 @pytest.mark.parametrize("root", [BLOOM.folder, BS_GPT.folder, LLAMA], ids=lambda root: root.name)
-def test_no_fork_takes_a_mechanism_that_it_does_not_list(root: Path, fork: str) -> None:
-    model = target_model(root, dialect=fork)
+def test_no_fork_takes_a_mechanism_that_it_does_not_list(root: Path, fork: str | None) -> None:
+    model = target_model(root, fork=fork)
     invented = Mechanism("invented", "wheels within wheels")
     stranger = replace(model.family, mechanisms=model.family.mechanisms | {invented})
     with pytest.raises(UnsupportedError, match="no wheels within wheels"):
@@ -216,12 +216,12 @@ def test_arguments_that_only_deepspeedais_forks_have(name: str, value: object, r
     model = target_model(DS_GPT.folder)
     model = replace(model, args={**(model.args or {}), name: value})
     with pytest.raises(UnsupportedError, match=reason):
-        lay_out(replace(model, dialect="bigscience"))
-    assert "deepspeedai" in chosen(lay_out(replace(model, dialect="deepspeedai")))
+        lay_out(replace(model, options=DeepSpeedOptions(fork="bigscience")))
+    assert "deepspeedai" in chosen(lay_out(replace(model, options=DeepSpeedOptions(fork="deepspeedai"))))
 
 
 def test_bigscience_rotates_with_its_own_base() -> None:
-    model = target_model(DS_GPT.folder, dialect="bigscience")
+    model = target_model(DS_GPT.folder, fork="bigscience")
     rotary = replace(model.family, mechanisms=model.family.mechanisms - {LEARNED} | {ROTARY})
     args = {**(model.args or {}), "rope_theta": 500000}
     assert lay_out(replace(model, args=args)).files
@@ -291,11 +291,11 @@ def test_a_llama_goes_through_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 1), (2, 3)])
 def test_any_fork_and_layout_holds_the_same_model(source: Source, fork: str, tp: int, pp: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(source.folder, out, to="deepspeed", dialect=fork, tp=tp, pp=pp, **RAM)
+    convert(source.folder, out, to="deepspeed", fork=fork, tp=tp, pp=pp, **RAM)
     expected = oracle.source_model(source.folder, blocks=source.blocks)
     mine = oracle.source_model(out, blocks=fork == "deepspeedai")
     oracle.assert_same_model(mine, expected, source.true_vocab)
-    read = deepspeed.open_model(out, SourceOptions())
+    read = deepspeed.open_model(out, TrainingSourceOptions())
     assert (read.fork, read.tp, read.pp, read.vocab_size) == (fork, tp, pp, source.true_vocab)
     assert read.warnings == ()
     assert verify(out, source.folder, **RAM).exit_code == 0
@@ -336,7 +336,7 @@ def test_bigscience_starts_its_schedule_where_the_samples_are(tmp_path: Path) ->
 
 
 def test_arguments_follow_the_fork_and_the_dtype(tmp_path: Path) -> None:
-    convert(BS_GPT.folder, tmp_path / "out", to="deepspeed", dialect="deepspeedai", tp=1, pp=1, dtype="bf16", **RAM)
+    convert(BS_GPT.folder, tmp_path / "out", to="deepspeed", fork="deepspeedai", tp=1, pp=1, dtype="bf16", **RAM)
     (state,) = rank_states(tmp_path / "out")
     args = state["args"]
     assert isinstance(args, argparse.Namespace)
@@ -346,7 +346,7 @@ def test_arguments_follow_the_fork_and_the_dtype(tmp_path: Path) -> None:
     assert args.ds_sequence_parallel_fpdt is False
     assert not hasattr(args, "position_embedding_type")
     assert "tp_replicated_parameter_patterns" not in state["universal_checkpoint_info"]
-    convert(tmp_path / "out", tmp_path / "old", to="deepspeed", dialect="deepspeedai-2024-11", **RAM)
+    convert(tmp_path / "out", tmp_path / "old", to="deepspeed", fork="deepspeedai-2024-11", **RAM)
     assert not hasattr(rank_states(tmp_path / "old")[0]["args"], "ds_sequence_parallel_fpdt")
 
 

@@ -20,11 +20,13 @@ from streamconv.core.errors import AmbiguousError, DamagedError, StreamconvError
 from streamconv.core.layout import ParallelLayout
 from streamconv.formats.gpt_neox import source as neox
 from streamconv.formats.gpt_neox import target as neox_target
+from streamconv.formats.gpt_neox.options import BEFORE, NOW, NeoxOptions
 from streamconv.formats.gpt_neox.yaml_config import FOLDER, plain_values, read_configs
 from streamconv.formats.huggingface.names import HfNames
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import whole as whole_number
 from streamconv.formats.registry import find_source
-from streamconv.formats.source import SourceOptions, StoredModel
+from streamconv.formats.source import StoredModel
 from streamconv.formats.target import TargetModel
 from streamconv.models.families.gpt_neox import FAMILY, SUMMED
 from streamconv.models.fused import gather, shard
@@ -196,7 +198,7 @@ RUNS = [
 def test_a_folder_is_transformers_own_model(run: Run, tmp_path: Path) -> None:
     model = made_model(run)
     root = write(tmp_path / "neox", model, run)
-    opened = neox.open_model(root, SourceOptions())
+    opened = neox.open_model(root, TrainingSourceOptions())
     ours, theirs = canonical(opened), expected(model, tmp_path)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -213,7 +215,7 @@ def test_a_folder_is_transformers_own_model(run: Run, tmp_path: Path) -> None:
 def test_query_rows_are_those_of_heads(tmp_path: Path) -> None:
     """Not of transformers' table, which is ours too: by hand from its model."""
     model = made_model(Run(2))
-    ours = canonical(neox.open_model(write(tmp_path, model, Run(2)), SourceOptions()))
+    ours = canonical(neox.open_model(write(tmp_path, model, Run(2)), TrainingSourceOptions()))
     rows = model.state_dict()["gpt_neox.layers.1.attention.query_key_value.weight"].view(
         HEADS, 3, HIDDEN // HEADS, HIDDEN
     )
@@ -223,7 +225,7 @@ def test_query_rows_are_those_of_heads(tmp_path: Path) -> None:
 
 
 def test_the_labelled_folder_is_read_as_it_was_made() -> None:
-    model = find_source(LABELLED).open(LABELLED, SourceOptions())
+    model = find_source(LABELLED).open(LABELLED, TrainingSourceOptions())
     assert (model.format, model.tp, model.pp, model.stages, model.iteration) == ("GPT-NeoX", 2, 2, (2, 1), 7)
     whole = canonical(model)
     for layer, (number, key) in itertools.product(range(3), enumerate(SUMMED)):
@@ -254,7 +256,7 @@ def without_config(root: Path) -> Path:
 def test_the_user_says_the_residual(parallel: bool, name: str, tmp_path: Path) -> None:
     run = Run(2, parallel=parallel)
     root = without_config(write(tmp_path / "neox", made_model(run), run))
-    opened = neox.open_model(root, SourceOptions(config={name: parallel}))
+    opened = neox.open_model(root, TrainingSourceOptions(config={name: parallel}))
     assert opened.orders.shares is parallel
     assert any("nothing says the kind of positions" in warning for warning in opened.warnings)
     assert canonical(opened).keys() == expected(made_model(run), tmp_path).keys()
@@ -263,16 +265,16 @@ def test_the_user_says_the_residual(parallel: bool, name: str, tmp_path: Path) -
 def test_without_the_residual_ranks_are_ambiguous_and_one_rank_is_not(tmp_path: Path) -> None:
     two = without_config(write(tmp_path / "two", made_model(Run(2)), Run(2)))
     with pytest.raises(AmbiguousError, match="summed over 2 ranks cannot be known"):
-        neox.open_model(two, SourceOptions())
+        neox.open_model(two, TrainingSourceOptions())
     one = without_config(write(tmp_path / "one", made_model(Run()), Run()))
-    model = neox.open_model(one, SourceOptions())
+    model = neox.open_model(one, TrainingSourceOptions())
     assert not model.orders.shares
     assert "use_parallel_residual" not in (model.args or {})
 
 
 def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
     run = Run(2)
-    model = neox.open_model(write(tmp_path, made_model(run), run), SourceOptions())
+    model = neox.open_model(write(tmp_path, made_model(run), run), TrainingSourceOptions())
     _, _, sizes = recognise(model, None)
     for key in SUMMED:
         first = ParameterId(Section.LAYER, 0, key)
@@ -289,14 +291,14 @@ def test_shares_are_cut_where_the_target_sums(tmp_path: Path) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def target_model(opened: StoredModel, layout: ParallelLayout, dialect: str) -> tuple[TargetModel, Filler]:
+def target_model(opened: StoredModel, layout: ParallelLayout, dialect: str) -> tuple[TargetModel[NeoxOptions], Filler]:
     _, family, sizes = recognise(opened, None)
     assembly = assemble(opened, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored"), "first")
     filler = Filler(assembly, family, layout.tp, None)
     model = TargetModel(
         family=family, sizes=sizes, layout=layout, has_head=bool(opened.keys(Section.HEAD)), args=opened.args,
-        iteration=opened.iteration, dtype=None, dialect=dialect, for_release=False, keep_args=True, vocab_size=None,
-        config=None, supplied={}, fork=None, max_shard_nbytes=1 << 30, tensor_of=filler.tensor,
+        iteration=opened.iteration, dtype=None, vocab_size=None, config=None, supplied={}, fork=None, spec=None,
+        tensor_of=filler.tensor, options=NeoxOptions(fork=dialect),
     )  # fmt: skip
     return model, filler
 
@@ -321,17 +323,17 @@ def rewrite(opened: StoredModel, layout: ParallelLayout, dialect: str, root: Pat
     return root
 
 
-@pytest.mark.parametrize("dialect", neox_target.DIALECTS)
+@pytest.mark.parametrize("dialect", [NOW, BEFORE])
 @pytest.mark.parametrize(
     "run", [Run(), Run(2), Run(2, 2), Run(4, 2), Run(2, parallel=False), Run(2, 2, tied=True)], ids=str
 )
 def test_what_is_written_is_what_gpt_neox_loads(run: Run, dialect: str, tmp_path: Path) -> None:
     """One rank's folder becomes another layout: gpt-neox's keys, numbers and cuts, and the same model once read."""
     model = made_model(run)
-    whole = neox.open_model(write(tmp_path / "one", model, replace(run, tp=1, pp=1)), SourceOptions())
+    whole = neox.open_model(write(tmp_path / "one", model, replace(run, tp=1, pp=1)), TrainingSourceOptions())
     layout = ParallelLayout(run.tp, (LAYERS,) if run.pp == 1 else (2, 1))
     root = rewrite(whole, layout, dialect, tmp_path / "new")
-    byhand = write(tmp_path / "hand", model, replace(run, linear=dialect == neox_target.NOW, even=True))
+    byhand = write(tmp_path / "hand", model, replace(run, linear=dialect == NOW, even=True))
     for real in sorted((byhand / "global_step9").glob("*.pt")):
         mine, theirs = (torch.load(folder / "global_step9" / real.name) for folder in (root, byhand))
         if real.name.startswith("layer"):
@@ -347,7 +349,7 @@ def test_what_is_written_is_what_gpt_neox_loads(run: Run, dialect: str, tmp_path
             assert mine["args"] == theirs["args"]
             assert (mine["module"], mine["iteration"]) == (None, 9)
             assert mine["mp_world_size"] == run.tp * run.pp
-    again = neox.open_model(root, SourceOptions())
+    again = neox.open_model(root, TrainingSourceOptions())
     assert (again.tp, again.stages, again.orders.shares) == (run.tp, layout.stages, run.parallel)
     first, second = canonical(whole), canonical(again)
     assert first.keys() == second.keys()
@@ -361,11 +363,11 @@ def test_what_is_written_is_what_gpt_neox_loads(run: Run, dialect: str, tmp_path
 
 def test_a_target_must_know_the_residual(tmp_path: Path) -> None:
     root = without_config(write(tmp_path, made_model(Run()), Run()))
-    opened = neox.open_model(root, SourceOptions())
-    model, _ = target_model(opened, ParallelLayout(2, (LAYERS,)), neox_target.NOW)
+    opened = neox.open_model(root, TrainingSourceOptions())
+    model, _ = target_model(opened, ParallelLayout(2, (LAYERS,)), NOW)
     with pytest.raises(AmbiguousError, match="depends on use_parallel_residual"):
         neox_target.lay_out(model)
-    model, _ = target_model(opened, ParallelLayout(1, (LAYERS,)), neox_target.NOW)
+    model, _ = target_model(opened, ParallelLayout(1, (LAYERS,)), NOW)
     assert "gpt_j_residual" not in next(iter(neox_target.lay_out(model).small.values()))
 
 
@@ -376,10 +378,10 @@ def test_stages_are_recomputed_where_shapes_are_not_recorded(tmp_path: Path) -> 
     run = Run(1, 2, shapes=False)
     root = write(tmp_path, made_model(run), run)
     # type:transformer|mlp counts both functions around the blocks too: 5 of 8 modules, 3 on the first stage.
-    model = neox.open_model(root, SourceOptions())
+    model = neox.open_model(root, TrainingSourceOptions())
     assert model.stages == (2, 1)
     assert any(fact.what == "stages recomputed" for fact in model.facts)
-    said = neox.open_model(without_config(root), SourceOptions(pp_layers=(1, 2)))
+    said = neox.open_model(without_config(root), TrainingSourceOptions(pp_layers=(1, 2)))
     assert said.stages == (1, 2)
 
 
@@ -410,7 +412,7 @@ def test_what_a_configuration_says_is_refused_by_name(config: str, words: str, t
     text = "{" + config + ("" if name == "pos_emb" else ', "pos_emb": "rotary"') + ', "no-weight-tying": true}'
     (root / "global_step9" / "configs" / "run.yml").write_text(text)
     with pytest.raises(UnsupportedError, match=words):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_what_keys_show_is_refused_by_name(number: int, old: str | None, new: st
 
     block(root, change, number)
     with pytest.raises(UnsupportedError, match=words):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 def test_grouped_heads_are_refused_by_their_rows(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ def test_grouped_heads_are_refused_by_their_rows(tmp_path: Path) -> None:
     key = "attention.query_key_value.weight"
     block(root, lambda tensors: {**tensors, key: tensors[key][:32].clone()})
     with pytest.raises(UnsupportedError, match="grouped-query attention"):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------
@@ -453,7 +455,7 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run(2)), Run(2))
     (root / "global_step9" / f"{name}-model_states.pt").unlink()
     with pytest.raises(DamagedError, match=name):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 @pytest.mark.parametrize("number", [0, 2, 4, 6, 7])
@@ -462,7 +464,7 @@ def test_a_missing_layer_is_no_smaller_model(number: int, tmp_path: Path) -> Non
     for path in (root / "global_step9").glob(f"layer_{number:02d}-*"):
         path.unlink()
     with pytest.raises(DamagedError):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 @pytest.mark.parametrize(
@@ -477,7 +479,7 @@ def test_files_that_contradict_each_other(config: str, words: str, tmp_path: Pat
     path = root / "global_step9" / "configs" / "run.yml"
     path.write_text('{"pos_emb": "rotary", "gpt_j_residual": true, ' + config + "}")
     with pytest.raises(DamagedError, match=words):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 @pytest.mark.parametrize("name", ["layer_1000000000000-model_00", "layer_00-model_1000000000000", "layer_08-model_00"])
@@ -486,13 +488,13 @@ def test_a_stray_number_is_damage(name: str, tmp_path: Path) -> None:
     folder = root / "global_step9"
     shutil.copy(folder / "layer_07-model_00-model_states.pt", folder / f"{name}-model_states.pt")
     with pytest.raises(DamagedError):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 def test_names_that_only_look_like_layers(tmp_path: Path) -> None:
     (tmp_path / "layer_00-model_states").touch()
     with pytest.raises(DamagedError, match="no layer files"):
-        neox.open_model(tmp_path, SourceOptions())
+        neox.open_model(tmp_path, TrainingSourceOptions())
 
 
 def test_an_empty_layer_is_damage(tmp_path: Path) -> None:
@@ -500,7 +502,7 @@ def test_an_empty_layer_is_damage(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(run), run)
     block(root, lambda tensors: {})
     with pytest.raises(DamagedError, match="missing tensors"):
-        canonical(neox.open_model(root, SourceOptions()))
+        canonical(neox.open_model(root, TrainingSourceOptions()))
 
 
 def test_rank_files_of_two_runs_are_refused(tmp_path: Path) -> None:
@@ -509,14 +511,14 @@ def test_rank_files_of_two_runs_are_refused(tmp_path: Path) -> None:
     state: dict[str, Any] = torch.load(path)
     torch.save({**state, "args": {**state["args"], "hidden_size": 1}}, path)
     with pytest.raises(StreamconvError, match="not the same in mp_rank_01"):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 def test_two_configurations_that_disagree(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run()), Run())
     (root / "global_step9" / "configs" / "a.yml").write_text("rotary_pct: 0.5\n")
     with pytest.raises(DamagedError, match=r"rotary_pct is 0\.25 here, and 0\.5 in another"):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 # -- the configuration's text ------------------------------------------------------------------------------------------
@@ -601,7 +603,7 @@ def test_odd_values_of_a_configuration_are_refused(name: str, tmp_path: Path) ->
     text = "{" + entry + ', "pos_emb": "rotary"}'
     (root / "global_step9" / "configs" / "run.yml").write_text(text)
     with pytest.raises(DamagedError) as caught:
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
     assert words in str(caught.value)
 
 
@@ -609,7 +611,7 @@ def test_null_is_the_default(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run()), Run())
     text = '{"pos_emb": "rotary", "no_weight_tying": true, "num_kv_heads": null, "layernorm_epsilon": null}'
     (root / "global_step9" / "configs" / "run.yml").write_text(text)
-    args = neox.open_model(root, SourceOptions()).args
+    args = neox.open_model(root, TrainingSourceOptions()).args
     assert args is not None
     assert args["layernorm_epsilon"] == 1e-5
 
@@ -625,16 +627,16 @@ def recorded(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_truth_values_are_no_sizes(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run()), Run())
     recorded(root, lambda state: state.update(checkpoint_parallel_dimensions={"tp_degree": True, "pp_degree": True}))
-    model = neox.open_model(root, SourceOptions())
+    model = neox.open_model(root, TrainingSourceOptions())
     assert not any("checkpoint_parallel_dimensions" in fact.evidence for fact in model.facts)
     recorded(root, lambda state: state["args"].update(num_attention_heads=True))
     with pytest.raises(DamagedError, match="num_attention_heads is True, not a number"):
-        neox.open_model(root, SourceOptions())
+        neox.open_model(root, TrainingSourceOptions())
 
 
 def test_families_of_such_folders_are_named(tmp_path: Path) -> None:
     root = write(tmp_path, made_model(Run()), Run())
-    model = neox.open_model(root, SourceOptions())
+    model = neox.open_model(root, TrainingSourceOptions())
     model = replace(model, args={**(model.args or {}), "normalization": "RMSNorm"})
     with pytest.raises(UnsupportedError) as caught:
         recognise(model, None)

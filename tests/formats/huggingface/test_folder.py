@@ -122,16 +122,16 @@ def test_an_older_model_in_the_destination_is_replaced_whole(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"to": "huggingface", "tp": 2}, "--tp .*has no meaning"),
-        ({"to": "huggingface", "pp": 2}, "--pp .*has no meaning"),
-        ({"to": "deepspeed", "vocab_padding": "keep"}, "--vocab-padding .*has no meaning"),
-        ({"to": "megatron", "tokenizer": "."}, "--tokenizer .*has no meaning"),
-        ({"to": "megatron", "max_shard_size": "1GB"}, "--max-shard-size .the largest file"),
-        ({"to": "huggingface", "for_release": True}, "--for-release .counters among the training arguments"),
-        ({"to": "huggingface", "keep_args": False}, "--no-args .the training arguments"),
-        ({"to": "huggingface", "iteration": 3}, "--iteration .the iteration that a training checkpoint"),
+        ({"to": "huggingface", "tp": 2}, "tp .*has no meaning"),
+        ({"to": "huggingface", "pp": 2}, "pp .*has no meaning"),
+        ({"to": "deepspeed", "vocab_padding": "keep"}, "vocab_padding .*has no meaning"),
+        ({"to": "megatron", "tokenizer": "."}, "tokenizer .*has no meaning"),
+        ({"to": "megatron", "max_shard_size": "1GB"}, "max_shard_size .the largest file"),
+        ({"to": "huggingface", "for_release": True}, "for_release=True .counters among the training arguments"),
+        ({"to": "huggingface", "keep_args": False}, "keep_args=False .the training arguments"),
+        ({"to": "huggingface", "iteration": 3}, "iteration .the iteration that a training checkpoint"),
         ({"to": "huggingface", "vocab_padding": "half"}, "no such choice"),
-        ({"to": "huggingface", "max_shard_size": "0"}, "--max-shard-size"),
+        ({"to": "huggingface", "max_shard_size": "0"}, "max_shard_size='0': not a size"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(choices: dict[str, Any], words: str) -> None:
@@ -142,9 +142,9 @@ def test_a_flag_that_would_do_nothing_is_refused(choices: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"qkv_layout": "blocks"}, "--qkv-layout .the order of rows"),
-        ({"glu_order": "up-gate"}, "--glu-order .the order of halves"),
-        ({"tag": "global_step5"}, "--tag .which checkpoint"),
+        ({"qkv_layout": "blocks"}, "qkv_layout .the order of rows"),
+        ({"glu_order": "up-gate"}, "glu_order .the order of halves"),
+        ({"tag": "global_step5"}, "tag .which checkpoint"),
     ],
 )
 @pytest.mark.parametrize("to", ["huggingface", "deepspeed"])

@@ -127,6 +127,6 @@ def test_float8_goes_nowhere_that_torch_cannot_store_it(to: str, tmp_path: Path)
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(UnsupportedError, match="float8_e4m3fn") as caught:
         plan(tmp_path / "hf", to=to)
-    assert "--dtype bf16" in str(caught.value.remedy)
+    assert 'dtype="bf16"' in str(caught.value.remedy)
     assert plan(tmp_path / "hf", to=to, dtype="bf16")
     assert plan(tmp_path / "hf", to="huggingface")

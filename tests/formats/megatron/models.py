@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamconv import convert
-from streamconv.execution.run import Report
+from streamconv import ConversionReport, convert
 from streamconv.models.registry import known_families
 from streamconv.planning.capabilities import capability_table
 from tests.making.cuts import Cut
@@ -39,7 +38,7 @@ def to_torch(source: Path, root: Path, cut: Cut, **how: Any) -> Path:
     return root
 
 
-def check_hugging_face(source: Path, place: Path, case: Case, **how: Any) -> Report:
+def check_hugging_face(source: Path, place: Path, case: Case, **how: Any) -> ConversionReport:
     """What a source of 50 tokens holds: converted for transformers, each element is that of the case's model."""
     report = convert(source, place, **{**CORE, "to": "huggingface", "vocab_size": 50, **how})
     assert_same(load_hugging_face(place), case.tensors(), case.model(), str(source))

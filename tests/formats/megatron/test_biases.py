@@ -103,7 +103,7 @@ def test_the_legacy_release_is_that_of_rmsnorm(tmp_path: Path) -> None:
 def test_bigsciences_fork_is_refused(tmp_path: Path) -> None:
     Biased("llama", BOTH).save(tmp_path / "hf")
     with pytest.raises(UnsupportedError, match="RMSNorm"):
-        plan(tmp_path / "hf", to="deepspeed", dialect="bigscience")
+        plan(tmp_path / "hf", to="deepspeed", fork="bigscience")
 
 
 def test_streamed_shards_have_the_zeros(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_configuration_that_the_tensors_contradict_is_refused(entry: str, valu
     biased = Biased("llama", ATTENTION if entry == "attention_bias" else ())
     biased.save(tmp_path / "hf")
     core = to_torch(tmp_path / "hf", tmp_path / "core", even(1, 1), config=MULTIPLE)
-    with pytest.raises(UsageError, match=f"{entry} is {value} in --config and {not value} in the source"):
+    with pytest.raises(UsageError, match=f"{entry} is {value} in config and {not value} in the source"):
         plan(core, to="huggingface", vocab_size=50, config={entry: value})
 
 

@@ -24,8 +24,9 @@ from streamconv.formats.megatron.core.common_state import read_common_state
 from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, CoreName, parse_core_name
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import find_iteration, recorded_args, true_vocabulary
-from streamconv.formats.source import Dropped, Fact, SourceOptions, StoredModel, positive_int
+from streamconv.formats.source import Dropped, Fact, StoredModel, positive_int
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.parameter import ParameterId, Section
 
@@ -37,7 +38,7 @@ _MOST_LAYERS = 10_000
 _HALVES = {f"mlp.linear_fc1.{leaf}_{half}": number for leaf in ("weight", "bias") for number, half in enumerate("wv")}
 
 
-def open_dist(path: Path, options: SourceOptions) -> StoredModel:
+def open_dist(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """Open a ``torch_dist`` checkpoint, metadata only.
 
     Raises:
@@ -95,13 +96,13 @@ def _left_behind(stored: DistributedCheckpoint, optimizer: Collection[str]) -> I
         yield Dropped(f"{len(objects)} objects", sum(objects.values()), reason)
 
 
-def says_untied(args: Mapping[str, Any] | None, options: SourceOptions) -> bool | None:
+def says_untied(args: Mapping[str, Any] | None, options: TrainingSourceOptions) -> bool | None:
     """Whether the head is not tied to the embedding, by args or else by ``--config``; None if unknown."""
     said = (args or {}).get("untie_embeddings_and_output_weights")
     if said is None:
-        said = options.config.get("untie_embeddings_and_output_weights")
-    if said is None and isinstance(options.config.get("tie_word_embeddings"), bool):
-        said = not options.config["tie_word_embeddings"]
+        said = options.entries.get("untie_embeddings_and_output_weights")
+    if said is None and isinstance(options.entries.get("tie_word_embeddings"), bool):
+        said = not options.entries["tie_word_embeddings"]
     return None if said is None else bool(said)
 
 

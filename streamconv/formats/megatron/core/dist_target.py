@@ -24,6 +24,7 @@ from streamconv.containers.pickles.writer import StoredTensor
 from streamconv.core.layout import RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, LINEARS, core_name
+from streamconv.formats.megatron.core.options import CoreOptions
 from streamconv.formats.megatron.folder import CONFIG_FILE, iteration_name
 from streamconv.formats.megatron.releases import COMMON_STATE
 from streamconv.formats.target import Slot, TargetFile, TargetModel
@@ -46,7 +47,7 @@ Tree = dict[ItemKey, Any]
 
 
 def dist_files(
-    model: TargetModel, entries: dict[str, Any], release: int | None
+    model: TargetModel[CoreOptions], entries: dict[str, Any], release: int | None
 ) -> tuple[tuple[TargetFile, ...], dict[str, str | bytes]]:
     """The ``.distcp`` file of each rank, and the small files beside them.
 
@@ -95,7 +96,7 @@ def _items(file: str, tree: Tree, shapes: dict[ItemKey, StoredTensor]) -> Iterat
 class _Chunks:
     """The chunks that one rank writes, and the whole tensors that they belong to."""
 
-    def __init__(self, model: TargetModel, rank: int) -> None:
+    def __init__(self, model: TargetModel[CoreOptions], rank: int) -> None:
         self.model, self.rank = model, rank
         self.wholes: dict[str, WholeTensor] = {}
         self.shapes: dict[ItemKey, StoredTensor] = {}

@@ -17,11 +17,13 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
 from streamconv.formats.megatron.core.dist_source import open_dist, says_untied
 from streamconv.formats.megatron.core.names import SPECS, parse_core_name, stored_name
+from streamconv.formats.megatron.core.options import SOURCE_OPTIONS
 from streamconv.formats.megatron.core.refusals import check_version, refusal, refuse_args, refuse_names
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.rank_files import Ranks, StageTensors, left_behind, open_ranks, to_model
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.recorded import is_child_name
-from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -37,7 +39,7 @@ _NOT_SAID = (
 )
 
 
-def open_model(path: Path, options: SourceOptions) -> StoredModel:
+def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """Open a Megatron-Core checkpoint, metadata only.
 
     Args:
@@ -56,7 +58,7 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
     return _open_torch(path, options)
 
 
-def _open_torch(path: Path, options: SourceOptions) -> StoredModel:
+def _open_torch(path: Path, options: TrainingSourceOptions) -> StoredModel:
     ranks = open_ranks(path, options, refuse_args, _chunk_tensors)
     check_version(ranks.state, ranks.files[FIRST_RANK].path)
     is_untied = says_untied(ranks.args, options)
@@ -73,7 +75,7 @@ def _open_torch(path: Path, options: SourceOptions) -> StoredModel:
     return model.noting(facts=facts, warnings=warnings, dropped=left_behind(ranks))
 
 
-def _settle_rows(model: StoredModel, options: SourceOptions) -> StoredModel:
+def _settle_rows(model: StoredModel, options: TrainingSourceOptions) -> StoredModel:
     """The model with Megatron-Core's only row orders [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
     for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
         if said is not None:
@@ -122,4 +124,4 @@ def _set_copies_aside(ranks: Ranks, is_untied: bool | None) -> tuple[list[Fact],
     return [Fact("tied head: output_layer.weight is a copy", "args.untie_embeddings_and_output_weights is false")], []
 
 
-SOURCE = SourceFormat("megatron-core", open_model, claims, refusal)
+SOURCE = SourceFormat("megatron-core", open_model, claims, refusal, SOURCE_OPTIONS, "Megatron-Core")

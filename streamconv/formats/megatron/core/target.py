@@ -21,6 +21,7 @@ from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.megatron.args import TOKENIZERS, core_model_args, rotary_needs, scaling_caution, unknown_args
 from streamconv.formats.megatron.core.dist_target import dist_files
 from streamconv.formats.megatron.core.names import LINEARS, SPECS, core_name
+from streamconv.formats.megatron.core.options import CoreOptions
 from streamconv.formats.megatron.core.refusals import refusal
 from streamconv.formats.megatron.flags import flags_of, layers_per_chunk, stage_args
 from streamconv.formats.megatron.folder import ARCHIVE, TRACKER, rank_path
@@ -33,7 +34,6 @@ from streamconv.formats.megatron.releases import (
     UNEVEN_ENDS,
     VIRTUAL_UNEVEN_ENDS,
     Need,
-    parse_release,
     refuse_older,
 )
 from streamconv.formats.recorded import RELEASE
@@ -44,9 +44,8 @@ from streamconv.models.config.training_args import neutral_args
 from streamconv.models.mechanisms import NORMS_LESS_ONE, RMSNORM, in_words
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
-__all__ = ["CONTAINERS", "TARGET", "lay_out"]
+__all__ = ["TARGET", "lay_out"]
 
-CONTAINERS = ("torch_dist", "torch")
 CHECKPOINT_VERSION = 3.0
 _SAID_OTHERWISE = (
     "rope_scaling",
@@ -65,19 +64,21 @@ _NOT_BUILT = {
     "apply_residual_connection_post_layernorm": "residuals behind the norms",
     "window_size": "a window that is none of the past",
 }
+_Model = TargetModel[CoreOptions]
 
 
-def lay_out(model: TargetModel) -> TargetFiles:
+def lay_out(model: _Model) -> TargetFiles:
     """Every file in the requested container, the tracker, and facts about the result.
 
     Raises:
-        UsageError: a choice does not exist, or has no meaning with the container.
+        UsageError: the user's entries of the configuration contradict the model.
         UnsupportedError: no argument can express how the model works, or the named release cannot run it.
     """
-    container = _container(model)
-    release = parse_release(model.core.release)
-    args, dropped = _args(model, container)
-    needs = [*rotary_needs(args), *_needs(model, container)]
+    options = model.options
+    container, release = options.container, options.megatron_version
+    _refuse_spec(model)
+    args, dropped = _args(model)
+    needs = [*rotary_needs(args), *_needs(model)]
     refuse_older(release, needs)
     entries: dict[str, Any] = {"checkpoint_version": CHECKPOINT_VERSION, "iteration": model.iteration or 0}
     if model.vocab_size is not None:
@@ -86,8 +87,8 @@ def lay_out(model: TargetModel) -> TargetFiles:
             "padded_vocab_size": model.sizes.vocab,
             "original_vocab_size": model.vocab_size,
         }
-    facts = list(_facts(model, container, args, needs, dropped, release))
-    if model.keep_args and model.sizes.heads is not None:
+    facts = list(_facts(model, args, needs, dropped))
+    if options.keep_args and model.sizes.heads is not None:
         namespace = argparse.Namespace()
         vars(namespace).update(args)
         entries["args"] = namespace
@@ -101,21 +102,16 @@ def lay_out(model: TargetModel) -> TargetFiles:
     return TargetFiles(files, {TRACKER: tracker}, tuple(facts), warnings, small=small, owned=_OWNED)
 
 
-def _container(model: TargetModel) -> str:
-    container = CONTAINERS[0] if model.core.container is None else model.core.container
-    if container not in CONTAINERS:
-        raise UsageError(f"--container {container}: no such choice", remedy=f"choose one of {', '.join(CONTAINERS)}")
-    if model.core.spec not in (None, *SPECS):
-        raise UsageError(f"--spec {model.core.spec}: no such choice", remedy=f"choose one of {', '.join(SPECS)}")
-    if model.core.spec == "local" and {RMSNORM, NORMS_LESS_ONE} <= model.family.mechanisms:
+def _refuse_spec(model: _Model) -> None:
+    """Refuse the local spec for norms that it does not have."""
+    if model.options.spec == "local" and {RMSNORM, NORMS_LESS_ONE} <= model.family.mechanisms:
         # megatron/core/transformer/torch_norm.py:WrappedTorchNorm, which is the local spec's RMSNorm.
         raise UnsupportedError(
             f"--spec local: Megatron-Core's RMSNorm there has {in_words([NORMS_LESS_ONE])}", remedy="say --spec te"
         )
-    return container
 
 
-def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]]:
+def _args(model: _Model) -> tuple[dict[str, Any], list[str]]:
     """The arguments to write, which include the source's other arguments, and the names that are left out."""
     kept, dropped = carried_args(model)
     layout, said, built = model.layout, neutral_args(model.args), core_model_args(model)
@@ -136,8 +132,8 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
     kept |= {
         "use_mcore_models": True,
         "use_legacy_models": False,
-        "ckpt_format": container,
-        "transformer_impl": "local" if model.core.spec == "local" else "transformer_engine",
+        "ckpt_format": model.options.container,
+        "transformer_impl": "local" if model.options.spec == "local" else "transformer_engine",
         "virtual_pipeline_model_parallel_size": layout.vpp if layout.vpp > 1 else None,
         "num_layers_per_virtual_pipeline_stage": layers_per_chunk(layout),
         "expert_model_parallel_size": 1,
@@ -146,7 +142,7 @@ def _args(model: TargetModel, container: str) -> tuple[dict[str, Any], list[str]
     return kept, [name for name in dropped if name not in kept]
 
 
-def _refuse_contradictions(model: TargetModel, built: Mapping[str, Any]) -> None:
+def _refuse_contradictions(model: _Model, built: Mapping[str, Any]) -> None:
     """Refuse the user's entries that differ from the arguments to write."""
     if "model_type" in model.supplied:
         return
@@ -165,9 +161,9 @@ def _same(said: Any, written: Any) -> bool:
     return bool((tuple(said) if isinstance(said, list) else said) == written)
 
 
-def _needs(model: TargetModel, container: str) -> Iterator[Need]:
-    groups = model.sizes.groups
-    if container == "torch_dist" and not (model.keep_args and model.sizes.heads is not None):
+def _needs(model: _Model) -> Iterator[Need]:
+    groups, container = model.sizes.groups, model.options.container
+    if container == "torch_dist" and not (model.options.keep_args and model.sizes.heads is not None):
         yield Need("a torch_dist checkpoint without args", ARGS_NOT_NEEDED)
     if container == "torch":
         if groups is not None and groups < model.layout.tp:
@@ -178,19 +174,19 @@ def _needs(model: TargetModel, container: str) -> Iterator[Need]:
         elif any(said.values()):
             since = UNEVEN_ENDS if model.layout.vpp == 1 else VIRTUAL_UNEVEN_ENDS
             yield Need("a first or last stage of another length", since)
-    if model.core.spec == "local" and RMSNORM in model.family.mechanisms:
+    if model.options.spec == "local" and RMSNORM in model.family.mechanisms:
         yield Need("RMSNorm in the local spec", LOCAL_RMSNORM)
 
 
-def _facts(
-    model: TargetModel, container: str, args: dict[str, Any], needs: list[Need], dropped: list[str], release: int | None
-) -> Iterator[Fact]:
-    spec = "the local spec" if model.core.spec == "local" else "Transformer Engine"
+def _facts(model: _Model, args: dict[str, Any], needs: list[Need], dropped: list[str]) -> Iterator[Fact]:
+    options = model.options
+    container, release = options.container, options.megatron_version
+    spec = "the local spec" if options.spec == "local" else "Transformer Engine"
     first = max(needs, key=lambda need: need.since, default=None)
     since = f"core_v0.{first.since} for {first.what}" if first else f"core_v0.{FIRST}"
     yield Fact(f"container {container}, for the layers of {spec}", f"NVIDIA/Megatron-LM since {since}")
     yield Fact("parameters only", "optimizer, scheduler and random number state stay behind")
-    has_args = model.keep_args and model.sizes.heads is not None
+    has_args = options.keep_args and model.sizes.heads is not None
     if model.sizes.heads is None:
         # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
         yield Fact("no args", "the number of heads is not known")
@@ -199,10 +195,11 @@ def _facts(
     if has_args and "tokenizer_type" not in args:
         yield Fact("no tokenizer_type in args", "a run with --vocab-file compares it: say it with --config")
     words = "what args alone do not set" if has_args else "there are no args"
-    yield Fact(f"flags for Megatron-LM: {' '.join(flags_of(model, container, args, release))}", words)
+    yield Fact(f"flags for Megatron-LM: {' '.join(flags_of(model, container, options.spec, args, release))}", words)
 
 
-def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:
+def _cautions(model: _Model, args: dict[str, Any]) -> Iterator[str]:
+    options = model.options
     if model.iteration == 0:
         yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
     if caution := scaling_caution(args):
@@ -212,9 +209,13 @@ def _cautions(model: TargetModel, args: dict[str, Any]) -> Iterator[str]:
             f"nothing says {', '.join(unknown)}, and the model's answers depend on it: Megatron-LM will take its "
             "defaults; say them with --config"
         )
+    if options.container == "torch" and options.spec is None and model.spec == "local":
+        # Norms get the other spec's names by default: a run of the source's spec would ignore them.
+        names = "norms get the names of Transformer Engine, and have those of the local spec in the source"
+        yield f"{names}: --spec local keeps them"
 
 
-def _rank_files(model: TargetModel, entries: dict[str, Any]) -> tuple[TargetFile, ...]:
+def _rank_files(model: _Model, entries: dict[str, Any]) -> tuple[TargetFile, ...]:
     layout = model.layout
     trees = [_stage_tree(model, stage, entries) for stage in range(layout.pp)]
     container = partial(plan_torch_file, ARCHIVE)
@@ -225,7 +226,7 @@ def _rank_files(model: TargetModel, entries: dict[str, Any]) -> tuple[TargetFile
     )
 
 
-def _stage_tree(model: TargetModel, stage: int, entries: dict[str, Any]) -> dict[str, Any]:
+def _stage_tree(model: _Model, stage: int, entries: dict[str, Any]) -> dict[str, Any]:
     """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank."""
     chunks = [_chunk(model, stage, chunk) for chunk in range(model.layout.vpp)]
     if len(chunks) == 1:
@@ -233,8 +234,8 @@ def _stage_tree(model: TargetModel, stage: int, entries: dict[str, Any]) -> dict
     return {**entries, **{f"model{number}": chunk for number, chunk in enumerate(chunks)}}
 
 
-def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot | None]:
-    family, layout, spec = model.family, model.layout, model.core.spec or "te"
+def _chunk(model: _Model, stage: int, chunk: int) -> OrderedDict[str, Slot | None]:
+    family, layout, spec = model.family, model.layout, model.options.spec or SPECS[0]
     is_first = (stage, chunk) == (0, 0)
     is_last = (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
     slots: OrderedDict[str, Slot | None] = OrderedDict()
@@ -262,11 +263,4 @@ def _chunk(model: TargetModel, stage: int, chunk: int) -> OrderedDict[str, Slot 
     return slots
 
 
-TARGET = TargetFormat(
-    "megatron-core",
-    ("core",),
-    lay_out,
-    refusal,
-    takes=frozenset(("--container", "--spec", "--megatron-version", "--vpp")),
-    is_core=True,
-)
+TARGET = TargetFormat("megatron-core", lay_out, refusal, CoreOptions, is_core=True)

@@ -16,9 +16,11 @@ from streamconv.formats.megatron.core.claims import dist_folder, is_core
 from streamconv.formats.megatron.embedding_and_head import check_ends, check_head, copies_aside
 from streamconv.formats.megatron.folder import claims as claims_ranks
 from streamconv.formats.megatron.legacy.names import HEAD_COPY, cautions, stage_tensors, translated_args
+from streamconv.formats.megatron.legacy.options import SOURCE_OPTIONS
 from streamconv.formats.megatron.legacy.refusals import refusal, refuse_args
 from streamconv.formats.megatron.rank_files import Ranks, left_behind, open_ranks, to_model
-from streamconv.formats.source import Fact, SourceFormat, SourceOptions, StoredModel
+from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
@@ -34,7 +36,7 @@ def claims(path: Path) -> str | None:
     return None if words is None or is_core(path) or dist_folder(path) is not None else words
 
 
-def open_model(path: Path, options: SourceOptions) -> StoredModel:
+def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """Open a legacy Megatron-LM checkpoint, metadata only.
 
     Args:
@@ -81,7 +83,7 @@ def _known_version(ranks: Ranks) -> float:
     return version
 
 
-def _settle_qkv(model: StoredModel, version: float, options: SourceOptions) -> StoredModel:
+def _settle_qkv(model: StoredModel, version: float, options: TrainingSourceOptions) -> StoredModel:
     """The model with the row order of query_key_value, by its version, its arguments or the user's choice.
 
     deepspeedai's fork writes this layout too (without DeepSpeed), and since 676a482c rows of ``[3, heads, head_dim]``
@@ -99,4 +101,4 @@ def _settle_qkv(model: StoredModel, version: float, options: SourceOptions) -> S
     return replace(model, qkv=layout).noting(facts=[fact], warnings=warnings)
 
 
-SOURCE = SourceFormat("megatron-legacy", open_model, claims, refusal)
+SOURCE = SourceFormat("megatron-legacy", open_model, claims, refusal, SOURCE_OPTIONS, "legacy Megatron-LM")

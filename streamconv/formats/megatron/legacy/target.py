@@ -26,6 +26,7 @@ from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.common.refusals import refusal_of
 from streamconv.formats.megatron.args import core_model_args
 from streamconv.formats.megatron.folder import ARCHIVE, TRACKER, rank_path
+from streamconv.formats.megatron.legacy.options import LegacyOptions
 from streamconv.formats.megatron.legacy.refusals import AGES, BIGSCIENCE, MEGATRON_LM, refusal
 from streamconv.formats.recorded import RELEASE
 from streamconv.formats.source import Fact
@@ -52,6 +53,7 @@ _MODEL_ARGS = (
 )
 # The mechanisms of the model that is built without any of these arguments.
 _OF_2021 = frozenset(BIGSCIENCE) | {LEARNED}
+_Model = TargetModel[LegacyOptions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,9 @@ def loads_in(family: ModelFamily, dialect: Dialect) -> str:
     return f"NVIDIA/Megatron-LM {since} up to core_v0.17, from core_v0.8 with --use-legacy-models"
 
 
-def lay_out(model: TargetModel) -> TargetFiles:
+def lay_out(model: _Model) -> TargetFiles:
     """Every rank's file, the tracker, and facts about the result."""
-    dialect = DIALECTS[model.dialect]
+    dialect = DIALECTS[model.options.dialect]
     _refuse_settings(model)
     entries: dict[str, Any] = {"iteration": model.iteration or 0}
     if model.vocab_size is not None:
@@ -121,7 +123,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     if model.args is None and model.sizes.heads is None:
         # Megatron compares the number of heads and stops where args lack it; without args it compares nothing.
         facts.append(Fact("no args", "the source has none, and the number of heads is not known"))
-    elif model.keep_args:
+    elif model.options.keep_args:
         entries["args"], dropped = _target_args(model)
         if dropped:
             facts.append(Fact(f"left out of args: {', '.join(dropped)}", "not plain data"))
@@ -136,7 +138,7 @@ def lay_out(model: TargetModel) -> TargetFiles:
     return TargetFiles(files, {TRACKER: tracker}, tuple(facts), tuple(_cautions(model)), owned=("iter_*", RELEASE))
 
 
-def _refuse_settings(model: TargetModel) -> None:
+def _refuse_settings(model: _Model) -> None:
     """Refuse settings that the legacy model would silently ignore, though every tensor fits.
 
     [``megatron/legacy/model/language_model.py``: ``RotaryEmbedding`` is made without a base, so it is 10000]
@@ -149,21 +151,21 @@ def _refuse_settings(model: TargetModel) -> None:
         )
 
 
-def _cautions(model: TargetModel) -> Iterator[str]:
+def _cautions(model: _Model) -> Iterator[str]:
     if len(set(model.layout.stages)) > 1:
         yield "stages of unequal length: Megatron-LM divides layers evenly over stages and loads no others"
     if model.iteration == 0:
         yield "iteration 0: Megatron-LM takes a tracker of 0 for an error until core_v0.16; say --iteration 1 for it"
-    if model.keep_args and not is_plain((model.args or {}).get("position_embedding_type")):
+    if model.options.keep_args and not is_plain((model.args or {}).get("position_embedding_type")):
         yield (
             "args.position_embedding_type is an enum of bigscience's code and is left out; its own loader compares it "
             "and stops: write for that loader with --no-args"
         )
-    if model.dialect != "2021" and refusal_of("Megatron-LM", model.family, MEGATRON_LM):
+    if model.options.dialect != "2021" and refusal_of("Megatron-LM", model.family, MEGATRON_LM):
         yield f"only bigscience's fork runs {model.family.title}, and it reads the names of 2021 alone"
 
 
-def _stage_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
+def _stage_tree(model: _Model, dialect: Dialect, stage: int, entries: Mapping[str, Any]) -> dict[str, Any]:
     """The state dict of one stage with :class:`Slot` leaves; it is the same for each tensor-parallel rank."""
     chunks = [_chunk_tree(model, dialect, stage, chunk) for chunk in range(model.layout.vpp)]
     if len(chunks) == 1:
@@ -172,7 +174,7 @@ def _stage_tree(model: TargetModel, dialect: Dialect, stage: int, entries: Mappi
     return {**models, "checkpoint_version": CHECKPOINT_VERSION, **entries}
 
 
-def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) -> dict[str, Any]:
+def _chunk_tree(model: _Model, dialect: Dialect, stage: int, chunk: int) -> dict[str, Any]:
     """The model in one chunk of a stage; without virtual stages a stage has one chunk."""
     family, layout = model.family, model.layout
     first, last = (stage, chunk) == (0, 0), (stage, chunk) == (layout.pp - 1, layout.vpp - 1)
@@ -204,7 +206,7 @@ def _chunk_tree(model: TargetModel, dialect: Dialect, stage: int, chunk: int) ->
     return tree
 
 
-def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
+def _target_args(model: _Model) -> tuple[argparse.Namespace, list[str]]:
     """The training arguments for the target, and the names of those that are left out, which are not plain data."""
     kept, dropped = carried_args(model)
     kept |= _model_args(model)
@@ -219,7 +221,7 @@ def _target_args(model: TargetModel) -> tuple[argparse.Namespace, list[str]]:
     return namespace, dropped
 
 
-def _model_args(model: TargetModel) -> dict[str, Any]:
+def _model_args(model: _Model) -> dict[str, Any]:
     """The arguments of a model with mechanisms that are newer than 2021 [``megatron/training/arguments.py``]."""
     if model.family.mechanisms <= _OF_2021:
         return {}
@@ -228,4 +230,4 @@ def _model_args(model: TargetModel) -> dict[str, Any]:
     return {name: said.get(name) for name in (*_MODEL_ARGS, *partial)}
 
 
-TARGET = TargetFormat("megatron-legacy", tuple(DIALECTS), lay_out, refusal, takes=frozenset(("--vpp",)))
+TARGET = TargetFormat("megatron-legacy", lay_out, refusal, LegacyOptions)

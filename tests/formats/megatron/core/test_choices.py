@@ -35,40 +35,40 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
         {**TORCH, "pp_layers": (4, 5, 3), "vpp": 2},
         "stages of 4,5,3 layers do not divide into 2 virtual stages",
     ),
-    "no virtual stage": ({**TORCH, "pp": 2, "vpp": 0}, "--vpp 0: must be at least 1"),
-    "virtual stages by default": ({**DIST, "pp": 2, "vpp": 2}, "--vpp has no meaning with --container torch_dist"),
+    "no virtual stage": ({**TORCH, "pp": 2, "vpp": 0}, "vpp=0: must be at least 1"),
+    "virtual stages by default": ({**DIST, "pp": 2, "vpp": 2}, 'vpp has no meaning with container="torch_dist"'),
     "virtual stages in torch_dist": (
         {**DIST, "container": "torch_dist", "pp": 2, "vpp": 2},
-        "--vpp has no meaning with --container torch_dist",
+        'vpp has no meaning with container="torch_dist"',
     ),
-    "another container": ({**DIST, "container": "zarr"}, "--container zarr: no such choice"),
-    "another spec": ({**TORCH, "spec": "modelopt"}, "--spec modelopt: no such choice"),
-    "another spec in torch_dist": ({**DIST, "spec": "apex"}, "--spec apex: no such choice"),
-    "a fork": ({**TORCH, "dialect": "2021"}, "2021: megatron-core has no such choice"),
-    "a stage without layers": ({**TORCH, "pp_layers": (0, 12)}, "--pp-layers: a stage without layers"),
+    "another container": ({**DIST, "container": "zarr"}, "container='zarr': no such choice"),
+    "another spec": ({**TORCH, "spec": "modelopt"}, "spec='modelopt': no such choice"),
+    "another spec in torch_dist": ({**DIST, "spec": "apex"}, "spec='apex': no such choice"),
+    "a dialect": ({**TORCH, "dialect": "2023-09"}, r"dialect \(.*\) has no meaning with to=\"megatron-core\""),
+    "a stage without layers": ({**TORCH, "pp_layers": (0, 12)}, r"pp_layers=\(0, 12\): must be at least 1"),
     "virtual stages of one stage in torch_dist": (
         {**DIST, "vpp": 2},
-        "--vpp has no meaning with --container torch_dist",
+        'vpp has no meaning with container="torch_dist"',
     ),
-    "no container": ({**DIST, "container": ""}, "--container : no such choice"),
+    "no container": ({**DIST, "container": ""}, "container='': no such choice"),
     "another norm": (
         {**DIST, "config": {"normalization": "RMSNorm"}},
-        "--config says normalization 'RMSNorm', and the",
+        "config says normalization 'RMSNorm', and the",
     ),
-    "experts": ({**DIST, "config": {"num_experts": 8}}, "--config says num_experts 8, and the model has None"),
-    "groups": ({**DIST, "config": {"num_query_groups": 1}}, "--config says num_query_groups 1, and the model has 4"),
-    "stages of another model": ({**TORCH, "pp_layers": (5, 5)}, "--pp-layers 5,5 adds up to 10 layers"),
-    "two numbers of stages": ({**TORCH, "pp": 3, "pp_layers": (6, 6)}, "--pp 3 and 2 stages in --pp-layers"),
-    "too many stages": ({**TORCH, "pp": 13}, "--pp 13: the model has 12 layers"),
+    "experts": ({**DIST, "config": {"num_experts": 8}}, "config says num_experts 8, and the model has None"),
+    "groups": ({**DIST, "config": {"num_query_groups": 1}}, "config says num_query_groups 1, and the model has 4"),
+    "stages of another model": ({**TORCH, "pp_layers": (5, 5)}, r"pp_layers=\(5, 5\) adds up to 10 layers"),
+    "two numbers of stages": ({**TORCH, "pp": 3, "pp_layers": (6, 6)}, "pp=3 and 2 stages in pp_layers"),
+    "too many stages": ({**TORCH, "pp": 13}, "pp=13: the model has 12 layers"),
     **{
         f"--megatron-version {said}": (
             {**DIST, "megatron_version": said},
-            f"--megatron-version {said}: no release that is known",
+            f"megatron_version={said!r}: no release that is known",
         )
         for said in ("0.7", "0.20", "1.0", "latest", "", "core_v16", "0.16.x", "0.١٦")
     },
     **{
-        f"{flag} --to {to}": ({"to": to, name: value}, rf"{flag} \(.*\) has no meaning with --to {to}")
+        f"{flag} --to {to}": ({"to": to, name: value}, rf"{name} \(.*\) has no meaning with to=\"{to}\"")
         for to in ("megatron-legacy", "deepspeed", "huggingface")
         for flag, name, value in (
             ("--container", "container", "torch"),
@@ -77,7 +77,7 @@ SENSELESS: dict[str, tuple[dict[str, Any], str]] = {
         )
     },
     **{
-        f"--vpp --to {to}": ({"to": to, "vpp": 2}, rf"--vpp \(.*\) has no meaning with --to {to}")
+        f"--vpp --to {to}": ({"to": to, "vpp": 2}, rf"vpp \(.*\) has no meaning with to=\"{to}\"")
         for to in ("deepspeed", "huggingface")
     },
 }
@@ -225,7 +225,7 @@ def test_scaling_that_megatron_has_no_argument_for(tmp_path: Path) -> None:
         case_of("llama").save(tmp_path / str(number), **config)
         with pytest.raises(UnsupportedError, match="no argument for this scaling of rotary positions") as caught:
             plan(tmp_path / str(number), **DIST)
-        assert "--to huggingface" in str(caught.value)
+        assert 'to="huggingface"' in str(caught.value)
 
 
 # -- what Megatron-Core cannot run ------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_megatron_means_the_newest_layout_that_runs_the_model(stored: Stored, tm
     case_of("bloom").save(tmp_path / "bloom")
     assert plan(stored(GPT), to="megatron").target_format == "megatron-core"
     assert plan(tmp_path / "bloom", to="megatron").target_format == "megatron-legacy"
-    with pytest.raises(UsageError, match="has no meaning with --to megatron-legacy, which --to megatron is"):
+    with pytest.raises(UsageError, match='has no meaning with to="megatron-legacy", which to="megatron" is'):
         plan(tmp_path / "bloom", to="megatron", container="torch")
 
 

@@ -14,7 +14,6 @@ from torch.distributed.checkpoint import FileSystemReader, load
 
 from streamconv import convert, inspect, plan, verify
 from streamconv.core.errors import AmbiguousError
-from streamconv.formats.source import SourceOptions
 from tests.places import FRAMEWORKS
 
 SAVED = FRAMEWORKS / "mcore_llama_dist_tp2pp2"
@@ -52,7 +51,7 @@ def saved() -> dict[str, torch.Tensor]:
 def test_it_is_recognised_and_the_heads_are_asked_for() -> None:
     with pytest.raises(AmbiguousError, match="number of attention heads is unknown") as caught:
         plan(SAVED)
-    assert caught.value.remedy == "say --num-heads N"
+    assert caught.value.remedy == "say num_heads=N"
     work = plan(SAVED, num_heads=HEADS, iteration=3)
     assert (work.source_format, work.family, work.target_format) == (
         "Megatron-Core, torch_dist",
@@ -90,7 +89,7 @@ def test_there_and_back_is_bit_for_bit(
 ) -> None:
     way = {name: value for name, value in SAID.items() if to != "huggingface" or name != "iteration"}
     convert(SAVED, tmp_path / "there", to=to, **choices, **way)
-    checked = verify(tmp_path / "there", against=SAVED, options=SourceOptions.said(num_heads=HEADS))
+    checked = verify(tmp_path / "there", against=SAVED, num_heads=HEADS)
     assert checked.exit_code == 0, checked
     convert(tmp_path / "there", tmp_path / "back", to="megatron-core", tp=1, pp=1, max_ram="2G")
     (folder,) = (tmp_path / "back").glob("[ir]*")

@@ -66,9 +66,9 @@ def test_the_flags_say_what_args_would(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("container", ["torch", "torch_dist"])
 def test_the_local_specs_rmsnorm_has_no_such_norms(container: str, case: Case, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"--spec local: .* has no norms stored less 1") as caught:
+    with pytest.raises(UnsupportedError, match=r"spec=\"local\": .* has no norms stored less 1") as caught:
         plan(tmp_path / "hf", to="megatron-core", container=container, spec="local")
-    assert caught.value.remedy == "say --spec te"
+    assert caught.value.remedy == 'say spec="te"'
 
 
 def test_without_a_name_such_a_folder_is_no_llama(case: Case, tmp_path: Path) -> None:

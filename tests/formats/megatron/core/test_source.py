@@ -184,7 +184,7 @@ def test_the_head_of_torch_dist_is_what_args_say(args: Case, case: Case, tmp_pat
 
 def test_args_that_are_not_tied_outweigh_the_user(tmp_path: Path) -> None:
     saved(tmp_path / "src", UNTIED, even(1, 2))
-    with pytest.raises(UsageError, match="tie_word_embeddings is True in --config and False in the source"):
+    with pytest.raises(UsageError, match="tie_word_embeddings is True in config and False in the source"):
         convert(
             tmp_path / "src", tmp_path / "out", to="huggingface", vocab_size=50, config={"tie_word_embeddings": True}
         )
@@ -261,9 +261,9 @@ def test_other_versions_are_refused(version: Any, tmp_path: Path) -> None:
 
 def test_orders_of_rows_are_not_to_be_chosen(tmp_path: Path) -> None:
     saved(tmp_path / "src", LLAMA, even(1, 1))
-    with pytest.raises(UsageError, match="--qkv-layout has no meaning here"):
+    with pytest.raises(UsageError, match="qkv_layout has no meaning here"):
         plan(tmp_path / "src", qkv_layout="blocks")
-    with pytest.raises(UsageError, match="--glu-order has no meaning here"):
+    with pytest.raises(UsageError, match="glu_order has no meaning here"):
         plan(tmp_path / "src", glu_order="up-gate")
 
 

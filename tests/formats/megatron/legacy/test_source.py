@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from streamconv import convert, plan
-from streamconv.api import ConvertChoices
 from streamconv.cli.main import main
 from streamconv.core.errors import AmbiguousError, DamagedError, DifferenceError, SourceError, UnsupportedError
 from streamconv.core.layout import ParallelLayout, even_stages
 from streamconv.formats.megatron.legacy.source import open_model
+from streamconv.formats.options import TrainingSourceOptions
 from streamconv.formats.registry import find_source
-from streamconv.formats.source import SourceOptions, StoredModel
+from streamconv.formats.source import StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, Section
 from tests import oracle
@@ -32,7 +32,7 @@ ITERATION = "iter_0000003"
 
 
 def opened(root: Path, **options: Any) -> StoredModel:
-    return open_model(root, SourceOptions(**options))
+    return open_model(root, TrainingSourceOptions(**options))
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -107,7 +107,7 @@ def test_a_detour_ends_in_the_files_of_the_direct_way(source: Source, dialect: s
         max_ram="2G",
         to="megatron-legacy",
     )
-    said: ConvertChoices = {
+    said: dict[str, Any] = {
         "to": "megatron-legacy",
         "tp": second.tp,
         "pp_layers": second.stages,

@@ -31,17 +31,19 @@ def progress_bar(
 
 @contextmanager
 def _bar(stream: TextIO, verb: str) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    lock = Lock()
-    with tqdm(total=0, file=stream, unit="B", unit_scale=True, unit_divisor=1024, leave=False, desc=verb) as bar:
-
-        def show(done: int, total: int) -> None:
-            with lock:
-                bar.total = total
-                bar.update(max(0, done - bar.n))
-
-        yield show
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Lines:

@@ -1,0 +1,128 @@
+"""Write what is made of the declared options: docs/options.md, and the types of the keywords in Python.
+
+python docs/options.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from streamconv.api.options import SIDES, VERBS, options_of_verb
+from streamconv.cli.options import OWN_OPTIONS
+from streamconv.core.options import Option, all_options, options_of
+from streamconv.execution.options import BenchOptions, PublishOptions, RunOptions, StreamOptions
+from streamconv.formats.frameworks import source_options, target_options
+from streamconv.formats.options import TrainingOptions
+from streamconv.inspection.options import InspectOptions
+from streamconv.planning.options import ConversionOptions
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "options.md"
+TYPES = ROOT / "streamconv" / "api" / "typed.py"
+
+_HEAD = """\
+# Options
+
+<!-- written by docs/options.py from the declarations; do not edit -->
+
+Every option is declared once, by the format or the part of the program that it is for. It is a flag on the command
+line, a keyword in Python, and a variable of the environment, unless it destroys or overrules something. A variable
+holds for every command that has the option; where it has no effect it is no mistake, as a flag or a keyword is. Words
+may be in any case, and a word that is nearly right is answered with the one that was meant.
+
+`streamconv VERB --help` shows them too; with `--to TARGET`, those of a target.
+"""
+
+
+def page() -> str:
+    """The text of docs/options.md."""
+    return "\n".join(_page())
+
+
+def _page() -> Iterator[str]:
+    yield _HEAD
+    training = {each.name for each in options_of(TrainingOptions)}
+    yield from _table("Of `convert`, `plan`, `stream` and `bench`", options_of(ConversionOptions))
+    yield from _table("A result that is a training checkpoint", options_of(TrainingOptions))
+    for name, owner in target_options().items():
+        yield from _table(f"`--to {name}`", [each for each in options_of(owner) if each.name not in training])
+    sources = all_options(source_options())
+    yield from _table("The source, where it does not say it itself", list(sources.values()))
+    prefixes = "; ".join(
+        f"`{verb}` {' and '.join(f'`--{side}-NAME`' for side in sides)}" for verb, sides in SIDES.items()
+    )
+    yield f"These are options of `inspect`, `verify` and `diff` too. For one of two checkpoints alone: {prefixes}.\n"
+    yield from _table(
+        "How it runs; `--max-ram`, `--io` and `--jobs` are also of `inspect`, `verify` and `diff`",
+        options_of(RunOptions),
+    )
+    yield from _table("Of `convert`", options_of(PublishOptions))
+    yield from _table("Of `streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
+    yield from _table("Of `inspect`", options_of(InspectOptions))
+    yield from _table("Of `bench`", options_of(BenchOptions))
+    for own in OWN_OPTIONS:
+        yield from _table((own.__doc__ or "").rstrip("."), options_of(own), keywords=False)
+
+
+def _table(
+    title: str, options: list[Option] | tuple[Option, ...], *, flags: bool = True, keywords: bool = True
+) -> Iterator[str]:
+    yield f"## {title[0].upper()}{title[1:]}\n"
+    heads = [
+        *(["flag"] if flags else []),
+        *(["keyword"] if keywords else []),
+        *(["variable"] if flags else []),
+        "meaning",
+    ]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for each in options:
+        names = " ".join([*([f"`{each.short}`"] if each.short else []), f"`{_with_value(each)}`"])
+        variable = f"`{each.variable}`" if each.variable else "none: it destroys or overrules"
+        cells = [*([names] if flags else []), *([f"`{each.name}`"] if keywords else []), *([variable] if flags else [])]
+        yield f"| {' | '.join([*cells, _meaning(each)])} |"
+    yield ""
+
+
+def _with_value(each: Option) -> str:
+    return (
+        each.flag
+        if each.is_switch or each.repeats
+        else f"{each.flag} {'WORD' if each.kind.words else each.kind.metavar}"
+    )
+
+
+def _meaning(each: Option) -> str:
+    words = f": {', '.join(f'`{word}`' for word in each.kind.words)}" if each.kind.words else ""
+    return f"{each.help}{words}".replace("|", "\\|")
+
+
+def types() -> str:
+    """The text of streamconv/api/typed.py."""
+    return "\n".join(_types())
+
+
+def _types() -> Iterator[str]:
+    yield '"""The types of the verbs\' keywords, for type checkers; written by docs/options.py."""\n'
+    yield "from __future__ import annotations\n"
+    yield "from collections.abc import Mapping, Sequence"
+    yield "from os import PathLike"
+    yield "from typing import Any, TypedDict\n"
+    yield "from streamconv.core.dtypes import DType\n"
+    verbs = [verb for verb in VERBS if options_of_verb(verb)]
+    names = sorted(f"{verb.capitalize()}Keywords" for verb in verbs)
+    yield "__all__ = ["
+    yield from (f'    "{name}",' for name in names)
+    yield "]"
+    for verb in verbs:
+        yield f"\n\nclass {verb.capitalize()}Keywords(TypedDict, total=False):"
+        yield f'    """The keywords of ``{verb}``."""\n'
+        for each in options_of_verb(verb).values():
+            yield f"    {each.name}: {each.kind.python} | None"
+    yield ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    TYPES.write_text(types())

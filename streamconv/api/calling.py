@@ -1,0 +1,82 @@
+"""How a verb is called in Python: its signature, its checked paths and options, its progress, and its errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streamconv.api.options import options_of_verb
+from streamconv.core.errors import StreamconvError, UsageError
+from streamconv.core.kinds import InvalidValue, PathTo
+from streamconv.core.options import Given
+from streamconv.report.progress import progress_bar
+
+__all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "verb"]
+
+AnyPath = str | os.PathLike[str]
+Progress = Callable[[int, int], None] | bool | None
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def verb(function: F) -> F:
+    """Give a function the keywords of its verb, as ``help`` and notebooks show them, and errors in these words."""
+    own = [p for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    known = options_of_verb(function.__name__).values()
+    keywords = [Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in known]
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with in_words_of_python():
+            return function(*args, **options)
+
+    call.__signature__ = Signature([*own, *keywords])  # type: ignore[attr-defined]
+    lines = "\n".join(f"        {each.name}: {each.help}." for each in known)
+    call.__doc__ = (function.__doc__ or "").replace("        options: see below.", lines)
+    return call  # type: ignore[return-value]
+
+
+@contextmanager
+def in_words_of_python() -> Iterator[None]:
+    """Errors of what runs inside speak of keywords."""
+    try:
+        yield
+    except StreamconvError as error:
+        from streamconv.api.words import reworded
+
+        reworded(error)
+        raise
+
+
+def given_by(verb: str, options: object) -> Given:
+    """The options that the keywords of a verb give; raises :class:`UsageError` for wrong ones."""
+    assert isinstance(options, dict)  # noqa: S101 - a TypedDict is one
+    return Given.keywords(options_of_verb(verb), options)
+
+
+def path_of(name: str, value: object) -> Path:
+    """An argument that is a path; raises :class:`UsageError` if it is none."""
+    try:
+        path = PathTo("PATH", folder=True).check(value)
+    except InvalidValue as error:
+        raise UsageError(f"{name}={value!r:.60}: {error.what}", remedy="give a str or a pathlib.Path") from None
+    return Path(path)
+
+
+def shown(progress: object, what: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """The function to call with the progress: the caller's, or that of a bar on stderr."""
+    if progress is None or progress is False:
+        return nullcontext(None)
+    if progress is True:
+        return progress_bar(sys.stderr, quiet=False, verb=what)
+    if not callable(progress):
+        raise UsageError(
+            f"progress={progress!r:.60}: not a function",
+            remedy="give one that takes (bytes done, bytes in all), or True for a bar on stderr",
+        )
+    return nullcontext(progress)

@@ -1,0 +1,234 @@
+"""The verbs in Python: paths first, every option a keyword, and errors that speak of keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from streamconv.api import verbs
+from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from streamconv.api import typed
+    from streamconv.execution.disk_speed import DiskReport
+    from streamconv.execution.run import ConversionReport
+    from streamconv.execution.stream import StreamedTensor
+    from streamconv.inspection.open_checkpoint import Checkpoint
+    from streamconv.inspection.report import InspectionReport
+    from streamconv.planning.capabilities import FamilyTable
+    from streamconv.planning.plan import Plan
+    from streamconv.verification.compare import Comparison
+    from streamconv.verification.verify import Verification
+
+__all__ = ["bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+
+
+@verb
+def plan(src: AnyPath, **options: Unpack[typed.PlanKeywords]) -> Plan:
+    """Plan a conversion: nothing is written, and metadata is read; for Hugging Face also biases that may be zero.
+
+    >>> streamconv.plan("checkpoints/bloom", tp=1, pp=3)
+    <Plan: BLOOM, TP 2 x PP 2 (2 layers a stage) to megatron-legacy, TP 1 x PP 3 (stages of 2,1,1 layers): 3 files, ...>
+
+    Args:
+        src: a checkpoint of Megatron-DeepSpeed, GPT-NeoX or Megatron-LM (legacy or Megatron-Core), its root or its
+            tag's or iteration's folder, or the folder of a Hugging Face model.
+        options: see below.
+
+    Raises:
+        StreamconvError: everything that can be refused, see :mod:`streamconv.core.errors`.
+    """
+    return verbs.plan(path_of("src", src), given_by("plan", options))
+
+
+@verb
+def convert(
+    src: AnyPath, dst: AnyPath | None, *, progress: Progress = None, **options: Unpack[typed.ConvertKeywords]
+) -> ConversionReport:
+    """Convert a checkpoint, inside a memory budget. If a run ended early, the same call goes on where it was.
+
+    >>> streamconv.convert("checkpoints/bloom", "out", tp=1, pp=3, max_ram="1G")
+    <ConversionReport: megatron-legacy, ... in ... s, peak ... MiB: out>
+
+    Args:
+        src: as for :func:`plan`.
+        dst: the folder for the result; None runs the whole conversion and discards its bytes, for measuring.
+        progress: called with (bytes done, bytes in all), from any thread; what it raises ends the run. True draws a bar
+            on stderr.
+        options: see below.
+
+    Raises:
+        StreamconvError: see :mod:`streamconv.core.errors`. Before the first write for all that can be known before.
+    """
+    given, source = given_by("convert", options), path_of("src", src)
+    destination = None if dst is None else path_of("dst", dst)
+    with shown(progress, "converting") as show:
+        return verbs.convert(source, destination, given, show)
+
+
+def stream(src: AnyPath, **options: Unpack[typed.StreamKeywords]) -> Iterator[StreamedTensor]:
+    """The tensors that :func:`convert` would write, one layer at a time, ready to load into a model.
+
+    The shards of one parameter come one after the other, for each rank. A tensor shares memory with a pool that is
+    used again: it is valid until the next step, unless ``copy``. The budget covers the process as it is now, the pool
+    and one tensor; what the caller keeps comes on top. A record's CRC-32 is checked when its last byte has been read:
+    before its tensor is yielded, or, of a tensor that is split over ranks, before its last shard.
+
+    >>> next(streamconv.stream("checkpoints/bloom", tp=1, pp=3, max_ram="4G"))
+    StreamedTensor(tp=0, pp=0, 'language_model.embedding.word_embeddings.weight', shape=(128, 64), dtype=torch.float32)
+
+    Args:
+        src: as for :func:`plan`.
+        options: see below.
+
+    Raises:
+        MemoryBudgetError: the budget is below the largest tensor and the buffers; the message says what works.
+        StreamconvError: whatever :func:`convert` refuses, when this is called; damage where it is met.
+    """
+    with in_words_of_python():
+        tensors = verbs.stream(path_of("src", src), given_by("stream", options))
+    return _streamed(tensors)
+
+
+def _streamed(tensors: Iterator[StreamedTensor]) -> Iterator[StreamedTensor]:
+    with in_words_of_python():
+        yield from tensors
+
+
+stream = verb(stream)
+
+
+@verb
+def inspect(path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.InspectKeywords]) -> InspectionReport:
+    """What is inside a checkpoint file or folder, from its metadata; no code in it is executed.
+
+    >>> streamconv.inspect("checkpoints/bloom")
+    <InspectionReport: Megatron-DeepSpeed, pipeline engine, ..., 0 findings: checkpoints/bloom/global_step3>
+
+    Args:
+        path: a checkpoint file of any kind that is read, or a folder of them.
+        progress: called with (bytes done, bytes in all) while values are streamed; True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        SourceError: there is no file or folder, or no checkpoint in it.
+        DamagedError: a single file cannot be opened. In a folder that is a finding.
+        UsageError: an option makes no sense.
+        MemoryBudgetError: the budget is too small to read values.
+    """
+    given, place = given_by("inspect", options), path_of("path", path)
+    with shown(progress, "reading") as show:
+        return verbs.inspect(place, given, show)
+
+
+@verb
+def verify(
+    dst: AnyPath,
+    against: AnyPath | None = None,
+    *,
+    progress: Progress = None,
+    **options: Unpack[typed.VerifyKeywords],
+) -> Verification:
+    """Check that a checkpoint is whole, and that it holds what another one does.
+
+    Containers first: every record's CRC-32, headers, indexes, and that no rank, layer or shard is missing. Then, if
+    ``against`` is given and the checkpoint is whole, both sides are opened anew and every element is compared under
+    canonical names; where dtypes differ, the other side's value is first cast as by a conversion. Copies inside the
+    checkpoint (replicated parameters, a tied head) must be equal.
+
+    >>> streamconv.verify("out", against="checkpoints/bloom")
+    <Verification: whole, 54 tensors compared: out/iter_0000003>
+
+    Args:
+        dst: the checkpoint to verify.
+        against: the checkpoint that it was made from, of any format and any parallelism. Options are then about this
+            one, and those that begin with ``dst_`` about ``dst``.
+        progress: called with (bytes done, bytes in all) of the pass that runs; True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        SourceError: a side is not there or not a checkpoint.
+        DamagedError: ``dst`` is a single file that cannot be opened, or ``against`` is broken.
+        MemoryBudgetError: the budget is too small.
+    """
+    given, made = given_by("verify", options), path_of("dst", dst)
+    source = None if against is None else path_of("against", against)
+    with shown(progress, "verifying") as show:
+        return verbs.verify(made, source, given, show)
+
+
+@verb
+def diff(a: AnyPath, b: AnyPath, *, progress: Progress = None, **options: Unpack[typed.DiffKeywords]) -> Comparison:
+    """The differences between two checkpoints, under canonical names if both are translated models, else under stored
+    names. Where dtypes differ, values are compared as numbers.
+
+    >>> streamconv.diff("checkpoints/bloom", "out").is_equal
+    True
+
+    Args:
+        a: a checkpoint file or folder.
+        b: another. Options are about both, those that begin with ``a_`` or ``b_`` about one.
+        progress: called with (bytes done, bytes in all); True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        SourceError, DamagedError: a side is not there, not a checkpoint, or broken.
+        MemoryBudgetError: the budget is too small.
+    """
+    given = given_by("diff", options)
+    sides = path_of("a", a), path_of("b", b)
+    with shown(progress, "comparing") as show:
+        return verbs.diff(*sides, given, show)
+
+
+@verb
+def bench(folder: AnyPath, src: AnyPath | None = None, **options: Unpack[typed.BenchKeywords]) -> DiskReport:
+    """How fast a folder's disk is, and how long a conversion would take on it.
+
+    >>> streamconv.bench(".", src="checkpoints/bloom", tp=1, size="16M")
+    <DiskReport: read .../s, write .../s, copy .../s: .>
+
+    Args:
+        folder: a folder on the disk that the result would go to.
+        src: the checkpoint whose conversion is to be predicted.
+        options: see below.
+
+    Raises:
+        DestinationError: there is no such folder.
+        DiskSpaceError, StorageError: there is no room for two files of ``size``, or the system refused.
+    """
+    given, place = given_by("bench", options), path_of("folder", folder)
+    return verbs.bench(place, None if src is None else path_of("src", src), given)
+
+
+@verb
+def families() -> FamilyTable:
+    """Which model families go from which source to which target, and why others do not.
+
+    >>> streamconv.families()
+    <FamilyTable: ... families, ... conversions>
+    """
+    return verbs.families()
+
+
+def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> Checkpoint:
+    """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
+
+    >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")
+    >>> tensors["layer_03-model_00-model_states.pt:self_attention.dense.weight"]
+    LazyTensor(shape=(64, 32), dtype=float32, 1 piece)
+
+    Args:
+        path: a torch, safetensors or ``.distcp`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is
+            taken.
+        tag: another tag of a DeepSpeed root.
+
+    Raises:
+        SourceError: ``path`` does not exist, or the folder has no such file.
+    """
+    from streamconv.inspection.open_checkpoint import open_checkpoint as open_lazily
+
+    with in_words_of_python():
+        return open_lazily(path_of("path", path), tag)

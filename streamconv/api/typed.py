@@ -1,0 +1,238 @@
+"""The types of the verbs' keywords, for type checkers; written by docs/options.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, TypedDict
+
+from streamconv.core.dtypes import DType
+
+__all__ = [
+    "BenchKeywords",
+    "ConvertKeywords",
+    "DiffKeywords",
+    "InspectKeywords",
+    "PlanKeywords",
+    "StreamKeywords",
+    "VerifyKeywords",
+]
+
+
+class PlanKeywords(TypedDict, total=False):
+    """The keywords of ``plan``."""
+
+    replicated: str | None
+    to: str | None
+    dtype: str | DType | None
+    tp: int | None
+    pp: int | None
+    pp_layers: Sequence[int] | None
+    iteration: int | None
+    for_release: bool | None
+    keep_args: bool | None
+    fork: str | None
+    vocab_padding: str | None
+    tokenizer: str | PathLike[str] | None
+    max_shard_size: str | int | None
+    vpp: int | None
+    container: str | None
+    spec: str | None
+    megatron_version: str | None
+    dialect: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    tag: str | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    block_size: str | int | None
+    engine: str | None
+
+
+class ConvertKeywords(TypedDict, total=False):
+    """The keywords of ``convert``."""
+
+    replicated: str | None
+    to: str | None
+    dtype: str | DType | None
+    tp: int | None
+    pp: int | None
+    pp_layers: Sequence[int] | None
+    iteration: int | None
+    for_release: bool | None
+    keep_args: bool | None
+    fork: str | None
+    vocab_padding: str | None
+    tokenizer: str | PathLike[str] | None
+    max_shard_size: str | int | None
+    vpp: int | None
+    container: str | None
+    spec: str | None
+    megatron_version: str | None
+    dialect: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    tag: str | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    block_size: str | int | None
+    engine: str | None
+    overwrite: bool | None
+    restart: bool | None
+
+
+class StreamKeywords(TypedDict, total=False):
+    """The keywords of ``stream``."""
+
+    replicated: str | None
+    to: str | None
+    dtype: str | DType | None
+    tp: int | None
+    pp: int | None
+    pp_layers: Sequence[int] | None
+    iteration: int | None
+    for_release: bool | None
+    keep_args: bool | None
+    fork: str | None
+    vocab_padding: str | None
+    tokenizer: str | PathLike[str] | None
+    max_shard_size: str | int | None
+    vpp: int | None
+    container: str | None
+    spec: str | None
+    megatron_version: str | None
+    dialect: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    tag: str | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    block_size: str | int | None
+    engine: str | None
+    copy: bool | None
+    framework: str | None
+
+
+class InspectKeywords(TypedDict, total=False):
+    """The keywords of ``inspect``."""
+
+    tensors: str | None
+    stats: bool | None
+    check: bool | None
+    target_tp: int | None
+    target_pp: int | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    iteration: int | None
+    tag: str | None
+    pp_layers: Sequence[int] | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+
+
+class VerifyKeywords(TypedDict, total=False):
+    """The keywords of ``verify``."""
+
+    replicated: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    iteration: int | None
+    tag: str | None
+    pp_layers: Sequence[int] | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    dst_config: str | PathLike[str] | Mapping[str, Any] | None
+    dst_vocab_size: int | None
+    dst_num_heads: int | None
+    dst_iteration: int | None
+    dst_tag: str | None
+    dst_pp_layers: Sequence[int] | None
+    dst_qkv_layout: str | None
+    dst_glu_order: str | None
+
+
+class DiffKeywords(TypedDict, total=False):
+    """The keywords of ``diff``."""
+
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    iteration: int | None
+    tag: str | None
+    pp_layers: Sequence[int] | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    a_config: str | PathLike[str] | Mapping[str, Any] | None
+    a_vocab_size: int | None
+    a_num_heads: int | None
+    a_iteration: int | None
+    a_tag: str | None
+    a_pp_layers: Sequence[int] | None
+    a_qkv_layout: str | None
+    a_glu_order: str | None
+    b_config: str | PathLike[str] | Mapping[str, Any] | None
+    b_vocab_size: int | None
+    b_num_heads: int | None
+    b_iteration: int | None
+    b_tag: str | None
+    b_pp_layers: Sequence[int] | None
+    b_qkv_layout: str | None
+    b_glu_order: str | None
+
+
+class BenchKeywords(TypedDict, total=False):
+    """The keywords of ``bench``."""
+
+    size: str | int | None
+    replicated: str | None
+    to: str | None
+    dtype: str | DType | None
+    tp: int | None
+    pp: int | None
+    pp_layers: Sequence[int] | None
+    iteration: int | None
+    for_release: bool | None
+    keep_args: bool | None
+    fork: str | None
+    vocab_padding: str | None
+    tokenizer: str | PathLike[str] | None
+    max_shard_size: str | int | None
+    vpp: int | None
+    container: str | None
+    spec: str | None
+    megatron_version: str | None
+    dialect: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    tag: str | None
+    qkv_layout: str | None
+    glu_order: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+    block_size: str | int | None
+    engine: str | None

@@ -1,0 +1,161 @@
+"""The verbs on options that were given, by flags or by keywords: the command line and Python both call these.
+
+What a verb needs is imported when it runs: the command line starts in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamconv.api.options import plan_owners, source_names
+from streamconv.core.errors import UsageError
+from streamconv.core.options import Given
+
+if TYPE_CHECKING:
+    from streamconv.execution.disk_speed import DiskReport
+    from streamconv.execution.run import ConversionReport
+    from streamconv.execution.stream import StreamedTensor
+    from streamconv.inspection.report import InspectionReport
+    from streamconv.planning.capabilities import FamilyTable
+    from streamconv.planning.plan import Plan
+    from streamconv.verification.compare import Comparison
+    from streamconv.verification.verify import Verification
+
+__all__ = ["bench", "carried_out", "convert", "diff", "families", "inspect", "plan", "planned", "stream", "verify"]
+
+Progress = Callable[[int, int], None]
+# What is true of SRC, and so of the result that was made of it; the rest is about how SRC is stored.
+_ABOUT_BOTH = ("num_heads", "vocab_size", "glu_order")
+
+
+def planned(src: Path, given: Given) -> Plan:
+    """A plan, whatever the memory budget."""
+    import streamconv.report.plans  # noqa: F401 - gives plans their face
+    from streamconv.core.log import log
+    from streamconv.planning.planner import make_plan
+
+    work = make_plan(src, given.only(plan_owners()))
+    log.info("planned %r", work)
+    for warning in work.warnings:
+        log.warning("%s: %s", src, warning)
+    return work
+
+
+def plan(src: Path, given: Given) -> Plan:
+    """A plan that fits the memory budget."""
+    from streamconv.execution.fit import check_budget
+    from streamconv.execution.options import RunOptions
+    from streamconv.memory.budget import BudgetedMemory
+
+    work = planned(src, given)
+    fit = check_budget(work, given.take(RunOptions))
+    return work.within(BudgetedMemory(fit.budget, fit.floor_nbytes))
+
+
+def convert(src: Path, dst: Path | None, given: Given, progress: Progress | None = None) -> ConversionReport:
+    """Plan, and carry it out; without ``dst`` the bytes are discarded."""
+    from streamconv.planning.options import NOWHERE
+
+    if dst is not None and given.get("to") == NOWHERE:
+        raise UsageError(f"--to {NOWHERE} discards the result, and takes no DST", remedy="leave out one of them")
+    return carried_out(planned(src, given), dst, given, progress)
+
+
+def carried_out(work: Plan, dst: Path | None, given: Given, progress: Progress | None = None) -> ConversionReport:
+    """Carry out a plan."""
+    import streamconv.report.conversions  # noqa: F401 - gives reports their face
+    from streamconv.core.log import log
+    from streamconv.execution.options import PublishOptions, RunOptions
+    from streamconv.execution.run import run_plan
+
+    publish = given.take(PublishOptions)
+    report = run_plan(
+        work,
+        dst,
+        given.take(RunOptions),
+        overwrite=publish.overwrite,
+        restart=publish.restart,
+        progress=progress,
+    )
+    log.info("converted %r", report)
+    return report
+
+
+def stream(src: Path, given: Given) -> Iterator[StreamedTensor]:
+    """What a conversion would write, tensor by tensor."""
+    from streamconv.execution.options import RunOptions, StreamOptions
+    from streamconv.execution.stream import stream_plan
+
+    return stream_plan(planned(src, given), given.take(StreamOptions), given.take(RunOptions))
+
+
+def inspect(path: Path, given: Given, progress: Progress | None = None) -> InspectionReport:
+    """What is inside a file or a folder."""
+    import streamconv.report.inspection  # noqa: F401 - gives reports their face
+    from streamconv.inspection.inspect import inspect as look_inside
+    from streamconv.inspection.options import InspectOptions
+    from streamconv.values.options import ReadingOptions
+
+    if any(name in given.values for name in source_names()):
+        from streamconv.planning.unused_options import refuse_unused_for  # most inspections need no formats
+
+        refuse_unused_for({"path": path}, given)
+    return look_inside(path, given, given.take(InspectOptions), given.take(ReadingOptions), progress)
+
+
+def verify(dst: Path, against: Path | None, given: Given, progress: Progress | None = None) -> Verification:
+    """Whether a checkpoint is whole, and has the values of the one that it was made from."""
+    import streamconv.report.differences  # noqa: F401 - gives results their face
+    from streamconv.planning.options import ReplicaOptions
+    from streamconv.planning.unused_options import refuse_unused_for
+    from streamconv.values.options import ReadingOptions
+    from streamconv.verification.verify import verify as check
+
+    if against is None:
+        refuse_unused_for({"dst": dst}, given)
+        own = of_src = given.side("dst", source_names())
+    else:
+        refuse_unused_for({"dst": dst, "against": against}, given)
+        of_src = given.side("against", source_names())
+        own = given.side("dst", source_names(), shared=_ABOUT_BOTH)
+    policy = given.take(ReplicaOptions).replicated
+    return check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+
+
+def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Comparison:
+    """What is different between two checkpoints."""
+    import streamconv.report.differences  # noqa: F401 - gives results their face
+    from streamconv.planning.unused_options import refuse_unused_for
+    from streamconv.values.options import ReadingOptions
+    from streamconv.verification.verify import diff as compare
+
+    refuse_unused_for({"a": a, "b": b}, given)
+    of_a, of_b = (given.side(side, source_names()) for side in ("a", "b"))
+    return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress)
+
+
+def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
+    """How fast a disk is, and how long a conversion would take on it."""
+    import streamconv.report.conversions  # noqa: F401 - gives reports their face
+    from streamconv.execution.disk_speed import DiskReport, measure_disk, predict
+    from streamconv.execution.fit import settings_for
+    from streamconv.execution.options import BenchOptions, RunOptions
+    from streamconv.memory.budget import parse_size
+
+    began = time.monotonic()
+    work = None if src is None else planned(src, given)
+    planning = time.monotonic() - began
+    settings = settings_for(work, given.take(RunOptions))
+    speed = measure_disk(folder, parse_size(given.take(BenchOptions).size), settings)
+    return DiskReport(speed, None if work is None else predict(work, speed), planning)
+
+
+def families() -> FamilyTable:
+    """Which model families go from which source to which target."""
+    import streamconv.report.capabilities  # noqa: F401 - gives tables their face
+    from streamconv.planning.capabilities import FamilyTable, capability_table
+
+    return FamilyTable(tuple(capability_table()))

@@ -1,0 +1,76 @@
+"""Messages in the words of their reader: the package speaks of flags, and a caller in Python knows keywords.
+
+Only streamconv's own options are translated: messages also name flags of Megatron-LM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from streamconv.api.options import known_options
+from streamconv.core.errors import StreamconvError
+from streamconv.core.kinds import Choice, Count, Counts, InvalidValue, PathTo, Text
+from streamconv.core.options import Option
+from streamconv.memory.options import SizeText
+
+__all__ = ["in_keywords", "reworded"]
+
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?")
+_AFTER = ",;:.)"
+
+
+def reworded(error: StreamconvError) -> StreamconvError:
+    """The same error with keywords for flags."""
+    error.what = in_keywords(error.what)
+    error.remedy = None if error.remedy is None else in_keywords(error.remedy)
+    error.args = (error.what,)
+    return error
+
+
+def in_keywords(text: str) -> str:
+    """A text in which ``--pp-layers N,N,..`` is ``pp_layers=(N, N, ..)``, and so on for every option."""
+    return _FLAG.sub(_keyword, text)
+
+
+@cache
+def _by_flag() -> Mapping[str, Option]:
+    return {each.flag: each for each in known_options().values()}
+
+
+def _keyword(match: re.Match[str]) -> str:
+    each = _by_flag().get(match[1])
+    if each is None:
+        return match[0]
+    gap, word = match[2] or "", match[3] or ""
+    if each.is_switch:
+        return f"{each.name}={not each.default}{gap}{word}"
+    if word.startswith(each.kind.metavar):
+        return f"{each.name}{_stand_in(each)}{word.removeprefix(each.kind.metavar)}"
+    said = word.rstrip(_AFTER)
+    value = _value(each, said) if said else None
+    return f"{each.name}{gap}{word}" if value is None else f"{each.name}={value}{word.removeprefix(said)}"
+
+
+def _stand_in(each: Option) -> str:
+    """What stands for a value in ``pp_layers=(N, N, ..)``; the name alone says it where the value is no number."""
+    if isinstance(each.kind, Counts):
+        return "=(N, N, ..)"
+    return "=N" if isinstance(each.kind, Count) else ""
+
+
+def _value(each: Option, word: str) -> str | None:
+    """A value of an option as Python spells it; None if the word after the option is none of its values."""
+    kind = each.kind
+    if isinstance(kind, PathTo) or (isinstance(kind, Text) and not isinstance(kind, SizeText)):
+        return None
+    try:
+        value = kind.read(word)
+    except InvalidValue:
+        return None
+    if isinstance(kind, Count):
+        return str(value)
+    if isinstance(kind, Counts):
+        return f"({', '.join(map(str, value))}{',' * (len(value) == 1)})"
+    return f'"{word}"' if not isinstance(kind, Choice) or word in kind.words else None

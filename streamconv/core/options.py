@@ -1,0 +1,251 @@
+"""Options, each declared once: a field of a dataclass that a format, or the run, owns.
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class LegacyOptions(TrainingOptions):
+        dialect: str = option(Choice(("2021", "2023-09")), "whose names the norms have", default="2021")
+
+The command line, the variables of the environment, the keywords in Python, the checks for options without effect and
+the tables in the documentation are made from the declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from streamconv.core.errors import UsageError
+from streamconv.core.kinds import AnyOf, Flag, InvalidValue, ValueKind, nearest
+
+__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "is_shown", "option", "options_of"]
+
+ENVIRONMENT = "STREAMCONV_"
+_DECLARED = "option"
+O = TypeVar("O")  # noqa: E741 - the class of options
+
+
+def option(
+    kind: ValueKind,
+    help: str,  # noqa: A002 - as argparse and click call it
+    *,
+    default: Any = None,
+    flag: str | None = None,
+    short: str | None = None,
+    purpose: str = "",
+    neutral: Any = None,
+    main: bool = False,
+    destroys: bool = False,
+    repeats: bool = False,
+) -> Any:
+    """Declare an option, as the default of a dataclass's field.
+
+    Args:
+        kind: the kind of value.
+        help: what it does, for the help and the documentation; without a full stop.
+        default: the value if it is not given. None may also stand for what the source has.
+        flag: the long name on the command line, if it is not the field's; that of a :class:`Flag` whose default is True
+            says the opposite.
+        short: a name of one letter.
+        purpose: what it is for, in few words, for the refusal where it has no effect; by default ``help``.
+        neutral: a value that asks for nothing, and so is never without effect.
+        main: whether the help shows it among the options that matter first.
+        destroys: whether it destroys or overrules something, and so is not read from the environment.
+        repeats: whether a :class:`Flag` counts how often it is given.
+    """
+    return field(
+        default=default,
+        metadata={
+            _DECLARED: {
+                "kind": kind,
+                "help": help,
+                "flag": flag,
+                "short": short,
+                "purpose": purpose or help,
+                "neutral": neutral,
+                "main": main,
+                "destroys": destroys,
+                "repeats": repeats,
+            }
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A declared option; ``name`` is its keyword in Python, the other fields are described at :func:`option`."""
+
+    name: str
+    kind: ValueKind
+    help: str
+    default: Any
+    flag: str
+    short: str | None
+    purpose: str
+    neutral: Any
+    main: bool
+    destroys: bool
+    repeats: bool
+
+    @property
+    def variable(self) -> str | None:
+        """The variable of the environment that it is read from, if any."""
+        if self.destroys:
+            return None
+        return ENVIRONMENT + self.flag.removeprefix("--").replace("-", "_").upper()
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given without a value."""
+        return isinstance(self.kind, Flag)
+
+    def asks_nothing(self, value: Any) -> bool:
+        """Whether a value is one that asks for nothing."""
+        return value == self.neutral or (self.is_switch and value == self.default)
+
+    def prefixed(self, prefix: str) -> Option:
+        """The same option for one of several checkpoints: ``--a-tag`` of ``--tag``."""
+        flag = f"--{prefix}-{self.flag.removeprefix('--')}"
+        return replace(self, name=f"{prefix}_{self.name}", flag=flag, short=None, main=False)
+
+
+_CACHED: dict[type, tuple[Option, ...]] = {}
+
+
+def options_of(owner: type) -> tuple[Option, ...]:
+    """The options that a dataclass declares, those of its bases first."""
+    if owner not in _CACHED:
+        _CACHED[owner] = tuple(_described(each) for each in fields(owner) if _DECLARED in each.metadata)
+    return _CACHED[owner]
+
+
+def _described(each: Field[Any]) -> Option:
+    declared = dict(each.metadata[_DECLARED])
+    declared["flag"] = declared["flag"] or f"--{each.name.replace('_', '-')}"
+    return Option(name=each.name, default=None if each.default is MISSING else each.default, **declared)
+
+
+def all_options(owners: Iterable[type]) -> dict[str, Option]:
+    """The options of several dataclasses by their names.
+
+    Where dataclasses declare options of one name with different values, the option has the values of all of them, and
+    :meth:`Given.take` checks them for each.
+    """
+    found: dict[str, list[Option]] = {}
+    for owner in owners:
+        for each in options_of(owner):
+            found.setdefault(each.name, []).append(each)
+    return {name: _merged(declared) for name, declared in found.items()}
+
+
+def _merged(declared: list[Option]) -> Option:
+    kinds: list[ValueKind] = []
+    for each in declared:
+        if not any(each.kind.is_like(other) for other in kinds):
+            kinds.append(each.kind)
+    if len(kinds) == 1:
+        return declared[0]
+    helps = "; or ".join(dict.fromkeys(each.help for each in declared))
+    return replace(declared[0], kind=AnyOf(kinds), help=helps, default=None)
+
+
+def is_shown(value: Any) -> str:
+    """A value as a message shows it: short, on one line."""
+    words = value if isinstance(value, str) else repr(value)
+    words = words.encode("unicode_escape").decode("ascii") if not words.isprintable() else words
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that a user gave, by their names in Python, with checked values.
+
+    ``spelled`` says how an option was called where it was given. ``ambient`` are the names that the environment gave:
+    they hold for every command, so they are no mistake where they have no effect.
+    """
+
+    values: Mapping[str, Any]
+    ambient: frozenset[str] = frozenset()
+    spelled: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def keywords(cls, known: Mapping[str, Option], keywords: Mapping[str, Any]) -> Given:
+        """The options that a caller in Python gave; None stands for one that is not given.
+
+        Raises:
+            UsageError: there is no such option, or it cannot have this value.
+        """
+        values = {}
+        for name, value in keywords.items():
+            if name not in known:
+                meant = nearest(name, known)
+                remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
+                raise UsageError(f"{name}: no such option", remedy=remedy)
+            if value is not None:
+                spelled = f"{name}={is_shown(value) if not isinstance(value, str) else repr(is_shown(value))}"
+                values[name] = _checked(known[name], value, spelled)
+        return cls(values, spelled={name: f"{name}=" for name in values})
+
+    @classmethod
+    def checked(cls, known: Mapping[str, Option], values: Mapping[str, Any], spelled: Mapping[str, str]) -> Given:
+        """Options that another command line than streamconv's gave, under its own names.
+
+        Raises:
+            UsageError: an option cannot have its value.
+        """
+        for name, value in values.items():
+            _checked(known[name], value, f"{spelled.get(name, known[name].flag)} {is_shown(value)}")
+        return cls(values, spelled=spelled)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an option, or ``default``."""
+        return self.values.get(name, default)
+
+    def only(self, owners: Iterable[type]) -> Given:
+        """What these dataclasses declare of it."""
+        known = all_options(owners)
+        return Given({name: value for name, value in self.values.items() if name in known}, self.ambient, self.spelled)
+
+    def plus(self, **values: Any) -> Given:
+        """The same, with these values."""
+        return Given({**self.values, **values}, self.ambient, self.spelled)
+
+    def side(self, prefix: str, names: Iterable[str], shared: Iterable[str] | None = None) -> Given:
+        """Of options for several checkpoints, those of the one called ``prefix``; its own outweigh those for all.
+
+        Args:
+            prefix: ``a`` of ``a_config``.
+            names: the options that can be given apart.
+            shared: those of them that it has in common with the others; None is all.
+        """
+        own = {name: self.values[f"{prefix}_{name}"] for name in names if f"{prefix}_{name}" in self.values}
+        spelled = {name: self.spelled.get(f"{prefix}_{name}", f"--{prefix}-{name}") for name in own}
+        common = {name: self.values[name] for name in shared or names if name in self.values}
+        return Given({**common, **own}, self.ambient - set(own), {**self.spelled, **spelled})
+
+    def take(self, owner: type[O]) -> O:
+        """The options of one dataclass, with the defaults of those that are not given.
+
+        Raises:
+            UsageError: another dataclass's option of the same name can have this value, and this one's cannot.
+        """
+        mine = {}
+        for each in options_of(owner):
+            if each.name in self.values:
+                value = self.values[each.name]
+                mine[each.name] = _checked(each, value, f"{self.spelled.get(each.name, each.flag)} {is_shown(value)}")
+        return owner(**mine)
+
+    def without_effect(self, taken_by: Iterable[type], known: Mapping[str, Option]) -> Iterator[Option]:
+        """The options among ``known`` that none of the dataclasses declares, and that ask for something."""
+        taken = all_options(taken_by)
+        for name, value in self.values.items():
+            each = known.get(name)
+            if each is not None and name not in taken and name not in self.ambient and not each.asks_nothing(value):
+                yield each
+
+
+def _checked(each: Option, value: Any, spelled: str) -> Any:
+    try:
+        return each.kind.check(value)
+    except InvalidValue as error:
+        raise UsageError(f"{spelled}: {error.what}", remedy=error.remedy) from None

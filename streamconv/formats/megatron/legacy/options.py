@@ -1,0 +1,28 @@
+"""The options of Megatron-LM's legacy checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamconv.core.kinds import Choice
+from streamconv.core.options import option
+from streamconv.formats.megatron.options import MegatronOptions
+from streamconv.formats.options import TrainingSourceOptions
+
+__all__ = ["SOURCE_OPTIONS", "TARGET_OPTIONS", "LegacyOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyOptions(MegatronOptions):
+    """What is wanted of a legacy Megatron-LM checkpoint."""
+
+    dialect: str = option(
+        Choice(("2021", "2023-09")),
+        "the norms' names: of 2021 (default, loads in every release) or of Megatron-LM since 2023-09",
+        default="2021",
+        purpose="the names in a legacy Megatron-LM checkpoint",
+    )
+
+
+SOURCE_OPTIONS = TrainingSourceOptions
+TARGET_OPTIONS = LegacyOptions

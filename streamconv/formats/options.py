@@ -1,0 +1,167 @@
+"""The options that several formats share. A format's own are in its module ``options``.
+
+That module has a ``SOURCE_OPTIONS`` and a ``TARGET_OPTIONS``, the dataclasses of what its source and its target take.
+It imports nothing heavy: the command line reads the options of all formats before it knows which one is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, PathTo, Text
+from streamconv.core.options import option
+from streamconv.models.orders import GluOrder, QkvLayout
+
+__all__ = ["SourceOptions", "TargetOptions", "TrainingOptions", "TrainingSourceOptions", "WholeOptions"]
+
+
+class _Entries(PathTo):
+    """Entries of a configuration: a mapping of their names to values, or the path of a JSON file with them."""
+
+    python = "str | PathLike[str] | Mapping[str, Any]"
+
+    def __init__(self) -> None:
+        super().__init__("FILE", folder=False)
+
+    def check(self, value: Any) -> Mapping[str, Any]:
+        """As :meth:`ValueKind.check`."""
+        if isinstance(value, Mapping):
+            if not all(isinstance(name, str) for name in value):
+                raise InvalidValue("entries that are not called by names", "give a mapping of names to values")
+            return value
+        from streamconv.containers.json_file import read_config  # here: the command line's start does without it
+
+        try:
+            return read_config(super().check(value))
+        except InvalidValue:
+            what = f"{repr(value)[:40]}, not entries by their names"
+            raise InvalidValue(what, "give a mapping of names to values, or the path of a JSON file") from None
+
+
+def _pp_layers() -> Any:
+    return option(
+        Counts(),
+        "layers of each stage, also where the source does not record them",
+        purpose="the stages of a training checkpoint",
+    )
+
+
+def _iteration() -> Any:
+    return option(
+        Count(least=0),
+        "training iteration, where the source does not record it",
+        purpose="the iteration that a training checkpoint is of",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """What a source does not say itself, or says wrongly.
+
+    ``config`` has entries of a ``config.json``, or training arguments for a target that has them.
+    """
+
+    config: Mapping[str, Any] | None = option(
+        _Entries(),
+        "JSON: what the source does not say, as entries of config.json or a whole one; for a training checkpoint also "
+        "training arguments. It outweighs the config.json of a Hugging Face source",
+        main=True,
+    )
+    vocab_size: int | None = option(Count(), "true vocabulary size, without padding")
+    num_heads: int | None = option(Count(), "attention heads")
+    iteration: int | None = _iteration()
+
+    @property
+    def entries(self) -> Mapping[str, Any]:
+        """The entries of ``config``, if there are any."""
+        return self.config or {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSourceOptions(SourceOptions):
+    """The same, of a checkpoint that a training framework wrote."""
+
+    tag: str | None = option(
+        Text("NAME"),
+        "which checkpoint of a root, by the name of its folder (default: what `latest` or the tracker names)",
+        purpose="which checkpoint below a root is meant",
+    )
+    pp_layers: tuple[int, ...] | None = _pp_layers()
+    qkv_layout: QkvLayout | None = option(
+        Choice({layout.value: layout for layout in QkvLayout}),
+        "rows of query_key_value",
+        purpose="the order of rows in Megatron's query_key_value",
+    )
+    glu_order: GluOrder | None = option(
+        Choice({order.value: order for order in GluOrder}),
+        "halves of a gated dense_h_to_4h",
+        purpose="the order of halves in Megatron's dense_h_to_4h",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """What is wanted of a target, whatever it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions(TargetOptions):
+    """What is wanted of a training checkpoint, which has tensor- and pipeline-parallel ranks."""
+
+    tp: int | None = option(
+        Count(),
+        "tensor-parallel size (default: the source's)",
+        purpose="the ranks of a training checkpoint",
+        neutral=1,
+        main=True,
+    )
+    pp: int | None = option(
+        Count(),
+        "pipeline-parallel size (default: the source's, its stages included)",
+        purpose="the stages of a training checkpoint",
+        neutral=1,
+        main=True,
+    )
+    pp_layers: tuple[int, ...] | None = _pp_layers()
+    iteration: int | None = _iteration()
+    for_release: bool = option(
+        Flag(),
+        "reset the counters of consumed samples in the training arguments",
+        default=False,
+        purpose="counters among the training arguments start anew",
+    )
+    keep_args: bool = option(
+        Flag(),
+        "leave the training arguments out of the result",
+        default=True,
+        flag="--no-args",
+        purpose="the training arguments stay behind",
+    )
+
+    @property
+    def has_virtual_stages(self) -> bool:
+        """Whether the result can have virtual stages."""
+        return False
+
+    @property
+    def virtual_stages(self) -> int | None:
+        """The virtual stages that are asked for on each stage."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeOptions(TargetOptions):
+    """What is wanted of a target without ranks."""
+
+    vocab_padding: str | None = option(
+        Choice(("strip", "keep")),
+        "padding of the vocabulary (default: strip, but BLOOM's and GPT-NeoX's published models keep it)",
+        purpose="whether a target that pads nothing keeps the padding",
+    )
+    tokenizer: Any = option(
+        PathTo("DIR", folder=True),
+        "copy the tokenizer's files from there, byte for byte",
+        purpose="files that go along with a Hugging Face model",
+    )

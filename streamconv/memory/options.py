@@ -1,0 +1,37 @@
+"""The kinds of values that are sizes of memory or of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from streamconv.core.kinds import InvalidValue, Text
+from streamconv.memory.budget import parse_size, read_budget
+
+__all__ = ["Budget", "SizeText"]
+
+
+class SizeText(Text):
+    """A size such as ``8M`` or ``5GB``, or a number of bytes. The value is the text."""
+
+    python = "str | int"
+
+    def __init__(self, parse: Callable[[str], object] = parse_size) -> None:
+        super().__init__("SIZE")
+        self._parse = parse
+
+    def check(self, value: Any) -> str:
+        """As :meth:`ValueKind.check`."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            raise InvalidValue(f"a {type(value).__name__}, not a size", "write 8M or 512K, or a number of bytes")
+        self._parse(value)
+        return value
+
+
+class Budget(SizeText):
+    """A memory budget: a size, ``50%`` or ``auto``. The value is the text: ``auto`` is measured when it is used."""
+
+    def __init__(self) -> None:
+        super().__init__(read_budget)
