@@ -32,6 +32,26 @@ holds for every command that has the option; where it has no effect it is no mis
 may be in any case, and a word that is nearly right is answered with the one that was meant.
 
 `streamconv VERB --help` shows them too; with `--to TARGET`, those of a target.
+
+## Completion
+
+Verbs, options, choices and paths are completed. In `~/.bashrc`:
+
+```
+eval "$(_STREAMCONV_COMPLETE=bash_source streamconv)"
+```
+
+In `~/.zshrc`, after `autoload -Uz compinit` and `compinit`:
+
+```
+eval "$(_STREAMCONV_COMPLETE=zsh_source streamconv)"
+```
+
+In `~/.config/fish/completions/streamconv.fish`:
+
+```
+_STREAMCONV_COMPLETE=fish_source streamconv | source
+```
 """
 
 

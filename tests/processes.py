@@ -10,6 +10,7 @@ import atexit
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,10 +28,11 @@ for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
 SERVER = """
 import json, os, sys
 for line in sys.stdin:
-    module, words, folder, *files = json.loads(line)
+    module, words, folder, variables, *files = json.loads(line)
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
+        os.environ.update(variables)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, file in enumerate(files, 1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -53,15 +55,21 @@ def start(command: list[str], *words: object) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False)
 
 
-def run_main(*words: object, module: str = "streamconv.cli.main") -> subprocess.CompletedProcess[str]:
-    """What the ``main`` of a module says to the words of a command line, and its exit code."""
+def run_main(
+    *words: object, module: str = "streamconv.cli.main", variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What the ``main`` of a module says to the words of a command line, and its exit code.
+
+    ``variables`` are added to the environment.
+    """
     process = _server()
     assert process.stdin is not None
     assert process.stdout is not None
     said = [*map(str, words)]
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "error")]
-        print(json.dumps([module, said, str(Path.cwd()), *map(str, files)]), file=process.stdin, flush=True)
+        job = [module, said, str(Path.cwd()), dict(variables or {}), *map(str, files)]
+        print(json.dumps(job), file=process.stdin, flush=True)
         code = int(process.stdout.readline())
         out, error = (file.read_text() for file in files)
     return subprocess.CompletedProcess([module, *said], code, out, error)

@@ -17,7 +17,7 @@ from streamconv.memory.options import SizeText
 
 __all__ = ["in_keywords", "reworded"]
 
-_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?")
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
 _AFTER = ",;:.)"
 
 
@@ -43,14 +43,17 @@ def _keyword(match: re.Match[str]) -> str:
     each = _by_flag().get(match[1])
     if each is None:
         return match[0]
-    gap, word = match[2] or "", match[3] or ""
+    gap, word, others = match[2] or "", match[3] or "", match[4]
     if each.is_switch:
-        return f"{each.name}={not each.default}{gap}{word}"
+        return f"{each.name}={not each.default}{gap}{word}{others}"
     if word.startswith(each.kind.metavar):
-        return f"{each.name}{_stand_in(each)}{word.removeprefix(each.kind.metavar)}"
+        return f"{each.name}{_stand_in(each)}{word.removeprefix(each.kind.metavar)}{others}"
     said = word.rstrip(_AFTER)
     value = _value(each, said) if said else None
-    return f"{each.name}{gap}{word}" if value is None else f"{each.name}={value}{word.removeprefix(said)}"
+    if value is None:
+        return f"{each.name}{gap}{word}{others}"
+    more = "".join(f" or {_value(each, other) or other}" for other in others.split(" or ")[1:])
+    return f"{each.name}={value}{word.removeprefix(said)}{more}"
 
 
 def _stand_in(each: Option) -> str:
@@ -64,7 +67,7 @@ def _value(each: Option, word: str) -> str | None:
     """A value of an option as Python spells it; None if the word after the option is none of its values."""
     kind = each.kind
     if isinstance(kind, PathTo) or (isinstance(kind, Text) and not isinstance(kind, SizeText)):
-        return None
+        return f'"{word}"' if "/" in word else None
     try:
         value = kind.read(word)
     except InvalidValue:

@@ -55,5 +55,5 @@ def _run(words: list[str]) -> int:
         "verbose": arguments.verbose,
     }
     known = {**options_of_verb("convert"), **all_options([OutputOptions])}
-    given = Given.checked(known, options, {"tp": "--target_tp", "pp": "--target_pp"})
+    given = Given.checked(known, options, {name: f"--target_{name} {options[name]}" for name in ("tp", "pp")})
     return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)

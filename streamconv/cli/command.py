@@ -54,7 +54,7 @@ class OptionType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The checked value of a text."""
-        return _read(self.option, value, self.option.flag) if isinstance(value, str) else value
+        return _read(self.option, value, f"{self.option.flag} {is_shown(value)}") if isinstance(value, str) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The words that an option can have, or the shell's own completion of paths."""
@@ -68,7 +68,7 @@ def _read(option: Option, text: str, spelled: str) -> Any:
     try:
         return option.kind.read(text)
     except InvalidValue as error:
-        raise UsageError(f"{spelled} {is_shown(text)}: {error.what}", remedy=error.remedy) from None
+        raise UsageError(f"{spelled}: {error.what}", remedy=error.remedy) from None
 
 
 class Command(click.Command):
@@ -104,16 +104,14 @@ class Command(click.Command):
         ambient = set()
         for name, each in self.known.items():
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                value = ctx.params[name]
-                values[name] = (not each.default) if each.is_switch else value
-                spelled[name] = each.flag
-            elif each.variable is not None and os.environ.get(each.variable):
-                value = _read(each, os.environ[each.variable], each.variable)
-                if each.is_switch and not value:
-                    continue
-                values[name] = (not each.default) if each.is_switch else value
-                spelled[name] = each.variable
-                ambient.add(name)
+                values[name] = (not each.default) if each.is_switch else ctx.params[name]
+                spelled[name] = each.flag if each.is_switch else f"{each.flag} {is_shown(values[name])}"
+            elif each.variable is not None and (text := os.environ.get(each.variable)):
+                spelled[name] = f"{each.variable}={is_shown(text)}"
+                value = _read(each, text, spelled[name])
+                if value is not False:
+                    values[name] = (not each.default) if each.is_switch else value
+                    ambient.add(name)
         return Given(values, frozenset(ambient), spelled)
 
     # -- help ------------------------------------------------------------------------------------------------------
@@ -160,12 +158,12 @@ class Command(click.Command):
 
         yield "Options that matter first", rows([each for each in self.known.values() if each.main])
         targets = target_options() if "to" in self.known else {}
+        of_all = {each.name for each in options_of(TrainingOptions)}
         if target in targets:
             yield f"Options of --to {target}", rows(options_of(targets[target]))
-        else:
-            of_all = {each.name for each in options_of(TrainingOptions)}
-            shown.update(e.name for owner in targets.values() for e in options_of(owner) if e.name not in of_all)
+        elif targets:
             yield "The result, if it is a training checkpoint", rows(options_of(TrainingOptions))
+        shown.update(each.name for owner in targets.values() for each in options_of(owner) if each.name not in of_all)
         apart = {f"{side}_{name}" for side in SIDES.get(self.verb, ()) for name in source_names()}
         shown |= apart
         sources = [self.known[name] for name in source_names() if name in self.known]
@@ -178,10 +176,10 @@ class Command(click.Command):
 def _parameter(each: Option) -> click.Option:
     names = [each.flag, *([each.short] if each.short else []), each.name]
     if each.repeats:
-        return click.Option(names, count=True, default=0)
+        return click.Option(names, count=True, default=0, help=each.help)
     if each.is_switch:
-        return click.Option(names, is_flag=True, flag_value=True, default=None)
-    return click.Option(names, type=OptionType(each), default=None)
+        return click.Option(names, is_flag=True, flag_value=True, default=None, help=each.help)
+    return click.Option(names, type=OptionType(each), default=None, help=each.help)
 
 
 def _row(each: Option) -> tuple[str, str]:

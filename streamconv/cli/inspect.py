@@ -33,9 +33,9 @@ def run(call: Invocation) -> int:
         _write_pictures(report.to_dict(), view)
     from streamconv.report.inspection import Detail, report_blocks
 
-    detail = Detail(tensors=options.tensors is not None, tree=view.tree, globals=view.globals)
+    detail = Detail(tensors=report.lists_tensors, tree=view.tree, globals=view.globals)
     print_blocks(report, report_blocks(report, detail), output)
-    return report.exit_code() if view.strict else 0
+    return report.exit_code if view.strict else 0
 
 
 def _write_pictures(report: dict[str, Any], view: InspectViewOptions) -> None:

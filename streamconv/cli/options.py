@@ -29,9 +29,7 @@ class OutputOptions:
 class ConvertViewOptions:
     """What ``convert`` does instead."""
 
-    dry_run: bool = option(
-        Flag(), "print the plan and write nothing, as `streamconv plan`", default=False, main=True, destroys=True
-    )
+    dry_run: bool = option(Flag(), "print the plan and write nothing, as `streamconv plan`", default=False, main=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -149,9 +149,12 @@ class Counts(ValueKind):
         """As :meth:`ValueKind.check`."""
         if isinstance(value, str):
             return self.read(value)
-        if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+        numbers = value.tolist() if hasattr(value, "tolist") else value  # an array of numpy or torch
+        if not isinstance(numbers, Sequence) or isinstance(numbers, bytes):
             raise InvalidValue(f"{_kind_of(value)}, not a list of numbers like (10, 11, 11)")
-        return tuple(Count().check(number) for number in value)
+        if not numbers:
+            raise InvalidValue("no numbers")
+        return tuple(Count().check(number) for number in numbers)
 
 
 class Choice(ValueKind):
@@ -244,4 +247,7 @@ def _whole(value: Any) -> int:
 
 
 def _kind_of(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -11,6 +11,7 @@ the tables in the documentation are made from the declarations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -89,8 +90,11 @@ class Option:
     @property
     def variable(self) -> str | None:
         """The variable of the environment that it is read from, if any."""
-        if self.destroys:
-            return None
+        return None if self.destroys else self.any_variable
+
+    @property
+    def any_variable(self) -> str:
+        """The name that its variable has, or would have."""
         return ENVIRONMENT + self.flag.removeprefix("--").replace("-", "_").upper()
 
     @property
@@ -159,8 +163,8 @@ def is_shown(value: Any) -> str:
 class Given:
     """The options that a user gave, by their names in Python, with checked values.
 
-    ``spelled`` says how an option was called where it was given. ``ambient`` are the names that the environment gave:
-    they hold for every command, so they are no mistake where they have no effect.
+    ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that the
+    environment gave: they hold for every command, so they are no mistake where they have no effect.
     """
 
     values: Mapping[str, Any]
@@ -174,16 +178,17 @@ class Given:
         Raises:
             UsageError: there is no such option, or it cannot have this value.
         """
-        values = {}
+        values: dict[str, Any] = {}
+        spelled: dict[str, str] = {}
         for name, value in keywords.items():
             if name not in known:
                 meant = nearest(name, known)
                 remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
                 raise UsageError(f"{name}: no such option", remedy=remedy)
             if value is not None:
-                spelled = f"{name}={is_shown(value) if not isinstance(value, str) else repr(is_shown(value))}"
-                values[name] = _checked(known[name], value, spelled)
-        return cls(values, spelled={name: f"{name}=" for name in values})
+                spelled[name] = f"{name}={repr(is_shown(value)) if isinstance(value, str) else is_shown(value)}"
+                values[name] = _checked(known[name], value, spelled[name])
+        return cls(values, spelled=spelled)
 
     @classmethod
     def checked(cls, known: Mapping[str, Option], values: Mapping[str, Any], spelled: Mapping[str, str]) -> Given:
@@ -193,7 +198,7 @@ class Given:
             UsageError: an option cannot have its value.
         """
         for name, value in values.items():
-            _checked(known[name], value, f"{spelled.get(name, known[name].flag)} {is_shown(value)}")
+            _checked(known[name], value, spelled.get(name, f"{known[name].flag} {is_shown(value)}"))
         return cls(values, spelled=spelled)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -218,12 +223,14 @@ class Given:
             shared: those of them that it has in common with the others; None is all.
         """
         own = {name: self.values[f"{prefix}_{name}"] for name in names if f"{prefix}_{name}" in self.values}
-        spelled = {name: self.spelled.get(f"{prefix}_{name}", f"--{prefix}-{name}") for name in own}
+        spelled = {name: words for name in own if (words := self.spelled.get(f"{prefix}_{name}"))}
         common = {name: self.values[name] for name in shared or names if name in self.values}
         return Given({**common, **own}, self.ambient - set(own), {**self.spelled, **spelled})
 
     def take(self, owner: type[O]) -> O:
         """The options of one dataclass, with the defaults of those that are not given.
+
+        Several dataclasses may declare options of one name. What the environment gave for another one is passed over.
 
         Raises:
             UsageError: another dataclass's option of the same name can have this value, and this one's cannot.
@@ -232,7 +239,9 @@ class Given:
         for each in options_of(owner):
             if each.name in self.values:
                 value = self.values[each.name]
-                mine[each.name] = _checked(each, value, f"{self.spelled.get(each.name, each.flag)} {is_shown(value)}")
+                with suppress(UsageError) if each.name in self.ambient else nullcontext():
+                    spelled = self.spelled.get(each.name, f"{each.flag} {is_shown(value)}")
+                    mine[each.name] = _checked(each, value, spelled)
         return owner(**mine)
 
     def without_effect(self, taken_by: Iterable[type], known: Mapping[str, Option]) -> Iterator[Option]:

@@ -67,10 +67,13 @@ class SourceOptions:
         _Entries(),
         "JSON: what the source does not say, as entries of config.json or a whole one; for a training checkpoint also "
         "training arguments. It outweighs the config.json of a Hugging Face source",
+        purpose="what a checkpoint does not say itself",
         main=True,
     )
-    vocab_size: int | None = option(Count(), "true vocabulary size, without padding")
-    num_heads: int | None = option(Count(), "attention heads")
+    vocab_size: int | None = option(
+        Count(), "true vocabulary size, without padding", purpose="the rows of the vocabulary that are true"
+    )
+    num_heads: int | None = option(Count(), "attention heads", purpose="the number of attention heads")
     iteration: int | None = _iteration()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,8 @@ class SizeText(Text):
 
     def check(self, value: Any) -> str:
         """As :meth:`ValueKind.check`."""
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
+        if hasattr(type(value), "__index__") and not isinstance(value, bool):  # an int, or numpy's
+            value = str(operator.index(value))
         if not isinstance(value, str):
             raise InvalidValue(f"a {type(value).__name__}, not a size", "write 8M or 512K, or a number of bytes")
         self._parse(value)

@@ -1,0 +1,108 @@
+"""The program and its verbs, as click sees them."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+import click
+from click.shell_completion import CompletionItem
+
+from streamconv import __version__
+from streamconv.cli.exit_codes import exit_codes_text
+from streamconv.core.errors import UsageError
+from streamconv.core.kinds import nearest
+
+__all__ = ["PROGRAM", "VERBS"]
+
+VERBS = {
+    "convert": "Convert a checkpoint.",
+    "plan": "Show what a conversion would read, write and leave behind; write nothing.",
+    "inspect": "Show what is inside a checkpoint file or folder.",
+    "diff": "Say what is different between two checkpoints, of any formats.",
+    "verify": "Check that a checkpoint is whole, and that it holds what another one does.",
+    "families": "Show which model families go from which source to which target, and why others do not.",
+    "bench": "Measure a folder's disk, and predict how long a conversion would take.",
+}
+_ANYWHERE = ("-v", "-vv", "--verbose", "-q", "--quiet")
+
+
+class _Streamconv(click.Group):
+    """The program: each verb is a module, which is imported when the verb is meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _command(cmd_name) if cmd_name in VERBS else None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_verb(args, is_unfinished=ctx.resilient_parsing))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        if incomplete.startswith("-"):
+            # Without a verb, the options are convert's.
+            items = [*_command("convert").shell_complete(ctx, incomplete), *super().shell_complete(ctx, incomplete)]
+            return list({item.value: item for item in items}.values())
+        verbs = [CompletionItem(verb, help=words) for verb, words in VERBS.items() if verb.startswith(incomplete)]
+        # Without a verb, the first word is a folder to convert.
+        return verbs or [CompletionItem(incomplete, type="file")]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("streamconv", "VERB [OPTIONS] ...")
+        formatter.write_usage("streamconv", "[OPTIONS] SRC DST")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+        with formatter.section("Options"):
+            formatter.write_dl([("--version", "show the version"), ("-h, --help", "show this; after a verb, its help")])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(exit_codes_text())
+
+
+def _command(verb: str) -> click.Command:
+    command: click.Command = import_module(f"streamconv.cli.{verb}").command(VERBS[verb])
+    return command
+
+
+def _with_verb(words: list[str], *, is_unfinished: bool) -> list[str]:
+    """``streamconv SRC DST`` means ``streamconv convert SRC DST``.
+
+    Args:
+        words: the command line.
+        is_unfinished: whether it is still being typed, and wants to be completed.
+
+    Raises:
+        UsageError: the first word is no verb and no path, but nearly a verb.
+    """
+    first = next((word for word in words if word not in _ANYWHERE), None)
+    if first is None:
+        return words or ["--help"]
+    if first in VERBS:
+        flags = [word for word in words[: words.index(first)] if word in _ANYWHERE]
+        return [first, *flags, *words[words.index(first) + 1 :]]
+    if first in ("-h", "--help", "--version"):
+        return [first]
+    is_taken = is_unfinished or first.startswith("-") or os.path.exists(first)  # noqa: PTH110 - a path may be too long
+    meant = None if is_taken else nearest(first, VERBS)
+    if meant is not None:
+        raise UsageError(f"{first}: no such verb, and no such folder to convert", remedy=f"did you mean {meant}?")
+    return ["convert", *words]
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        print(f"streamconv {__version__}")
+        ctx.exit()
+
+
+PROGRAM = _Streamconv(
+    "streamconv",
+    help="Move model checkpoints between training frameworks, streamed, inside a memory budget. Without a verb it "
+    "converts.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version)],
+)
