@@ -77,7 +77,7 @@ def stream(src: AnyPath, **options: Unpack[typed.StreamKeywords]) -> Iterator[St
     before its tensor is yielded, or, of a tensor that is split over ranks, before its last shard.
 
     >>> next(streamconv.stream("checkpoints/bloom", tp=1, pp=3, max_ram="4G"))
-    StreamedTensor(tp=0, pp=0, 'language_model.embedding.word_embeddings.weight', shape=(128, 64), dtype=torch.float32)
+    StreamedTensor(tp=0, pp=0, 'language_model.embedding.word_embeddings.weight', shape=(104, 32), dtype=torch.float32)
 
     Args:
         src: as for :func:`plan`.
@@ -139,7 +139,7 @@ def verify(
     checkpoint (replicated parameters, a tied head) must be equal.
 
     >>> streamconv.verify("out", against="checkpoints/bloom")
-    <Verification: whole, 54 tensors compared: out/iter_0000003>
+    <Verification: whole, 69 tensors compared: out/iter_0000003>
 
     Args:
         dst: the checkpoint to verify.
@@ -218,7 +218,7 @@ def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> Checkpoint:
 
     >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")
     >>> tensors["layer_03-model_00-model_states.pt:self_attention.dense.weight"]
-    LazyTensor(shape=(64, 32), dtype=float32, 1 piece)
+    LazyTensor(shape=(32, 16), dtype=float32, 1 piece)
 
     Args:
         path: a torch, safetensors or ``.distcp`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is
@@ -231,4 +231,4 @@ def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> Checkpoint:
     from streamconv.inspection.open_checkpoint import open_checkpoint as open_lazily
 
     with in_words_of_python():
-        return open_lazily(path_of("path", path), tag)
+        return open_lazily(path_of("path", path), given_by("inspect", {"tag": tag}).get("tag"))

@@ -60,7 +60,9 @@ def convert(src: Path, dst: Path | None, given: Given, progress: Progress | None
     from streamconv.planning.options import NOWHERE
 
     if dst is not None and given.get("to") == NOWHERE:
-        raise UsageError(f"--to {NOWHERE} discards the result, and takes no DST", remedy="leave out one of them")
+        raise UsageError(
+            f"--to {NOWHERE} discards the result, and takes no dst", remedy="give dst=None, or choose another --to"
+        )
     return carried_out(planned(src, given), dst, given, progress)
 
 

@@ -1,14 +1,14 @@
 """How results show themselves: a line in a console, text, plain data, and a table in a notebook.
 
 A room that makes results knows nothing of how they are shown. A module of :mod:`streamconv.report` gives a class its
-face when it is imported.
+face when it is imported. Another process, to which a result is sent, imports that module with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex, cast
 
 __all__ = ["LONGEST_LINE", "Face", "Result"]
 
@@ -21,7 +21,8 @@ class Face:
     """How the results of one class are shown.
 
     ``line`` returns a few words, ``text`` what the command line prints, ``data`` what it prints with ``--json`` (sizes
-    in bytes, times in seconds), ``html`` a table for a notebook.
+    in bytes, times in seconds), ``html`` a table for a notebook. ``line`` is a function of the module that gives the
+    face, not of another one.
     """
 
     line: Callable[[Any], str]
@@ -50,3 +51,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         return self.face.html(self)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        make, arguments, *rest = cast("tuple[Any, ...]", super().__reduce_ex__(protocol))
+        return (_made_with_face, (self.face.line, make, arguments), *rest)
+
+
+def _made_with_face(_: Callable[[Any], str], make: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    """A result that is unpickled; finding the first argument has imported the module that gives the face."""
+    return make(*arguments)

@@ -97,6 +97,7 @@ def _add_target(found: Inspected, options: InspectOptions) -> None:
 def _keep(found: Inspected, pattern: str) -> None:
     report = found.report
     report.tensors = [row for row in report.tensors if fnmatchcase(row.name, pattern)]
+    report.lists_tensors = True
     names = {row.name for row in report.tensors}
     found.tensors = {name: tensor for name, tensor in found.tensors.items() if name in names}
     found.copies = {name: shards for name, shards in found.copies.items() if name in names}

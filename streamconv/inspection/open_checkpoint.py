@@ -61,7 +61,8 @@ class Checkpoint(Mapping[str, LazyTensor]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return f"Checkpoint({str(self.path)!r}, {len(self._paths)} files)"
+        files = "" if "" in self._paths else f", {len(self._paths)} files"
+        return f"Checkpoint({str(self.path)!r}{files})"
 
 
 def open_checkpoint(path: str | Path, tag: str | None = None) -> Checkpoint:

@@ -171,7 +171,9 @@ class StatisticsRow:
 
 @dataclass(slots=True, repr=False)
 class InspectionReport(Result):
-    """The whole report. ``values`` are a file's values other than tensors, by dotted path."""
+    """The whole report. ``values`` are a file's values other than tensors, by dotted path. ``lists_tensors`` says that
+    the tensors were asked for, and so are shown one by one.
+    """
 
     path: str
     kind: str
@@ -191,6 +193,7 @@ class InspectionReport(Result):
     statistics: list[StatisticsRow] | None = None
     checked: dict[str, int] | None = None
     findings: list[Finding] = field(default_factory=list)
+    lists_tensors: bool = False
 
     def dtypes(self) -> dict[str, dict[str, int]]:
         """Tensors, elements and bytes by dtype; the largest first."""
@@ -202,6 +205,7 @@ class InspectionReport(Result):
             entry["nbytes"] += row.nbytes
         return dict(sorted(totals.items(), key=lambda pair: -pair[1]["nbytes"]))
 
+    @property
     def exit_code(self) -> int:
         """The exit code under ``--strict``: that of the gravest finding."""
         codes = {finding.exit_code for finding in self.findings}

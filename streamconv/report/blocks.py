@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "printable"]
+__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "plural", "printable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ class Remarks:
 
 
 Block = Pairs | Table | Remarks
+
+
+def plural(number: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def printable(text: str) -> str:

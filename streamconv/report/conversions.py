@@ -9,6 +9,7 @@ from streamconv.execution.disk_speed import DiskReport
 from streamconv.execution.run import ConversionReport
 from streamconv.execution.settings import EngineSettings
 from streamconv.memory.budget import format_bytes
+from streamconv.report.blocks import plural
 from streamconv.report.notebook import lines_html
 from streamconv.report.plans import plan_dict
 
@@ -19,7 +20,7 @@ def conversion_text(report: ConversionReport) -> str:
     """A finished conversion as text."""
     plan = report.plan
     lines = [
-        f"wrote   {report.destination or 'nowhere (--to null)'}: {len(plan.files)} files, "
+        f"wrote   {report.destination or 'nowhere (--to null)'}: {plural(len(plan.files), 'file')}, "
         f"{format_bytes(report.write_nbytes)}",
         f"        {plan.target_format}, {plan.target_layout}",
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
@@ -46,7 +47,7 @@ def conversion_text(report: ConversionReport) -> str:
 
 
 def _how(settings: EngineSettings) -> str:
-    count = "1 thread" if settings.threads == 1 else f"{settings.threads} threads"
+    count = plural(settings.threads, "thread")
     return f"{count}, blocks of {format_bytes(settings.block)}, --io {settings.io}, --engine {settings.engine}"
 
 

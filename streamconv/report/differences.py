@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import streamconv.report.inspection  # noqa: F401 - gives the report in a verification its face
 from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
 from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text

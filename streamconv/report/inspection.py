@@ -11,7 +11,7 @@ from typing import Any
 from streamconv.core.result import Face
 from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow, report_dict
 from streamconv.memory.budget import format_bytes
-from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
+from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text, plural
 from streamconv.report.notebook import blocks_html
 from streamconv.values.statistics import joined
 
@@ -64,8 +64,8 @@ def _blocks(report: InspectionReport, detail: Detail) -> Iterator[Block]:
 
 def _heading(report: InspectionReport) -> Iterator[tuple[str, str]]:
     yield "path", report.path
-    count = f" in {_count(len(report.files), 'file')}" if report.kind == "folder" else ""
-    yield "size", f"{format_bytes(report.nbytes)}{count}, {_count(len(report.tensors), 'stored tensor')}"
+    count = f" in {plural(len(report.files), 'file')}" if report.kind == "folder" else ""
+    yield "size", f"{format_bytes(report.nbytes)}{count}, {plural(len(report.tensors), 'stored tensor')}"
     if report.storage and report.storage["unused_nbytes"]:
         used, stored = report.storage["used_nbytes"], report.storage["stored_nbytes"]
         yield "storage", f"{format_bytes(used)} used of {format_bytes(stored)} stored"
@@ -74,17 +74,13 @@ def _heading(report: InspectionReport) -> Iterator[tuple[str, str]]:
         yield "shared", f"{shared} tensors are the same bytes as another"
     if report.optimizer is not None:
         state = report.optimizer
-        files = f"{_count(state.files, 'file')}, " if state.files else ""
+        files = f"{plural(state.files, 'file')}, " if state.files else ""
         size = f"{files}{format_bytes(state.nbytes)}, "
         yield "optimizer", f"{size}{state.what}" if state.present else "no state"
     if report.checked is not None:
         words = f"{report.checked['records']} records have the CRC-32 that is recorded"
         without = report.checked["without_crc"]
         yield "checked", f"{words}; {without} have none" if without else words
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _model(report: InspectionReport) -> Iterator[tuple[str, str]]:
@@ -273,13 +269,17 @@ def _files_of(files: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} files, first {names[0]}"
 
 
+def _usual_blocks(report: InspectionReport) -> list[Block]:
+    return report_blocks(report, Detail(tensors=report.lists_tensors))
+
+
 def _line(report: InspectionReport) -> str:
-    return f"{report.what}, {format_bytes(report.nbytes)}, {_count(len(report.findings), 'finding')}: {report.path}"
+    return f"{report.what}, {format_bytes(report.nbytes)}, {plural(len(report.findings), 'finding')}: {report.path}"
 
 
 InspectionReport.face = Face(
     _line,
-    lambda report: plain_text(report_blocks(report, Detail())),
+    lambda report: plain_text(_usual_blocks(report)),
     report_dict,
-    lambda report: blocks_html(report_blocks(report, Detail())),
+    lambda report: blocks_html(_usual_blocks(report)),
 )

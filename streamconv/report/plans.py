@@ -8,6 +8,7 @@ from typing import Any
 from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
 from streamconv.planning.plan import Plan
+from streamconv.report.blocks import plural
 from streamconv.report.notebook import lines_html
 
 __all__ = ["plan_dict", "plan_text"]
@@ -38,7 +39,7 @@ def _plan_lines(plan: Plan, verbose: bool) -> Iterator[str]:
     yield f"        {len(plan.replicas)} replicated parameters compared over ranks, policy {plan.replicated_policy}"
     yield (
         f"bytes   read {format_bytes(plan.read_nbytes)}, write {format_bytes(plan.write_nbytes)} "
-        f"in {len(plan.files)} files ({len(plan.jobs)} jobs)"
+        f"in {plural(len(plan.files), 'file')} ({plural(len(plan.jobs), 'job')})"
     )
     if plan.copied:
         yield f"copied  {', '.join(plan.copied)}: byte for byte, from --tokenizer"
@@ -95,7 +96,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 def _line(plan: Plan) -> str:
     layout = plan.target_layout
     result = plan.target_format if layout.tp * layout.pp == 1 else f"{plan.target_format}, {layout}"
-    files = f"{len(plan.files)} files, {format_bytes(plan.write_nbytes)}"
+    files = f"{plural(len(plan.files), 'file')}, {format_bytes(plan.write_nbytes)}"
     return f"{plan.family}, {plan.source_layout} to {result}: {files}"
 
 

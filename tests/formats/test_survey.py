@@ -120,7 +120,7 @@ def test_a_whole_llama_of_gpt_neox_is_no_damage(layers: Layers, config: object, 
     with pytest.raises(UnsupportedError, match=r"GPT-NeoX with .*not translated"):
         plan(root, to="huggingface")
     report = look(root, target_tp=1, target_pp=1)
-    assert (report.what, report.exit_code()) == ("GPT-NeoX", 0)
+    assert (report.what, report.exit_code) == ("GPT-NeoX", 0)
     assert [finding.severity for finding in report.findings] == ["note"]
     assert verify(root).exit_code == 0
     model = surveyed(root).model
@@ -137,7 +137,7 @@ def test_a_whole_llama_of_gpt_neox_is_no_damage(layers: Layers, config: object, 
 
 def test_blocks_of_gpt_neox_that_are_no_transformer_layers_are_no_damage(tmp_path: Path) -> None:
     report = look(write(tmp_path, NEOX_MAMBA))
-    assert (report.what, report.exit_code()) == ("GPT-NeoX", 0)
+    assert (report.what, report.exit_code) == ("GPT-NeoX", 0)
     assert "Mamba" in words_of(report)
 
 
@@ -147,7 +147,7 @@ def test_a_layer_of_gpt_neox_that_is_missing_is_damage(lost: int, tmp_path: Path
     report = look(root)
     assert report.what == "GPT-NeoX"
     assert f"the first missing is layer_{lost:02d}" in words_of(report)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
 
 
 def test_optimizer_files_beside_a_whole_gpt_neox_are_described(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_optimizer_files_beside_a_whole_gpt_neox_are_described(tmp_path: Path) -
     assert report.parallel is not None
     assert report.parallel.dp == 2
     assert {len(cell.files) for cell in report.parallel.grid} == {6}
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     (step_of(root) / "zero_pp_rank_1_mp_rank_02_optim_states.pt").unlink()
     words = "1 of 8 optimizer files are missing: zero_pp_rank_1_mp_rank_02_optim_states.pt"
     assert words in words_of(look(root))
@@ -178,7 +178,7 @@ def test_a_whole_pipeline_of_a_user_is_no_damage(name: str, tp: int, pp: int, tm
     with pytest.raises(UnsupportedError, match="a pipeline of DeepSpeed whose layers are"):
         plan(root, to="huggingface")
     report = look(root, stats=True)
-    assert (report.what, report.exit_code()) == ("DeepSpeed, pipeline engine", 0)
+    assert (report.what, report.exit_code) == ("DeepSpeed, pipeline engine", 0)
     assert [finding.severity for finding in report.findings] == ["note"]
     assert verify(root).exit_code == 0
     stored = {(row.file, row.name.partition(":")[2]): row.shape for row in report.tensors if "layer_" in row.file}
@@ -214,7 +214,7 @@ def test_what_a_pipeline_of_a_user_lacks_is_damage(name: str, tmp_path: Path) ->
     change(step_of(root))
     report = look(root)
     assert words in words_of(report)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
 
 
 def test_a_pipeline_with_experts_has_its_modules_in_rank_files(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_pipeline_with_experts_has_its_modules_in_rank_files(tmp_path: Path) -
         }
         torch.save(state, step_of(root) / f"mp_rank_{rank:02d}_model_states.pt")
     torch.save({}, step_of(root) / "layer_0_expert_0_mp_rank_00_model_states.pt")
-    assert look(root).exit_code() == 0
+    assert look(root).exit_code == 0
     (step_of(root) / "mp_rank_00_model_states.pt").unlink()
     assert "1 of 2 mp_rank files are missing: mp_rank_00_model_states.pt" in words_of(look(root))
 
@@ -294,7 +294,7 @@ def test_one_ranks_files_that_changed_places_are_named_and_nothing_else(name: st
     pairs = [[f"layer_{index:02d}-model_{rank:02d}-model_states.pt" for rank in (0, 1)] for index in swapped]
     swap(step_of(root), pairs[0][1], pairs[1][1])
     report = look(root)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
     damage = [finding for finding in report.findings if finding.severity == "damage"]
     for finding, pair in zip(damage, pairs, strict=True):
         assert finding.what.endswith(f" is not in both {pair[0]} and {pair[1]}")

@@ -114,7 +114,7 @@ def test_each_fault_is_named(name: str, tmp_path: Path) -> None:
         (folder / "__1_0.distcp").write_bytes(b"")
     report = look(root, check=True, stats=True)
     assert expected in "\n".join(f"{f.what} {f.where}" for f in report.findings if f.exit_code == 6), words_of(report)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
     assert report.files or report.tensors
     mapped = look(root, target_tp=1, target_pp=1)
     assert mapped.target is not None or "no map of a target" in words_of(mapped)
@@ -124,7 +124,7 @@ def test_a_whole_checkpoint_has_no_findings() -> None:
     for source in (BLOOM, HEAD, NO_PIPELINE, MADE / "bloom_L7_tp2pp3_embpart_z0"):
         report = look(source, check=True)
         assert not report.findings
-        assert report.exit_code() == 0
+        assert report.exit_code == 0
         assert report.checked is not None
         assert report.checked["without_crc"] == 0
 
@@ -136,7 +136,7 @@ def test_two_iterations_mixed(tmp_path: Path) -> None:
     torch.save(state | {"iteration": 9}, path)
     report = look(root)
     assert f"iteration is 9 in mp_rank_03_model_states.pt, where the other ranks have 7 {path}" in words_of(report)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
 
 
 def test_optimizer_files_beyond_the_grid_are_named(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_attack_in_any_file_is_named_and_never_run(name: str, source: Path, t
     assert found, words_of(report)
     assert name in str(found[0].where)
     assert name in next(row for row in report.globals if row.verdict == "executes").files
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
     assert not trace.exists()
 
 

@@ -174,13 +174,13 @@ def test_a_record_that_has_changed_is_found_only_with_check(tmp_path: Path) -> N
     data = bytearray(path.read_bytes())
     data[row.offset + 8] ^= 1
     path.write_bytes(data)
-    assert look(path).exit_code() == 0
+    assert look(path).exit_code == 0
     report = look(path, check=True)
     (finding,) = report.findings
     assert "data/1" in finding.what
     assert str(path) in str(finding.where)
     assert str(row.offset) in str(finding.where)
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
 
 
 def test_a_file_without_checksums_says_so(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_attack_is_shown_and_never_run(new: bool, tmp_path: Path) -> None:
     assert (row.name, row.called) == ("posix.system", 1)
     assert "posix.system" in report.findings[0].what
     assert report.findings[0].where == "t.pt"
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
     assert not trace.exists()
     torch.load(tmp_path / "t.pt", weights_only=False)
     assert trace.exists()

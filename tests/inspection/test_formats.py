@@ -58,7 +58,7 @@ def test_a_legacy_checkpoint_that_is_not_whole_names_the_file(legacy: Path, tmp_
     for root in (lost, short):
         report = look(root)
         assert name in words_of(report)
-        assert report.exit_code() == 6
+        assert report.exit_code == 6
 
 
 def test_the_family_is_named_though_the_number_of_heads_is_not_known(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_torch_dist_folder(tmp_path: Path) -> None:
         row = by_name[f"decoder.layers.{layer}.mlp.linear_fc1.weight"]
         assert row.layer == layer
         assert row.values.mean == pytest.approx(tree["decoder.layers.mlp.linear_fc1.weight"][layer].double().mean())
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     assert {row.path for row in report.files} >= {".metadata", "__0_0.distcp", "__1_0.distcp", "common.pt"}
 
 
@@ -140,7 +140,7 @@ def test_faults_of_a_torch_dist_folder_name_the_file(tmp_path: Path) -> None:
     }.items():
         report = look(tmp_path / word, stats=True, check=True)
         assert name in "\n".join(f"{f.what} {f.where}" for f in report.findings if f.exit_code == 6), word
-        assert report.exit_code() == 6
+        assert report.exit_code == 6
         assert report.tensors
     assert not trace.exists()
 
@@ -213,7 +213,7 @@ def test_the_index_and_the_shards_must_agree(tmp_path: Path) -> None:
     assert str(folder / SHARDS[0]) in words_of(look(folder))
     (folder / INDEX).write_text("[" * 100_000)
     assert str(folder / INDEX) in words_of(look(folder))
-    assert report.exit_code() == 6
+    assert report.exit_code == 6
 
 
 def test_a_file_beside_the_shards_is_no_damage(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_file_beside_the_shards_is_no_damage(tmp_path: Path) -> None:
     hugging_face(tmp_path / "hf")
     torch.save({"logits": torch.ones(2, 3)}, tmp_path / "hf" / "ref.pt")
     report = look(tmp_path / "hf")
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     (finding,) = report.findings
     assert (finding.severity, "the index does not name ref.pt" in finding.what) == ("note", True)
 
@@ -255,7 +255,7 @@ def test_zero_folders(name: str, what: str, stage: int) -> None:
     shapes = [shape for group in state["param_shapes"] for shape in group.values()]
     assert report.model.parameters == sum(shape.numel() for shape in shapes)
     assert report.model.iteration == state["global_steps"]
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     for row in report.tensors:
         assert row.file in {path.name for path in folder.iterdir()}
 
@@ -268,7 +268,7 @@ def test_what_is_made_of_zero_folders(name: str, what: str) -> None:
     assert what in report.what
     paths = {str(path.relative_to(FRAMEWORKS / name)) for path in (FRAMEWORKS / name).rglob("*.*") if path.is_file()}
     assert {row.path for row in report.files} == paths
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     if name.endswith("fp32"):
         state = torch.load(FRAMEWORKS / name / "pytorch_model.bin", weights_only=True)
         assert {row.name.split(":")[-1] for row in report.tensors} == set(state)
@@ -280,7 +280,7 @@ def test_a_folder_of_any_files(tmp_path: Path) -> None:
     torch.save({"b": torch.ones(4)}, tmp_path / "sub" / "y.bin")
     report = look(tmp_path)
     assert [row.name for row in report.tensors] == ["sub/y.bin:b", "x.pt:a"]
-    assert report.exit_code() == 0
+    assert report.exit_code == 0
     cut_off(tmp_path / "x.pt")
     assert str(tmp_path / "x.pt") in words_of(look(tmp_path))
     with pytest.raises(DamagedError):

@@ -58,8 +58,8 @@ def test_a_broken_layer_is_flagged_and_no_other(kind: str, source: Path, tmp_pat
     (finding,) = [f for f in report.findings if f.exit_code == 7]
     assert finding.what.startswith(f"layers.2.{key}: ")
     assert f"layer_{number:02d}-model_00-model_states.pt" in str(finding.where)
-    assert report.exit_code() == 7
-    assert look(root).exit_code() == 0
+    assert report.exit_code == 7
+    assert look(root).exit_code == 0
 
 
 def test_drifted_replicas_name_parameter_rank_and_file(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_drifted_replicas_name_parameter_rank_and_file(tmp_path: Path) -> None:
     )
     assert "by at most 16" in finding.what
     assert finding.where == str(path)
-    assert report.exit_code() == 7
+    assert report.exit_code == 7
     assert not look(DEEP, stats=True).findings
 
 
@@ -107,6 +107,6 @@ def test_a_file_is_measured_as_stored(tmp_path: Path) -> None:
     assert report.statistics is not None
     for row in report.statistics:
         assert_equal(row.values, expected(tree[row.name]))
-    assert report.exit_code() == 7
+    assert report.exit_code == 7
     assert "n: 1 NaN" in words_of(report)
     assert str(tmp_path / "t.pt") in words_of(report)
