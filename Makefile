@@ -6,7 +6,7 @@
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
 #                      with a checkout of Megatron-LM in PYTHONPATH, its own parser and load_checkpoint too
-# The tests of the HTML report want a Chromium in PATH, and are skipped without one.
+# The tests of the HTML report want a Chromium in PATH, those of completion zsh and fish; they are skipped without.
 # All make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 # CASES=all takes every case in any of them.
 
@@ -20,19 +20,25 @@ CASES ?= spread
 export PYTHONDONTWRITEBYTECODE :=
 
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cases $(CASES)
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
 .PHONY: demo test test-all test-deepspeed test-megatron lint check bench clean
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# What a user installs; the demo needs no more.
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,plot,browser]"
+	$(PIP) "$(TORCH)"
+	$(PIP) -c constraints.txt -e .
 	touch $@
 
-demo: $(VENV)/ready
+$(VENV)/ready: $(VENV)/installed
+	$(PIP) -c constraints.txt -e ".[test,lint,plot,browser]"
+	touch $@
+
+demo: $(VENV)/installed
 	rm -rf $(DEMO_DST)
 	$(BIN)/streamconv plan $(DEMO_SRC) --tp 1 --pp 3 --max-ram 1G
 	@echo
@@ -54,9 +60,8 @@ check: $(VENV)/ready
 
 # DeepSpeed has no wheels, and its set-up imports the torch that is installed.
 $(VENV)/deepspeed: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		-c constraints.txt deepspeed ninja
+	$(PIP) setuptools wheel
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -c constraints.txt deepspeed ninja
 	touch $@
 
 test-deepspeed: $(VENV)/deepspeed
@@ -64,7 +69,7 @@ test-deepspeed: $(VENV)/deepspeed
 		tests/formats/deepspeed/test_real_engine.py tests/bigscience/test_inspectors.py
 
 $(VENV)/megatron: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt megatron-core
+	$(PIP) -c constraints.txt megatron-core
 	touch $@
 
 test-megatron: $(VENV)/megatron
@@ -76,7 +81,7 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(PIP) -c constraints.txt -e ".[bench]"
 	PYTHON=$(BIN)/python sh benchmarks/short.sh
 
 clean:
