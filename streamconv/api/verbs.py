@@ -112,11 +112,12 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
     """Whether a checkpoint is whole, and has the values of the one that it was made from."""
     import streamconv.report.differences  # noqa: F401 - gives results their face
     from streamconv.planning.options import ReplicaOptions
-    from streamconv.planning.unused_options import refuse_unused_for
+    from streamconv.planning.unused_options import refuse_unused_for, refuse_without
     from streamconv.values.options import ReadingOptions
     from streamconv.verification.verify import verify as check
 
     if against is None:
+        refuse_without("against", [ReplicaOptions], given)
         refuse_unused_for({"dst": dst}, given)
         own = of_src = given.side("dst", source_names())
     else:
@@ -147,6 +148,10 @@ def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     from streamconv.execution.options import BenchOptions, RunOptions
     from streamconv.memory.budget import parse_size
 
+    if src is None:
+        from streamconv.planning.unused_options import refuse_without
+
+        refuse_without("src", plan_owners(), given)
     began = time.monotonic()
     work = None if src is None else planned(src, given)
     planning = time.monotonic() - began

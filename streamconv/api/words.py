@@ -19,6 +19,8 @@ __all__ = ["in_keywords", "reworded"]
 
 _FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
 _AFTER = ",;:.)"
+# Flags for paths, which Python takes as arguments.
+_PATHS = ("--against", "--src")
 
 
 def reworded(error: StreamconvError) -> StreamconvError:
@@ -42,7 +44,7 @@ def _by_flag() -> Mapping[str, Option]:
 def _keyword(match: re.Match[str]) -> str:
     each = _by_flag().get(match[1])
     if each is None:
-        return match[0]
+        return match[0].removeprefix("--") if match[1] in _PATHS else match[0]
     gap, word, others = match[2] or "", match[3] or "", match[4]
     if each.is_switch:
         return f"{each.name}={not each.default}{gap}{word}{others}"

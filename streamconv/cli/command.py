@@ -16,7 +16,7 @@ from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.cli.options import OutputOptions
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import InvalidValue, nearest
-from streamconv.core.options import Given, Option, all_options, is_shown, options_of
+from streamconv.core.options import Given, Option, all_options, as_shown, options_of
 from streamconv.formats.frameworks import target_options
 from streamconv.formats.options import TrainingOptions
 
@@ -54,7 +54,7 @@ class OptionType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The checked value of a text."""
-        return _read(self.option, value, f"{self.option.flag} {is_shown(value)}") if isinstance(value, str) else value
+        return _read(self.option, value, f"{self.option.flag} {as_shown(value)}") if isinstance(value, str) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The words that an option can have, or the shell's own completion of paths."""
@@ -105,9 +105,9 @@ class Command(click.Command):
         for name, each in self.known.items():
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 values[name] = (not each.default) if each.is_switch else ctx.params[name]
-                spelled[name] = each.flag if each.is_switch else f"{each.flag} {is_shown(values[name])}"
+                spelled[name] = each.flag if each.is_switch else f"{each.flag} {as_shown(values[name])}"
             elif each.variable is not None and (text := os.environ.get(each.variable)):
-                spelled[name] = f"{each.variable}={is_shown(text)}"
+                spelled[name] = f"{each.variable}={as_shown(text)}"
                 value = _read(each, text, spelled[name])
                 if value is not False:
                     values[name] = (not each.default) if each.is_switch else value

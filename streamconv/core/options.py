@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import AnyOf, Flag, InvalidValue, ValueKind, nearest
 
-__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "is_shown", "option", "options_of"]
+__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "as_shown", "option", "options_of"]
 
 ENVIRONMENT = "STREAMCONV_"
 _DECLARED = "option"
@@ -152,7 +152,7 @@ def _merged(declared: list[Option]) -> Option:
     return replace(declared[0], kind=AnyOf(kinds), help=helps, default=None)
 
 
-def is_shown(value: Any) -> str:
+def as_shown(value: Any) -> str:
     """A value as a message shows it: short, on one line."""
     words = value if isinstance(value, str) else repr(value)
     words = words.encode("unicode_escape").decode("ascii") if not words.isprintable() else words
@@ -186,7 +186,7 @@ class Given:
                 remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
                 raise UsageError(f"{name}: no such option", remedy=remedy)
             if value is not None:
-                spelled[name] = f"{name}={repr(is_shown(value)) if isinstance(value, str) else is_shown(value)}"
+                spelled[name] = f"{name}={repr(as_shown(value)) if isinstance(value, str) else as_shown(value)}"
                 values[name] = _checked(known[name], value, spelled[name])
         return cls(values, spelled=spelled)
 
@@ -198,7 +198,7 @@ class Given:
             UsageError: an option cannot have its value.
         """
         for name, value in values.items():
-            _checked(known[name], value, spelled.get(name, f"{known[name].flag} {is_shown(value)}"))
+            _checked(known[name], value, spelled.get(name, f"{known[name].flag} {as_shown(value)}"))
         return cls(values, spelled=spelled)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -240,7 +240,7 @@ class Given:
             if each.name in self.values:
                 value = self.values[each.name]
                 with suppress(UsageError) if each.name in self.ambient else nullcontext():
-                    spelled = self.spelled.get(each.name, f"{each.flag} {is_shown(value)}")
+                    spelled = self.spelled.get(each.name, f"{each.flag} {as_shown(value)}")
                     mine[each.name] = _checked(each, value, spelled)
         return owner(**mine)
 

@@ -23,6 +23,7 @@ class ReplicaOptions:
         Choice(("first", "mean", "fail")),
         "which copy of a replicated parameter counts if ranks differ: first (default), mean, or fail: refuse them",
         default="first",
+        purpose="which copy of a replicated parameter counts",
     )
 
 
@@ -35,6 +36,12 @@ class ConversionOptions(ReplicaOptions):
         f"{NEWEST} (default): the newest Megatron layout that can run the model, which the plan names; {NOWHERE}: the "
         "same, with its bytes discarded, to measure without writing",
         default=NEWEST,
+        purpose="the format of the result",
         main=True,
     )
-    dtype: DType | None = option(CAST_TYPES, "cast floating tensors to this type (default: as stored)", main=True)
+    dtype: DType | None = option(
+        CAST_TYPES,
+        "cast floating tensors to this type (default: as stored)",
+        purpose="the type of floating tensors in the result",
+        main=True,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, UsageError
@@ -13,7 +13,7 @@ from streamconv.formats.source import SourceFormat
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.options import NOWHERE
 
-__all__ = ["refuse_unused_for", "refuse_unused_options"]
+__all__ = ["refuse_unused_for", "refuse_unused_options", "refuse_without"]
 
 
 def refuse_unused_options(given: Given, source: SourceFormat, target: TargetFormat, to: str) -> None:
@@ -72,6 +72,21 @@ def refuse_unused_for(paths: Mapping[str, Path], given: Given) -> None:
             if (source is not None or path.is_file()) and not _takes(source, prefixed[name]):
                 what = f"for a {source.title} source" if source else "for a lone file"
                 raise _refusal(prefixed[name].prefixed(side), what)
+
+
+def refuse_without(path: str, owners: Iterable[type], given: Given) -> None:
+    """Refuse options that are for a path which is not given, such as ``--replicated`` without ``--against``.
+
+    Args:
+        path: the path's name.
+        owners: the dataclasses of the options.
+        given: the user's options.
+
+    Raises:
+        UsageError: such an option is given.
+    """
+    for each in given.without_effect([], all_options(owners)):
+        raise _refusal(each, f"without --{path}")
 
 
 def _is_for(name: str, paths: Mapping[str, Path]) -> bool:

@@ -117,6 +117,9 @@ def test_stages_that_a_source_does_not_record_are_said_to_inspect(tmp_path: Path
         (("plan", GPT, "--dialect", "2021", "--to", "deepspeed"), "--dialect (the names in a legacy Megatron-LM"),
         (("inspect", GPT / "global_step3", "--a-config", "x"), "--a-config: no such option"),
         (("verify", GPT, "--replicated", "median"), "--replicated median: no such choice"),
+        (("verify", GPT, "--replicated", "mean"), "--replicated (which copy of a replicated parameter counts) has no"),
+        (("bench", ".", "--tp", 2), "--tp (the ranks of a training checkpoint) has no meaning without --src"),
+        (("bench", ".", "--to", "hf"), "--to (the format of the result) has no meaning without --src"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_do_nothing_is_refused(words: tuple[object, ...], error: str) -> None:
