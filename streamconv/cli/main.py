@@ -13,6 +13,7 @@ import click
 from streamconv.cli.completion import COMPLETION, complete
 from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.program import PROGRAM
+from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
 
 __all__ = ["guarded", "main"]
@@ -50,11 +51,18 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
         command: takes the words of the command line, and returns the exit code.
         argv: the words; None takes those of the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _guarded(command, list(sys.argv[1:] if argv is None else argv))
+
+
+def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     verbosity = _verbosity(words)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        return command(words)
+        code = command(words)
+        if code == 0:
+            check_printed()
+        return code
     except StreamconvError as error:
         _say(f"error: {error}", verbosity)
         return error.exit_code
@@ -69,10 +77,6 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
     except Terminated:
         _say(f"terminated; {_STATE}", verbosity)
         return 143
-    except BrokenPipeError:
-        # Whoever read our output is gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         _say(f"error: {error.strerror}\n  where: {error.filename}", verbosity)
         return 5

@@ -143,6 +143,7 @@ PYTHON = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", dict.fromkeys(document for document, _ in CONSOLE), ids=lambda path: path.name)
 def test_every_command_prints_what_the_document_shows(
     document: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +162,7 @@ def test_every_command_prints_what_the_document_shows(
             assert matches(expected, printed), f"{document.name}:{block.line}: {command} prints\n{text}"
 
 
+@pytest.mark.slow
 def test_every_command_in_a_table_of_the_readme_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +237,7 @@ def test_every_flag_keyword_and_variable_is_in_the_table() -> None:
         assert each.variable is None or f"`{each.variable}`" in text or each in all_options([StreamOptions]).values()
 
 
+@pytest.mark.slow
 def test_the_commands_that_are_not_run_here_are_there() -> None:
     """make's targets, scripts, and what a shell reads at its start, which tests/cli/test_completion.py does."""
     known = ("make ", "python benchmarks/", "eval ", "_STREAMCONV_COMPLETE=", "pip install")
