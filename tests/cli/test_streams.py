@@ -20,9 +20,7 @@ NAMES = ["iter_0000003", "latest_checkpointed_iteration.txt"]
 def shell(line: str, *words: object) -> subprocess.CompletedProcess[str]:
     """What a line of bash prints, in which ``$S`` is the program, and ``$1`` and on are the words."""
     program = f'S() {{ {sys.executable} -m streamconv "$@"; }}; {line}'
-    return subprocess.run(
-        ["bash", "-c", program, "bash", *map(str, words)], capture_output=True, text=True, check=False
-    )
+    return start(["bash", "-c", program, "bash"], *words)
 
 
 @pytest.mark.parametrize(
