@@ -14,6 +14,7 @@ EXIT_CODES = (
     (6, "input damaged or unsafe"),
     (7, "values differ"),
     (8, "destination in use"),
+    (129, "the terminal is gone (SIGHUP)"),
     (130, "interrupted (Ctrl-C)"),
     (143, "terminated (SIGTERM)"),
 )

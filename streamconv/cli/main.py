@@ -22,7 +22,11 @@ _STATE = "the destination holds what it held before, or the whole result; the sa
 
 
 class Terminated(BaseException):
-    """SIGTERM, so that what is staged is cleaned up on the way out."""
+    """SIGTERM or SIGHUP, so that what is staged is cleaned up on the way out; the exit code is 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +62,8 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
 def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     verbosity = _verbosity(words)
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+        signal.signal(signal.SIGHUP, _terminate)
     try:
         code = command(words)
         if code == 0:
@@ -74,9 +80,9 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     except KeyboardInterrupt:
         _say(f"interrupted; {_STATE}", verbosity)
         return 130
-    except Terminated:
+    except Terminated as end:
         _say(f"terminated; {_STATE}", verbosity)
-        return 143
+        return end.exit_code
     except OSError as error:
         _say(f"error: {error.strerror}\n  where: {error.filename}", verbosity)
         return 5
@@ -108,5 +114,5 @@ def _say(text: str, verbosity: int) -> None:
     print(text, file=sys.stderr)
 
 
-def _terminate(_: int, __: FrameType | None) -> None:
-    raise Terminated
+def _terminate(number: int, _: FrameType | None) -> None:
+    raise Terminated(number)

@@ -182,7 +182,7 @@ def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_publishes_nothing_and_the_next_goes_on(number: int, code: int, tmp_path: Path) -> None:
     program = (
         "import signal, sys, time\n"
