@@ -46,6 +46,7 @@ class PlanKeywords(TypedDict, total=False):
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -80,6 +81,7 @@ class ConvertKeywords(TypedDict, total=False):
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -116,6 +118,7 @@ class StreamKeywords(TypedDict, total=False):
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -141,6 +144,7 @@ class InspectKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -158,6 +162,7 @@ class VerifyKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -169,6 +174,7 @@ class VerifyKeywords(TypedDict, total=False):
     dst_pp_layers: Sequence[int] | None
     dst_qkv_layout: str | None
     dst_glu_order: str | None
+    dst_ignore: str | None
 
 
 class DiffKeywords(TypedDict, total=False):
@@ -182,6 +188,7 @@ class DiffKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None
@@ -193,6 +200,7 @@ class DiffKeywords(TypedDict, total=False):
     a_pp_layers: Sequence[int] | None
     a_qkv_layout: str | None
     a_glu_order: str | None
+    a_ignore: str | None
     b_config: str | PathLike[str] | Mapping[str, Any] | None
     b_vocab_size: int | None
     b_num_heads: int | None
@@ -201,6 +209,7 @@ class DiffKeywords(TypedDict, total=False):
     b_pp_layers: Sequence[int] | None
     b_qkv_layout: str | None
     b_glu_order: str | None
+    b_ignore: str | None
 
 
 class BenchKeywords(TypedDict, total=False):
@@ -231,6 +240,7 @@ class BenchKeywords(TypedDict, total=False):
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    ignore: str | None
     max_ram: str | int | None
     io: str | None
     jobs: int | None

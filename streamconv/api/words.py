@@ -48,7 +48,7 @@ def _keyword(match: re.Match[str]) -> str:
     gap, word, others = match[2] or "", match[3] or "", match[4]
     if each.is_switch:
         return f"{each.name}={not each.default}{gap}{word}{others}"
-    if word.startswith(each.kind.metavar):
+    if not each.kind.words and word.startswith(each.kind.metavar):
         return f"{each.name}{_stand_in(each)}{word.removeprefix(each.kind.metavar)}{others}"
     said = word.rstrip(_AFTER)
     value = _value(each, said) if said else None

@@ -16,10 +16,13 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor
 from streamconv.models.parameter import WORDS, ParameterId, Section
 
-__all__ = ["CONFIG", "GENERATION", "INDEX_SUFFIX", "TIED_HEAD", "WEIGHTS", "HfNames", "HfTensors"]
+__all__ = ["ADAPTER", "CONFIG", "GENERATION", "INDEX_SUFFIX", "TIED_HEAD", "WEIGHTS", "HfNames", "HfTensors"]
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+ADAPTER = ("adapter_config.json", "adapter_model.")
+"""How the names of an adapter's files begin."""
+
 INDEX_SUFFIX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a model in one file; the first that exists is used. The index of shards adds :data:`INDEX_SUFFIX`."""

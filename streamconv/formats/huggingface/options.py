@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamconv.core.kinds import Choice
 from streamconv.core.options import option
 from streamconv.formats.options import SourceOptions, WholeOptions
 from streamconv.memory.options import SizeText
 
-__all__ = ["SOURCE_OPTIONS", "TARGET_OPTIONS", "HuggingFaceOptions"]
+__all__ = ["SOURCE_OPTIONS", "TARGET_OPTIONS", "HuggingFaceOptions", "HuggingFaceSourceOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HuggingFaceSourceOptions(SourceOptions):
+    """What a Hugging Face model folder does not say itself, and what in it is to be passed over."""
+
+    ignore: str | None = option(
+        Choice(("adapter",)),
+        "go without what lies beside a model and changes it: an adapter, which from_pretrained lays over the model",
+        purpose="what lies beside a Hugging Face model",
+        destroys=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,5 +36,5 @@ class HuggingFaceOptions(WholeOptions):
     )
 
 
-SOURCE_OPTIONS = SourceOptions
+SOURCE_OPTIONS = HuggingFaceSourceOptions
 TARGET_OPTIONS = HuggingFaceOptions

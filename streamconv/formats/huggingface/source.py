@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.json_file import read_config
-from streamconv.core.errors import DamagedError, SourceError
+from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.huggingface.names import (
+    ADAPTER,
     CONFIG,
     GENERATION,
     INDEX_SUFFIX,
@@ -18,10 +19,9 @@ from streamconv.formats.huggingface.names import (
     HfNames,
     HfTensors,
 )
-from streamconv.formats.huggingface.options import SOURCE_OPTIONS
+from streamconv.formats.huggingface.options import SOURCE_OPTIONS, HuggingFaceSourceOptions
 from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.huggingface.weights import open_weights
-from streamconv.formats.options import SourceOptions
 from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
 from streamconv.models.biases import said_by
 from streamconv.models.config.generation import StoredConfig
@@ -45,7 +45,7 @@ def claims(path: Path) -> str | None:
     return None
 
 
-def open_model(path: Path, options: SourceOptions) -> StoredModel:
+def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
     """Open a Hugging Face model, metadata only.
 
     Args:
@@ -56,7 +56,10 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         SourceError: it is not there.
         UnsupportedError: the family of the model, or the way it is stored, is refused by name.
         DamagedError: files are missing, broken or contradict each other.
+        AmbiguousError: an adapter lies beside the model.
+        UsageError: an option is about something that is not there.
     """
+    _refuse_adapter(path, ignored=options.ignore == "adapter")
     if not (path / CONFIG).is_file():
         raise SourceError(
             f"a model without {CONFIG}: nothing says what its tensors mean",
@@ -100,6 +103,24 @@ def open_model(path: Path, options: SourceOptions) -> StoredModel:
         warnings=[unread] if weights.others else [],
         dropped=_left_behind(read),
     )
+
+
+def _refuse_adapter(path: Path, *, ignored: bool) -> None:
+    """Refuse a model with an adapter beside it, unless the adapter is ``ignored``.
+
+    With peft installed ``from_pretrained`` lays it over the model [transformers ``models/auto/auto_factory.py``,
+    ``utils/peft_utils.py:find_adapter_config_file``].
+    """
+    found = sorted(child.name for child in path.glob("adapter_*") if child.name.startswith(ADAPTER))
+    if found and not ignored:
+        raise AmbiguousError(
+            f"an adapter lies beside the model ({', '.join(found[:4])}): from_pretrained builds another model than "
+            "these weights",
+            where=path,
+            remedy="merge it (peft's merge_and_unload), or go without it: --ignore adapter",
+        )
+    if ignored and not found:
+        raise UsageError("--ignore adapter: there is none", where=path, remedy="leave it out")
 
 
 def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> DamagedError:
