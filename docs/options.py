@@ -27,9 +27,10 @@ _HEAD = """\
 <!-- written by docs/options.py from the declarations; do not edit -->
 
 Every option is declared once, by the format or the part of the program that it is for. It is a flag on the command
-line, a keyword in Python, and a variable of the environment, unless it destroys or overrules something. A variable
-holds for every command that has the option; where it has no effect it is no mistake, as a flag or a keyword is. Words
-may be in any case, and a word that is nearly right is answered with the one that was meant.
+line, a keyword in Python, and, except for `--overwrite`, `--restart` and `--ignore`, a variable of the environment. An
+option that the chosen target or the opened source does not have is refused if it is a flag or a keyword, and passed
+over if it is a variable. Choices may be in any case; a word that is nearly right is answered with the one that was
+meant. Short for targets: `hf`, `mcore`, `neox`; types have their long names too (`bfloat16`).
 
 `streamconv VERB --help` shows them too; with `--to TARGET`, those of a target.
 
@@ -63,24 +64,24 @@ def page() -> str:
 def _page() -> Iterator[str]:
     yield _HEAD
     training = {each.name for each in options_of(TrainingOptions)}
-    yield from _table("Of `convert`, `plan`, `stream` and `bench`", options_of(ConversionOptions))
-    yield from _table("A result that is a training checkpoint", options_of(TrainingOptions))
+    yield from _table("Conversions: `convert`, `plan`, `stream`, `bench`", options_of(ConversionOptions))
+    yield from _table("Targets that are training checkpoints", options_of(TrainingOptions))
     for name, owner in target_options().items():
         yield from _table(f"`--to {name}`", [each for each in options_of(owner) if each.name not in training])
     sources = all_options(source_options())
-    yield from _table("The source, where it does not say it itself", list(sources.values()))
+    yield from _table("Sources: what they do not say themselves", list(sources.values()))
     prefixes = "; ".join(
         f"`{verb}` {' and '.join(f'`--{side}-NAME`' for side in sides)}" for verb, sides in SIDES.items()
     )
     yield f"These are options of `inspect`, `verify` and `diff` too. For one of two checkpoints alone: {prefixes}.\n"
     yield from _table(
-        "How it runs; `--max-ram`, `--io` and `--jobs` are also of `inspect`, `verify` and `diff`",
+        "Memory, threads and I/O",
         options_of(RunOptions),
     )
-    yield from _table("Of `convert`", options_of(PublishOptions))
-    yield from _table("Of `streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
-    yield from _table("Of `inspect`", options_of(InspectOptions))
-    yield from _table("Of `bench`", options_of(BenchOptions))
+    yield from _table("The destination of `convert`", options_of(PublishOptions))
+    yield from _table("`streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
+    yield from _table("`inspect`", options_of(InspectOptions))
+    yield from _table("`bench`", options_of(BenchOptions))
     for own in OWN_OPTIONS:
         yield from _table((own.__doc__ or "").rstrip("."), options_of(own), keywords=False)
 
@@ -115,7 +116,8 @@ def _with_value(each: Option) -> str:
 
 def _meaning(each: Option) -> str:
     words = f": {', '.join(f'`{word}`' for word in each.kind.words)}" if each.kind.words else ""
-    return f"{each.help}{words}".replace("|", "\\|")
+    off = f" (`{each.name}=False`)" if each.is_switch and each.default else ""
+    return f"{each.help}{off}{words}".replace("|", "\\|")
 
 
 def types() -> str:

@@ -81,8 +81,8 @@ def _conversion() -> Iterator[str]:
     yield _text(410, 122, "--max-ram is kept, whatever the size", anchor="middle", size=12)
     yield _text(410, 160, "killed? the same command goes on", anchor="middle", size=12, colour=SOFT)
     yield _arrow(552, 96, 610)
-    yield _text(620, 34, "any of them", size=13)
-    yield _text(620, 52, "at any TP and PP", size=13)
+    yield _text(620, 34, "another of them, or", size=13)
+    yield _text(620, 52, "the same at another TP, PP", size=13)
     yield from _files(620, 66, columns=2, rows=2)
     yield _text(620, 160, "published whole or not at all", size=12, colour=SOFT)
 
@@ -147,20 +147,22 @@ def table() -> str:
     lines = [
         f"| | streamconv | {others} |",
         "|---|---|---|---|---|",
-        "| needs | no framework, no GPU | Megatron-DeepSpeed | torch | Megatron-LM |",
-        "| from and to | five formats, each to each | DeepSpeed to Megatron-LM | yours to write | Llama, Megatron-LM |",
-        "| TP and PP | any, stages of any length | fewer than before | yours to write | any |",
+        "| needs | no training framework | Megatron-DeepSpeed | torch | Megatron-LM |",
+        "| from and to | five formats, [by model](docs/families.md) | DeepSpeed to legacy Megatron-LM | yours to write "
+        "| Megatron-LM, Llama, Mistral, Qwen 2.5 |",
+        "| TP and PP | any, stages of any length | a TP that divides | yours to write | any |",
         "| executes what a pickle names | never | yes | yes, unless `weights_only` | yes |",
         "| in memory | a budget that is kept | a rank of the result | the same | the model, all ranks of it |",
         f"| time: {what} | {time} | not measured |",
         f"| peak memory: the same | {memory} | not measured |",
-        "| after a kill | the same command goes on | begins anew | begins anew | begins anew |",
+        "| after a kill | resumes | starts over | starts over | starts over |",
         "| proof of the result | every element, across layouts | none | yours to write | none |",
         "",
         f"Medians of {job['rounds']} rounds in turn, cold cache, sync included, {machine['cores']} cores; `cp -r` of "
         f"it takes {rows['cp'].seconds:.0f} s ({least:.0f} to {most:.0f}). [docs/benchmarks.md](docs/benchmarks.md) "
-        "says how it was measured. What the others do is in their code: bigscience-workshop/Megatron-DeepSpeed 8387ae1 "
-        "`tools/convert_checkpoint`, NVIDIA/Megatron-LM 00caa53 `tools/checkpoint`.",
+        "says how; bigscience's script runs with six repairs. What the others do is in their code: "
+        "bigscience-workshop/Megatron-DeepSpeed 8387ae1 `tools/convert_checkpoint`, NVIDIA/Megatron-LM 00caa53 "
+        "`tools/checkpoint`.",
     ]
     return "\n".join(lines)
 

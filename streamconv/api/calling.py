@@ -36,7 +36,7 @@ def verb(function: F) -> F:
             return function(*args, **options)
 
     call.__signature__ = Signature([*own, *keywords])  # type: ignore[attr-defined]
-    lines = "\n".join(f"        {each.name}: {each.help}." for each in known)
+    lines = "\n".join(f"        {each.name}: {each.keyword_help}." for each in known)
     call.__doc__ = (function.__doc__ or "").replace("        options: see below.", lines)
     return call  # type: ignore[return-value]
 

@@ -140,8 +140,8 @@ class Command(click.Command):
             formatter.write_text("The options of a target: add --to TARGET to --help. ")
             formatter.write_paragraph()
         formatter.write_text(
-            "An option is also read from the environment: --max-ram from STREAMCONV_MAX_RAM. Not so those that destroy "
-            "or overrule something."
+            "Options are also read from the environment, such as --max-ram from STREAMCONV_MAX_RAM; but not "
+            "--overwrite, --restart and --ignore."
         )
         formatter.write_paragraph()
         formatter.write_text(exit_codes_text())

@@ -12,7 +12,7 @@ import click
 
 from streamconv.cli.completion import COMPLETION, complete
 from streamconv.cli.environment import variables_that_are_not_read
-from streamconv.cli.program import PROGRAM
+from streamconv.cli.program import PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
 
@@ -99,6 +99,9 @@ def _readable(error: click.ClickException) -> str:
     help_of = "" if not isinstance(error, click.UsageError) or error.ctx is None else f"{error.ctx.command_path} --help"
     remedy = f"\n  remedy: see {help_of}" if help_of else ""
     if isinstance(error, click.NoSuchOption):
+        verbs = verbs_with(error.option_name)
+        if verbs:
+            return f"{error.option_name}: an option of {' and '.join(verbs)}{remedy}"
         near = f"\n  remedy: did you mean {' or '.join(error.possibilities)}?" if error.possibilities else remedy
         return f"{error.option_name}: no such option{near}"
     if isinstance(error, click.MissingParameter) and error.param is not None:

@@ -12,7 +12,7 @@ __all__ = ["OWN_OPTIONS", "ConvertViewOptions", "FamiliesViewOptions", "InspectV
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """What every verb prints."""
+    """Output of every command."""
 
     json: bool = option(Flag(), "print the result as JSON", default=False, main=True)
     quiet: bool = option(Flag(), "print nothing but errors: the exit code says how it ended", default=False, short="-q")
@@ -27,14 +27,14 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertViewOptions:
-    """What ``convert`` does instead."""
+    """Dry run of `convert`."""
 
     dry_run: bool = option(Flag(), "print the plan and write nothing, as `streamconv plan`", default=False, main=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectViewOptions:
-    """What ``inspect`` shows of what it found."""
+    """Output of `inspect`."""
 
     tree: bool = option(Flag(), "list everything: tensors, files, arguments, other values", default=False, main=True)
     globals: bool = option(Flag(), "list every class and function that pickles name", default=False, main=True)
@@ -42,7 +42,7 @@ class InspectViewOptions:
     html: str | None = option(PathTo("HTML", folder=False), "a report on one self-contained page", main=True)
     strict: bool = option(
         Flag(),
-        "exit with 6 if something is broken or missing, 7 if values stand out",
+        "exit with 6 if something is broken, missing or unsafe, 7 if values stand out",
         default=False,
         main=True,
     )
@@ -50,7 +50,7 @@ class InspectViewOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamiliesViewOptions:
-    """How ``families`` prints its table."""
+    """Output of `families`."""
 
     markdown: bool = option(Flag(), "print the table as the documentation shows it", default=False, main=True)
 

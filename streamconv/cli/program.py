@@ -13,7 +13,7 @@ from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import nearest
 
-__all__ = ["PROGRAM", "VERBS"]
+__all__ = ["PROGRAM", "VERBS", "verbs_with"]
 
 VERBS = {
     "convert": "Convert a checkpoint.",
@@ -61,6 +61,11 @@ class _Streamconv(click.Group):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_paragraph()
         formatter.write_text(exit_codes_text())
+
+
+def verbs_with(flag: str) -> list[str]:
+    """The verbs that have an option of this name."""
+    return [verb for verb in VERBS if any(flag in option.opts for option in _command(verb).params)]
 
 
 def _command(verb: str) -> click.Command:

@@ -102,6 +102,11 @@ class Option:
         """Whether it is given without a value."""
         return isinstance(self.kind, Flag)
 
+    @property
+    def keyword_help(self) -> str:
+        """What the keyword does; a switch that is on by default has the flag's meaning when it is False."""
+        return f"False: {self.help}" if self.is_switch and self.default else self.help
+
     def asks_nothing(self, value: Any) -> bool:
         """Whether a value is one that asks for nothing."""
         return value == self.neutral or (self.is_switch and value == self.default)

@@ -21,7 +21,7 @@ class RunOptions(ReadingOptions):
     block_size: str | None = option(SizeText(), "bytes that each thread moves at a time (default: up to 16M)")
     engine: str = option(
         Choice(engine_names),
-        "threads (default), or serial: the reference engine, one tile after another, to hold the other against",
+        "threads (default), or serial: the single-threaded reference, to compare with",
         default=DEFAULT_ENGINE,
     )
 

@@ -43,7 +43,7 @@ class _Entries(PathTo):
 def _pp_layers() -> Any:
     return option(
         Counts(),
-        "layers of each stage, also where the source does not record them",
+        "layers on each pipeline stage of the result, and of the source where it does not record them",
         purpose="the stages of a training checkpoint",
     )
 
@@ -51,7 +51,7 @@ def _pp_layers() -> Any:
 def _iteration() -> Any:
     return option(
         Count(least=0),
-        "training iteration, where the source does not record it",
+        "training iteration, if the source does not record it, or another than it records",
         purpose="the iteration that a training checkpoint is of",
     )
 
@@ -65,8 +65,8 @@ class SourceOptions:
 
     config: Mapping[str, Any] | None = option(
         _Entries(),
-        "JSON: what the source does not say, as entries of config.json or a whole one; for a training checkpoint also "
-        "training arguments. It outweighs the config.json of a Hugging Face source",
+        "JSON file with what the source does not say: entries of config.json, or training arguments; they override "
+        "those of a Hugging Face source",
         purpose="what a checkpoint does not say itself",
         main=True,
     )
@@ -94,12 +94,13 @@ class TrainingSourceOptions(SourceOptions):
     pp_layers: tuple[int, ...] | None = _pp_layers()
     qkv_layout: QkvLayout | None = option(
         Choice({layout.value: layout for layout in QkvLayout}),
-        "rows of query_key_value",
+        "order of rows in query_key_value: interleaved is [heads, 3, head_dim], blocks is all queries, then keys, then "
+        "values, alternating is [heads, head_dim, 3]",
         purpose="the order of rows in Megatron's query_key_value",
     )
     glu_order: GluOrder | None = option(
         Choice({order.value: order for order in GluOrder}),
-        "halves of a gated dense_h_to_4h",
+        "which half of a gated dense_h_to_4h comes first",
         purpose="the order of halves in Megatron's dense_h_to_4h",
     )
 

@@ -18,6 +18,6 @@ class InspectOptions:
     stats: bool = option(
         Flag(), "stream all values: min, max, mean, std, zeros, NaN, Inf, drifted replicas", default=False, main=True
     )
-    check: bool = option(Flag(), "hold every record against its CRC-32", default=False, main=True)
+    check: bool = option(Flag(), "check every record's CRC-32", default=False, main=True)
     target_tp: int | None = option(Count(), "map the source's files to a target of this TP")
     target_pp: int | None = option(Count(), "map the source's files to a target of this PP")

@@ -33,8 +33,8 @@ class ConversionOptions(ReplicaOptions):
 
     to: str = option(
         Choice(lambda: (NEWEST, *target_names(), NOWHERE), also=_SHORT),
-        f"{NEWEST} (default): the newest Megatron layout that can run the model, which the plan names; {NOWHERE}: the "
-        "same, with its bytes discarded, to measure without writing",
+        f"format of the result; {NEWEST} (default) is the newest Megatron layout that can run the model, {NOWHERE} "
+        "runs the conversion and writes nothing",
         default=NEWEST,
         purpose="the format of the result",
         main=True,

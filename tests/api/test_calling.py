@@ -414,7 +414,8 @@ def squeezed(text: str) -> str:
         each, stand_in = BY_FLAG.get(match[1]), match[2] or ""
         if each is None:
             return match[0]
-        if isinstance(each.kind, Count | Counts) or stand_in.rstrip(",;:.") != f" {each.kind.metavar}":
+        has_stand_in = not each.kind.words and stand_in.rstrip(",;:.") == f" {each.kind.metavar}"
+        if isinstance(each.kind, Count | Counts) or not has_stand_in:
             return f"{each.name}{not each.default if each.is_switch else ''}{stand_in}"
         return f"{each.name}{stand_in.removeprefix(f' {each.kind.metavar}')}"
 

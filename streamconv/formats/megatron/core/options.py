@@ -30,7 +30,7 @@ class CoreOptions(MegatronOptions):
     )
     spec: str | None = option(
         Choice(("te", "local")),
-        "the layers that load it: te, Transformer Engine (default, as in Megatron-LM), or local",
+        "layer spec of the model that loads it: te, Transformer Engine (default, as in Megatron-LM), or local",
         purpose="the layers that load a Megatron-Core checkpoint",
     )
     megatron_version: int | None = option(

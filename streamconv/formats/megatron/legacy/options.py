@@ -18,7 +18,7 @@ class LegacyOptions(MegatronOptions):
 
     dialect: str = option(
         Choice(("2021", "2023-09")),
-        "the norms' names: of 2021 (default, loads in every release) or of Megatron-LM since 2023-09",
+        "names of the norms: 2021 is input_layernorm (default, loads in every release), 2023-09 is input_norm",
         default="2021",
         purpose="the names in a legacy Megatron-LM checkpoint",
     )
