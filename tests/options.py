@@ -6,7 +6,7 @@ from typing import Any
 
 from streamconv.api.options import known_options
 from streamconv.core.options import Given
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 
 
 def given(**options: Any) -> Given:
@@ -14,6 +14,6 @@ def given(**options: Any) -> Given:
     return Given.keywords(known_options(), options)
 
 
-def source_options(**options: Any) -> TrainingSourceOptions:
+def source_options(**options: Any) -> RowOrderOptions:
     """The options of a training checkpoint."""
-    return given(**options).take(TrainingSourceOptions)
+    return given(**options).take(RowOrderOptions)

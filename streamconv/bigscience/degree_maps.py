@@ -17,7 +17,7 @@ from streamconv.bigscience.degree_files import Degrees, RankedFolder, layer_shap
 from streamconv.core.errors import DamagedError, StreamconvError, UsageError
 from streamconv.formats.deepspeed.partition import uniform_bounds
 from streamconv.formats.deepspeed.source import open_model
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 
 __all__ = ["DegreeMaps", "RankMap", "maps_to", "merged_shapes", "stays_whole"]
 
@@ -151,7 +151,7 @@ def _listed(counts: Sequence[int]) -> str:
 def _own_stages(folder: RankedFolder, count: int) -> list[int] | None:
     """The source's own layers on each stage if known; a final norm among the ``count`` layers is on the last."""
     try:
-        stages = open_model(folder.home, TrainingSourceOptions()).stages
+        stages = open_model(folder.home, RowOrderOptions()).stages
     except StreamconvError:
         return None
     if stages is None or len(stages) != folder.degrees.pp or not 0 <= count - sum(stages) <= 1:

@@ -235,7 +235,8 @@ class Given:
     def take(self, owner: type[O]) -> O:
         """The options of one dataclass, with the defaults of those that are not given.
 
-        Several dataclasses may declare options of one name. What the environment gave for another one is passed over.
+        Several dataclasses may declare options of one name. What the environment gave for another one, or what does not
+        go with what was said, is passed over.
 
         Raises:
             UsageError: another dataclass's option of the same name can have this value, and this one's cannot.
@@ -247,7 +248,13 @@ class Given:
                 with suppress(UsageError) if each.name in self.ambient else nullcontext():
                     spelled = self.spelled.get(each.name, f"{each.flag} {as_shown(value)}")
                     mine[each.name] = _checked(each, value, spelled)
-        return owner(**mine)
+        try:
+            return owner(**mine)
+        except UsageError:
+            said = {name: value for name, value in mine.items() if name not in self.ambient}
+            if len(said) == len(mine):
+                raise
+            return owner(**said)
 
     def without_effect(self, taken_by: Iterable[type], known: Mapping[str, Option]) -> Iterator[Option]:
         """The options among ``known`` that none of the dataclasses declares, and that ask for something."""

@@ -14,7 +14,14 @@ from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, Pat
 from streamconv.core.options import option
 from streamconv.models.orders import GluOrder, QkvLayout
 
-__all__ = ["SourceOptions", "TargetOptions", "TrainingOptions", "TrainingSourceOptions", "WholeOptions"]
+__all__ = [
+    "RowOrderOptions",
+    "SourceOptions",
+    "TargetOptions",
+    "TrainingOptions",
+    "TrainingSourceOptions",
+    "WholeOptions",
+]
 
 
 class _Entries(PathTo):
@@ -92,6 +99,12 @@ class TrainingSourceOptions(SourceOptions):
         purpose="which checkpoint below a root is meant",
     )
     pp_layers: tuple[int, ...] | None = _pp_layers()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOrderOptions(TrainingSourceOptions):
+    """The same, of a framework that has fused rows in more than one order."""
+
     qkv_layout: QkvLayout | None = option(
         Choice({layout.value: layout for layout in QkvLayout}),
         "order of rows in query_key_value: interleaved is [heads, 3, head_dim], blocks is all queries, then keys, then "

@@ -178,6 +178,9 @@ def test_a_variable_without_effect_is_no_mistake() -> None:
     for to in ("huggingface", "deepspeed"):
         assert run("plan", GPT, "--to", to, variables=variables).returncode == 0
     assert run("inspect", GPT, variables=variables).returncode == 0
+    # Its reader cuts stages as it likes.
+    assert run("plan", GPT, "--to", "megatron-core", variables={"STREAMCONV_VPP": "2"}).returncode == 0
+    assert run("plan", GPT, "--to", "megatron-core", "--vpp", 2).returncode == 2
 
 
 def test_what_destroys_is_not_read_from_the_environment(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.source import Fact, StoredModel, positive_int
 from streamconv.models.orders import GluOrder, QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -37,7 +37,7 @@ def first_weight(model: StoredModel, key: str) -> LazyTensor | None:
     return shards[0] if shards and len(shards[0].shape) == 2 else None
 
 
-def join_separate_heads(model: StoredModel, options: TrainingSourceOptions) -> StoredModel | None:
+def join_separate_heads(model: StoredModel, options: RowOrderOptions) -> StoredModel | None:
     """The model with ``query`` and ``key_value`` of deepspeedai's fork joined into one query_key_value in blocks.
 
     None if the model has no such pairs.
@@ -74,7 +74,7 @@ def _beside(place: ParameterId, module: str) -> ParameterId:
     return place.beside(module + place.key.removeprefix(_KEY_VALUE))
 
 
-def _head_dim(model: StoredModel, options: TrainingSourceOptions, query: tuple[LazyTensor, ...]) -> int:
+def _head_dim(model: StoredModel, options: RowOrderOptions, query: tuple[LazyTensor, ...]) -> int:
     if (channels := positive_int(model.args, "kv_channels", model.path)) is not None:
         return channels
     rows = query[0].shape[0] * len(query)
@@ -105,7 +105,7 @@ def _in_blocks(model: StoredModel, query: LazyTensor, key_value: LazyTensor, hea
     return concat([query, *halves], 0).coalesced()
 
 
-def settle_glu(model: StoredModel, options: TrainingSourceOptions, gate_up: str | None) -> StoredModel:
+def settle_glu(model: StoredModel, options: RowOrderOptions, gate_up: str | None) -> StoredModel:
     """The model with the order of the halves of a gated ``dense_h_to_4h``; unchanged if it is not gated.
 
     Args:

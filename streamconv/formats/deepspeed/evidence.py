@@ -9,7 +9,7 @@ from pathlib import Path
 from streamconv.core.errors import AmbiguousError, DamagedError
 from streamconv.formats.common.row_orders import first_weight, join_separate_heads, settle_glu, weigh
 from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.source import Fact, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import ParameterId, Section
@@ -57,7 +57,7 @@ def agree(folder: Path, what: str, said: Mapping[str, int], counted: int | None,
     return ParallelSize(trusted, [Fact(f"{what} {trusted}", ", ".join(facts))], warnings)
 
 
-def settle_rows(model: StoredModel, options: TrainingSourceOptions, numbered_by: str | None) -> StoredModel:
+def settle_rows(model: StoredModel, options: RowOrderOptions, numbered_by: str | None) -> StoredModel:
     """The model with the orders of all its fused rows, the fork that wrote it, and the evidence of both.
 
     Args:
@@ -89,7 +89,7 @@ def _fork(model: StoredModel, numbered_by: str | None, is_before_blocks: bool) -
     return None
 
 
-def settle_qkv(model: StoredModel, options: TrainingSourceOptions, bigscience_numbering: bool) -> StoredModel:
+def settle_qkv(model: StoredModel, options: RowOrderOptions, bigscience_numbering: bool) -> StoredModel:
     """The model with the row order of query_key_value and its evidence; no key and no shape shows the order.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streamconv.core.kinds import Choice
 from streamconv.core.options import option
-from streamconv.formats.options import TrainingOptions, TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions, TrainingOptions
 
 __all__ = ["BIGSCIENCE", "DEEPSPEEDAI", "DEEPSPEEDAI_2024_11", "SOURCE_OPTIONS", "TARGET_OPTIONS", "DeepSpeedOptions"]
 
@@ -34,5 +34,5 @@ class DeepSpeedOptions(TrainingOptions):
     )
 
 
-SOURCE_OPTIONS = TrainingSourceOptions
+SOURCE_OPTIONS = RowOrderOptions
 TARGET_OPTIONS = DeepSpeedOptions

@@ -31,7 +31,7 @@ from streamconv.formats.deepspeed.rank_files import (
 )
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary, whole
 from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.parameter import ParameterId, Section
@@ -73,7 +73,7 @@ def claims(path: Path) -> str | None:
     return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
 
 
-def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
+def open_model(path: Path, options: RowOrderOptions) -> StoredModel:
     """Open a Megatron-DeepSpeed checkpoint, metadata only.
 
     Args:
@@ -99,7 +99,7 @@ def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
 
 
 def _open_pipeline(
-    folder: Path, children: list[str], names: FolderNames, ranks: RankFiles, options: TrainingSourceOptions
+    folder: Path, children: list[str], names: FolderNames, ranks: RankFiles, options: RowOrderOptions
 ) -> StoredModel:
     layers = open_layers(folder, names, whole((ranks.args or {}).get("num_layers")))
     tp = agree(folder, "TP", recorded_sizes(ranks, "tp", "tensor_model_parallel_size"), layers.tp, "layer files")
@@ -129,7 +129,7 @@ def _open_pipeline(
 
 
 def _open_without_pipeline(
-    folder: Path, children: list[str], ranks: RankFiles, options: TrainingSourceOptions
+    folder: Path, children: list[str], ranks: RankFiles, options: RowOrderOptions
 ) -> StoredModel:
     per_rank = [module_tensors(file) for file in ranks.files]
     tensors = join_ranks(per_rank, [file.path.name for file in ranks.files], folder)
@@ -147,7 +147,7 @@ def _open_without_pipeline(
 def _model(
     folder: Path,
     ranks: RankFiles,
-    options: TrainingSourceOptions,
+    options: RowOrderOptions,
     kind: str,
     tp: int,
     num_layers: int,

@@ -27,7 +27,7 @@ from streamconv.core.errors import (
     UsageError,
 )
 from streamconv.formats.deepspeed.source import open_model
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.models.orders import QkvLayout
 from tests import oracle
 from tests.places import LABELLED, MADE, REAL, Source
@@ -328,7 +328,7 @@ def test_frozen_parameters_count_for_the_stages(copy: Callable[[Source], Path]) 
         state["frozen_param_shapes"] = frozen
 
     edit_ranks(root, freeze)
-    assert open_model(root, TrainingSourceOptions()).stages == (4, 4, 4)
+    assert open_model(root, RowOrderOptions()).stages == (4, 4, 4)
 
 
 def test_a_pipe_under_a_checkpoints_name_does_not_hang(copy: Callable[[Source], Path]) -> None:
@@ -411,7 +411,7 @@ def test_what_the_user_says_against_the_record_is_said(copy: Callable[[Source], 
 
 @pytest.mark.parametrize("source", [*REAL, *LABELLED], ids=lambda source: source.name)
 def test_tp_pp_and_stages_are_found(source: Source) -> None:
-    model = open_model(source.folder, TrainingSourceOptions())
+    model = open_model(source.folder, RowOrderOptions())
     assert (model.tp, model.pp, model.stages) == (source.tp, source.pp, source.stages)
     assert model.vocab_size == source.true_vocab
     assert model.qkv is (QkvLayout.BLOCKS if source.blocks else QkvLayout.INTERLEAVED)
@@ -420,7 +420,7 @@ def test_tp_pp_and_stages_are_found(source: Source) -> None:
 @pytest.mark.parametrize("folder", sorted(MADE.glob("*/stages.json")), ids=lambda path: path.parent.name)
 def test_stages_are_those_that_the_engine_made(folder: Path) -> None:
     made = [len(stage) for stage in json.loads(folder.read_text())["transformer_layers"]]
-    assert open_model(folder.parent, TrainingSourceOptions()).stages == tuple(made)
+    assert open_model(folder.parent, RowOrderOptions()).stages == tuple(made)
 
 
 def test_the_plan_says_where_stages_are_known_from() -> None:
@@ -450,9 +450,9 @@ def test_a_partition_that_depends_on_an_unknown_deepspeed_version_is_not_guessed
 ) -> None:
     root = copy(LABELLED[2])  # uniform: 2,4,1 since DeepSpeed 0.10.1, 1,3,3 before
     edit_ranks(root, lambda s: s.update(ds_version="0.9.5"))
-    assert open_model(root, TrainingSourceOptions()).stages == (1, 3, 3)
+    assert open_model(root, RowOrderOptions()).stages == (1, 3, 3)
     edit_ranks(root, lambda s: s.pop("ds_version"))
-    assert open_model(root, TrainingSourceOptions()).stages is None
+    assert open_model(root, RowOrderOptions()).stages is None
 
 
 def test_args_against_the_record_is_a_warning(copy: Callable[[Source], Path]) -> None:

@@ -26,7 +26,7 @@ from streamconv.formats.deepspeed import source as deepspeed
 from streamconv.formats.deepspeed.options import DeepSpeedOptions
 from streamconv.formats.deepspeed.runs import mechanisms_of
 from streamconv.formats.deepspeed.target import TARGET, lay_out
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.target import TargetFiles, TargetModel
 from streamconv.models.family import ModelFamily
 from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, LEARNED, ROTARY, Mechanism
@@ -50,7 +50,7 @@ def target_model(
     root: Path, tp: int = 2, stages: tuple[int, ...] = (2, 2), **changes: Any
 ) -> TargetModel[DeepSpeedOptions]:
     """What the planner hands to the target, with all stored rows of the vocabulary."""
-    model = deepspeed.open_model(root, TrainingSourceOptions())
+    model = deepspeed.open_model(root, RowOrderOptions())
     _, family, sizes = recognise(model, None)
     whole = assemble(model, family, sizes, VocabularyPlan(sizes.vocab, sizes.vocab, None, ""), "first")
     filler = Filler(whole, family, tp, changes.get("dtype"))
@@ -295,7 +295,7 @@ def test_any_fork_and_layout_holds_the_same_model(source: Source, fork: str, tp:
     expected = oracle.source_model(source.folder, blocks=source.blocks)
     mine = oracle.source_model(out, blocks=fork == "deepspeedai")
     oracle.assert_same_model(mine, expected, source.true_vocab)
-    read = deepspeed.open_model(out, TrainingSourceOptions())
+    read = deepspeed.open_model(out, RowOrderOptions())
     assert (read.fork, read.tp, read.pp, read.vocab_size) == (fork, tp, pp, source.true_vocab)
     assert read.warnings == ()
     assert verify(out, source.folder, **RAM).exit_code == 0

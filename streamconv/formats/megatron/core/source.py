@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from streamconv.containers.stored_file import StoredFile
-from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.errors import DamagedError
 from streamconv.core.layout import FIRST_RANK
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.claims import claims, dist_folder
@@ -54,7 +54,7 @@ def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     """
     meant = path / options.tag if options.tag is not None and is_child_name(options.tag) else path
     if meant.is_dir() and dist_folder(meant) is not None:
-        return _settle_rows(open_dist(path, options), options)
+        return _settle_rows(open_dist(path, options))
     return _open_torch(path, options)
 
 
@@ -71,15 +71,12 @@ def _open_torch(path: Path, options: TrainingSourceOptions) -> StoredModel:
         raise DamagedError(f"norms are named by two specs: {' and '.join(specs)}", where=ranks.folder)
     spec = Fact(f"names of the spec {specs[0] if specs else 'unknown'}", "where the layers' norms are")
     model = replace(model, spec=specs[0] if specs else None).noting(facts=[spec])
-    model = _settle_rows(copies_aside(ranks, model, _HEAD_COPY), options)
+    model = _settle_rows(copies_aside(ranks, model, _HEAD_COPY))
     return model.noting(facts=facts, warnings=warnings, dropped=left_behind(ranks))
 
 
-def _settle_rows(model: StoredModel, options: TrainingSourceOptions) -> StoredModel:
+def _settle_rows(model: StoredModel) -> StoredModel:
     """The model with Megatron-Core's only row orders [``attention.py:get_query_key_value_tensors``, ``mlp.py:glu``]."""
-    for flag, said in (("--qkv-layout", options.qkv_layout), ("--glu-order", options.glu_order)):
-        if said is not None:
-            raise UsageError(f"{flag} has no meaning here: Megatron-Core has one order", remedy="leave it out")
     fact = Fact("query_key_value rows interleaved, gate before up", "Megatron-Core has no other order")
     called = partial(stored_name, spec=model.spec or SPECS[0])
     settled = replace(model, qkv=QkvLayout.INTERLEAVED, glu=GluOrder.GATE_UP, cuts_groups=True, called=called)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from streamconv.core.kinds import Choice
 from streamconv.core.options import option
 from streamconv.formats.megatron.options import MegatronOptions
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 
 __all__ = ["SOURCE_OPTIONS", "TARGET_OPTIONS", "LegacyOptions"]
 
@@ -24,5 +24,5 @@ class LegacyOptions(MegatronOptions):
     )
 
 
-SOURCE_OPTIONS = TrainingSourceOptions
+SOURCE_OPTIONS = RowOrderOptions
 TARGET_OPTIONS = LegacyOptions

@@ -19,7 +19,7 @@ from streamconv.formats.megatron.legacy.names import HEAD_COPY, cautions, stage_
 from streamconv.formats.megatron.legacy.options import SOURCE_OPTIONS
 from streamconv.formats.megatron.legacy.refusals import refusal, refuse_args
 from streamconv.formats.megatron.rank_files import Ranks, left_behind, open_ranks, to_model
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
@@ -36,7 +36,7 @@ def claims(path: Path) -> str | None:
     return None if words is None or is_core(path) or dist_folder(path) is not None else words
 
 
-def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
+def open_model(path: Path, options: RowOrderOptions) -> StoredModel:
     """Open a legacy Megatron-LM checkpoint, metadata only.
 
     Args:
@@ -83,7 +83,7 @@ def _known_version(ranks: Ranks) -> float:
     return version
 
 
-def _settle_qkv(model: StoredModel, version: float, options: TrainingSourceOptions) -> StoredModel:
+def _settle_qkv(model: StoredModel, version: float, options: RowOrderOptions) -> StoredModel:
     """The model with the row order of query_key_value, by its version, its arguments or the user's choice.
 
     deepspeedai's fork writes this layout too (without DeepSpeed), and since 676a482c rows of ``[3, heads, head_dim]``

@@ -17,7 +17,7 @@ from streamconv.cli.main import main
 from streamconv.core.errors import AmbiguousError, DamagedError, DifferenceError, SourceError, UnsupportedError
 from streamconv.core.layout import ParallelLayout, even_stages
 from streamconv.formats.megatron.legacy.source import open_model
-from streamconv.formats.options import TrainingSourceOptions
+from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.registry import find_source
 from streamconv.formats.source import StoredModel
 from streamconv.models.orders import QkvLayout
@@ -32,7 +32,7 @@ ITERATION = "iter_0000003"
 
 
 def opened(root: Path, **options: Any) -> StoredModel:
-    return open_model(root, TrainingSourceOptions(**options))
+    return open_model(root, RowOrderOptions(**options))
 
 
 def files_of(root: Path) -> dict[str, bytes]:
