@@ -142,7 +142,7 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
 
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     """How fast a disk is, and how long a conversion would take on it."""
-    import streamconv.report.conversions  # noqa: F401 - gives reports their face
+    import streamconv.report.disks  # noqa: F401 - gives reports their face
     from streamconv.execution.disk_speed import DiskReport, measure_disk, predict
     from streamconv.execution.fit import settings_for
     from streamconv.execution.options import BenchOptions, RunOptions

@@ -1,11 +1,10 @@
-"""Finished conversions, and measured disks, as text and as plain data."""
+"""Finished conversions as text, and as plain data."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from streamconv.core.result import Face
-from streamconv.execution.disk_speed import DiskReport
 from streamconv.execution.run import ConversionReport
 from streamconv.execution.settings import EngineSettings
 from streamconv.memory.budget import format_bytes
@@ -13,7 +12,7 @@ from streamconv.report.blocks import plural
 from streamconv.report.notebook import lines_html
 from streamconv.report.plans import plan_dict
 
-__all__ = ["conversion_dict", "conversion_text", "disk_dict", "disk_text"]
+__all__ = ["conversion_dict", "conversion_text", "how_text"]
 
 
 def conversion_text(report: ConversionReport) -> str:
@@ -26,7 +25,7 @@ def conversion_text(report: ConversionReport) -> str:
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
         *(f"note    {note.what}: {note.evidence}" for note in plan.notes),
         f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
-        f"        {_how(report.fit.settings)}",
+        f"        {how_text(report.fit.settings)}",
         f"memory  peak {format_bytes(report.peak_nbytes)} of {report.budget}",
         f"checked {report.records_checked} source records by CRC-32"
         + (f"; {report.records_in_part} read in part, unchecked" if report.records_in_part else ""),
@@ -46,7 +45,8 @@ def conversion_text(report: ConversionReport) -> str:
     return "\n".join(lines)
 
 
-def _how(settings: EngineSettings) -> str:
+def how_text(settings: EngineSettings) -> str:
+    """How an engine ran, in words."""
     count = plural(settings.threads, "thread")
     return f"{count}, blocks of {format_bytes(settings.block)}, --io {settings.io}, --engine {settings.engine}"
 
@@ -79,63 +79,12 @@ def conversion_dict(report: ConversionReport) -> dict[str, Any]:
     }
 
 
-def disk_text(report: DiskReport) -> str:
-    """A measured disk, and the predicted time of a conversion on it, as text."""
-    speed, prediction, planning = report.speed, report.prediction, report.planning
-    lines = [
-        f"disk    {speed.folder}: {format_bytes(speed.nbytes)} three times, sync included, medians",
-        f"        {_how(speed.settings)}",
-        f"read    {format_bytes(speed.read)}/s",
-        f"write   {format_bytes(speed.write)}/s",
-        f"copy    {format_bytes(speed.copy)}/s, each byte read and written",
-    ]
-    if prediction is not None:
-        where = "on one disk" if prediction.same_disk else "the source on another disk, taken to be as fast"
-        lines.append(
-            f"predict {prediction.seconds + planning:.0f} s: {format_bytes(prediction.read_nbytes)} to read, "
-            f"{format_bytes(prediction.write_nbytes)} to write, {where}; planning took {planning:.1f} s of it"
-        )
-    return "\n".join(lines)
-
-
-def disk_dict(report: DiskReport) -> dict[str, Any]:
-    """A measured disk and a prediction as plain data, in bytes, bytes per second and seconds."""
-    speed, prediction, planning = report.speed, report.prediction, report.planning
-    return {
-        "folder": str(speed.folder),
-        "nbytes": speed.nbytes,
-        "threads": speed.settings.threads,
-        "block_nbytes": speed.settings.block,
-        "io": speed.settings.io,
-        "engine": speed.settings.engine,
-        "read": speed.read,
-        "write": speed.write,
-        "copy": speed.copy,
-        "prediction": None
-        if prediction is None
-        else {
-            "seconds": prediction.seconds + planning,
-            "planning_seconds": planning,
-            "read_nbytes": prediction.read_nbytes,
-            "write_nbytes": prediction.write_nbytes,
-            "same_disk": prediction.same_disk,
-        },
-    }
-
-
 def _conversion_line(report: ConversionReport) -> str:
     how = f"{report.seconds:.2f} s, peak {format_bytes(report.peak_nbytes)}"
     where = report.destination or "nowhere"
     return f"{report.plan.target_format}, {format_bytes(report.write_nbytes)} in {how}: {where}"
 
 
-def _disk_line(report: DiskReport) -> str:
-    speed = report.speed
-    rates = (("read", speed.read), ("write", speed.write), ("copy", speed.copy))
-    return f"{', '.join(f'{name} {format_bytes(rate)}/s' for name, rate in rates)}: {speed.folder}"
-
-
 ConversionReport.face = Face(
     _conversion_line, conversion_text, conversion_dict, lambda report: lines_html(conversion_text(report))
 )
-DiskReport.face = Face(_disk_line, disk_text, disk_dict, lambda report: lines_html(disk_text(report)))
