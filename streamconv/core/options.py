@@ -251,10 +251,10 @@ class Given:
         try:
             return owner(**mine)
         except UsageError:
-            said = {name: value for name, value in mine.items() if name not in self.ambient}
-            if len(said) == len(mine):
-                raise
-            return owner(**said)
+            for name in mine.keys() & self.ambient:
+                with suppress(UsageError):
+                    return owner(**{other: value for other, value in mine.items() if other != name})
+            raise
 
     def without_effect(self, taken_by: Iterable[type], known: Mapping[str, Option]) -> Iterator[Option]:
         """The options among ``known`` that none of the dataclasses declares, and that ask for something."""

@@ -106,7 +106,7 @@ def make_plan(path: Path, given: Given) -> Plan:
         warnings=(*model.warnings, *laid_out.warnings),
         dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped),
         small=laid_out.small,
-        copied=_copied(given.get("tokenizer"), laid_out),
+        copied=_copied(options.tokenizer if isinstance(options, WholeOptions) else None, laid_out),
         owned=laid_out.owned,
         beside=() if target.is_sharded else TOKENIZER_NAMES,
     )

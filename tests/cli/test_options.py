@@ -181,6 +181,12 @@ def test_a_variable_without_effect_is_no_mistake() -> None:
     # Its reader cuts stages as it likes.
     assert run("plan", GPT, "--to", "megatron-core", variables={"STREAMCONV_VPP": "2"}).returncode == 0
     assert run("plan", GPT, "--to", "megatron-core", "--vpp", 2).returncode == 2
+    # Only the variable that does not fit is passed over.
+    both = {"STREAMCONV_VPP": "2", "STREAMCONV_TP": "1", "STREAMCONV_PP": "2", "STREAMCONV_JSON": "1"}
+    target = json.loads(run("plan", GPT, "--to", "megatron-core", variables=both).stdout)["target"]
+    assert (target["tp"], target["pp"], target["vpp"]) == (1, 2, 1)
+    plain = {"STREAMCONV_TOKENIZER": "no/such/folder", "STREAMCONV_JSON": "1"}
+    assert json.loads(run("plan", GPT, "--to", "megatron-core", variables=plain).stdout)["copied"] == []
 
 
 def test_what_destroys_is_not_read_from_the_environment(tmp_path: Path) -> None:
