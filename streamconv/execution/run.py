@@ -21,6 +21,7 @@ from streamconv.execution.tile_worker import Workers
 from streamconv.io.open_files import allow_open_files
 from streamconv.io.output import DiscardedOutput, OutputFileWriter, refused_by_system
 from streamconv.io.source import OPEN_FILES
+from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
 from streamconv.planning.plan import OutputFile, Plan
 from streamconv.values.replicas import Drift, compare_replicas
@@ -79,7 +80,7 @@ def run_plan(
         allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
         retired = _check_destination(work, destination, overwrite)
-    drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block)
+    drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block, log.sources)
     resumed = 0
     if destination is None:
         _discard(work, log, fit, progress)
@@ -124,9 +125,10 @@ def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[s
 
 def _discard(work: Plan, log: TileLog, fit: Fit, progress: Progress | None) -> None:
     """Run the whole conversion, but discard the bytes instead of writing them."""
-    outputs = [DiscardedOutput()] * len(work.files)
+    outputs, count = [DiscardedOutput()] * len(work.files), _Counter(work, 0, progress)
     with closing(Workers(fit.settings)) as workers:
-        run_tiles(log, outputs, workers, _counter(work, 0, progress))
+        run_tiles(log, outputs, workers, count)
+        log.read_nbytes += read_unread(log.sources, workers.readers, count.expect, count)
 
 
 def _open_files(work: Plan, fit: Fit) -> int:
@@ -167,8 +169,10 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
             with _noting(stage):
                 journal.add(done)
 
+        count = _Counter(work, resumed, progress)
         with closing(Workers(fit.settings)) as workers:
-            run_tiles(log, writers, workers, _counter(work, resumed, progress), note)
+            run_tiles(log, writers, workers, count, note)
+            log.read_nbytes += read_unread(log.sources, workers.readers, count.expect, count)
         refuse_changed_source(identity)
         for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
             for offset, data in file.layout.frame(_crcs(log, number, file)):
@@ -197,16 +201,20 @@ def _noting(stage: Staging) -> Iterator[None]:
         raise refused_by_system("write the journal", error, stage.journal) from error
 
 
-def _counter(work: Plan, done: int, progress: Progress | None) -> Callable[[int], None]:
-    total = work.tensor_nbytes
+class _Counter:
+    """Adds up the bytes that are done, for the progress."""
 
-    def count(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        if progress is not None:
-            progress(done, total)
+    def __init__(self, work: Plan, done: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = done, work.tensor_nbytes, progress
 
-    return count
+    def expect(self, nbytes: int) -> None:
+        """Add bytes that turned out to be needed."""
+        self.total += nbytes
+
+    def __call__(self, nbytes: int) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def _crcs(log: TileLog, number: int, file: OutputFile) -> dict[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamconv.core.dtypes import DType
 from streamconv.core.layout import RankCoordinates
+from streamconv.core.log import log
 from streamconv.execution.fit import Fit, check_budget
 from streamconv.execution.options import RunOptions, StreamOptions
 from streamconv.execution.run_tiles import run_tiles
@@ -18,6 +19,7 @@ from streamconv.execution.tile_log import TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.direct import Buffer, new_buffer, page_end
+from streamconv.io.unread import read_unread
 from streamconv.models.parameter import Section
 from streamconv.moves.jobs import Target
 from streamconv.moves.lower import lower
@@ -58,30 +60,52 @@ def stream_plan(work: Plan, how: StreamOptions, options: RunOptions) -> Iterator
     groups = _groups(work)
     largest = max((page_end(member.entry.tensor.nbytes) for group in groups for member in group), default=0)
     fit = check_budget(work, options, held=largest * (2 if how.copy else 1))
-    for drift in compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block):
+    sources = SourceChecksums()
+    for drift in compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block, sources):
         warnings.warn(
             f"{drift.name} differs between ranks in {drift.elements} elements, by at most {drift.largest:g}; "
             f"the {work.replicated_policy} counts",
             stacklevel=3,
         )
-    return _stream(groups, fit, largest, how)
+    return _stream(groups, fit, largest, how, sources)
 
 
 def _stream(
-    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, how: StreamOptions
+    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, how: StreamOptions, sources: SourceChecksums
 ) -> Iterator[StreamedTensor]:
     whole = max((sum(page_end(member.entry.tensor.nbytes) for member in group) for group in groups), default=0)
     pool = new_buffer(min(whole, largest + fit.spare))
-    sources = SourceChecksums()
-    with closing(Workers(fit.settings)) as workers:
-        for group in groups:
-            for batch in _batches(group, len(pool)):
-                places = _fill(batch, pool, workers, sources)
-                for (rank, entry), position in zip(batch, places, strict=True):
-                    tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, how.framework)
-                    layer = entry.parameter.layer if entry.parameter.section is Section.LAYER else None
-                    for name in entry.names:
-                        yield StreamedTensor(layer, rank, name, _copied(tensor, how.framework) if how.copy else tensor)
+    try:
+        with closing(Workers(fit.settings)) as workers:
+            for group in groups:
+                for batch in _batches(group, len(pool)):
+                    yield from _tensors(batch, _fill(batch, pool, workers, sources), pool, how)
+            read_unread(sources, workers.readers, lambda _: None, lambda _: None)
+    except GeneratorExit:
+        _report_unchecked(sources)
+        raise
+
+
+def _tensors(
+    batch: Sequence[_Member], places: Sequence[int], pool: Buffer, how: StreamOptions
+) -> Iterator[StreamedTensor]:
+    for (rank, entry), position in zip(batch, places, strict=True):
+        tensor = _tensor(pool, position, entry.tensor.shape, entry.tensor.dtype, how.framework)
+        layer = entry.parameter.layer if entry.parameter.section is Section.LAYER else None
+        for name in entry.names:
+            yield StreamedTensor(layer, rank, name, _copied(tensor, how.framework) if how.copy else tensor)
+
+
+def _report_unchecked(sources: SourceChecksums) -> None:
+    """Log how many records were not compared with their CRC-32, because the caller wanted no more tensors."""
+    verdict = sources.verdict()
+    if verdict.in_part:
+        log.warning(
+            "the stream ended early: of the source's records %d were compared with their CRC-32, and %d, which were "
+            "read in part, were not",
+            verdict.checked,
+            verdict.in_part,
+        )
 
 
 def _groups(work: Plan) -> list[list[_Member]]:

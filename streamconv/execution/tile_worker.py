@@ -16,6 +16,7 @@ from streamconv.io.checksums import crc32
 from streamconv.io.direct import DIRECT_NBYTES, PAGE, Buffer, new_buffer
 from streamconv.io.output import Output
 from streamconv.io.source import SourceFiles
+from streamconv.io.unread import Reader
 from streamconv.moves.tiles import Move, Tile, Write, tile_nbytes
 
 __all__ = ["TileWorker", "Workers"]
@@ -29,6 +30,11 @@ class Workers:
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
         self.each = [TileWorker(settings) for _ in range(settings.threads)]
+
+    @property
+    def readers(self) -> list[Reader]:
+        """The source files and the input buffer of each worker, for use between two runs."""
+        return [(worker.files, worker.input) for worker in self.each]
 
     def close(self) -> None:
         """Close the source files."""

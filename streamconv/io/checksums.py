@@ -41,7 +41,7 @@ class ChecksumBook(Generic[K]):
     """Running CRC-32s by record."""
 
     def __init__(self, most: int | None = None) -> None:
-        """With ``most``, a record is given up when that many of its pieces wait for earlier ones."""
+        """With ``most``, that many pieces of a record may wait for earlier ones; then all that wait are forgotten."""
         self._lock = Lock()
         self._records: dict[K, _Progress] = {}
         self._most = float("inf") if most is None else most
@@ -52,10 +52,9 @@ class ChecksumBook(Generic[K]):
         """
         with self._lock:
             record = self._records.setdefault(key, _Progress())
-            if len(record.waiting) >= self._most:
+            if start > record.position and len(record.waiting) >= self._most:
                 record.waiting.clear()
-                record.position = -1
-            if start >= record.position >= 0:
+            if start >= record.position:
                 known = record.waiting.get(start, (0, 0))
                 record.waiting[start] = max(known, (nbytes, crc))
             while record.position in record.waiting:
@@ -68,6 +67,20 @@ class ChecksumBook(Generic[K]):
         with self._lock:
             record = self._records.get(key, _Progress())
             return record.crc if record.position == nbytes else None
+
+    def missing(self, key: K, nbytes: int) -> list[tuple[int, int]]:
+        """The parts of a record of ``nbytes``, as (start, nbytes), that complete its CRC-32 once they are added."""
+        with self._lock:
+            record = self._records.get(key, _Progress())
+            position, waiting = record.position, sorted(record.waiting.items())
+        parts = []
+        for start, (length, _) in waiting:
+            # A piece that begins inside an earlier one cannot be joined to it.
+            if start >= position:
+                if start > position:
+                    parts.append((position, start - position))
+                position = start + length
+        return [*parts, (position, nbytes - position)] if position < nbytes else parts
 
     def records(self) -> list[K]:
         """The records that have at least one piece."""
@@ -104,6 +117,16 @@ class SourceChecksums:
                 where=storage.path,
                 remedy="its bytes have changed since it was saved: copy the file again from where it was trained",
             )
+
+    def unread(self) -> list[tuple[Storage, int, int]]:
+        """The parts, as (storage, start, nbytes), that are missing of the storages with a CRC-32 that were begun, in
+        the order of the files.
+        """
+        begun = sorted(
+            (storage for storage in self._book.records() if storage.crc is not None),
+            key=lambda storage: (storage.path, storage.offset),
+        )
+        return [(storage, *part) for storage in begun for part in self._book.missing(storage, storage.nbytes)]
 
     def verdict(self) -> RecordCounts:
         """The counts so far; :meth:`add` has already refused any storage with a wrong CRC-32."""

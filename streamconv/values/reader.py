@@ -16,6 +16,7 @@ from streamconv.core.lazy import LazyTensor, View, combined
 from streamconv.io.checksums import SourceChecksums, crc32
 from streamconv.io.direct import PAGE, new_buffer
 from streamconv.io.source import SourceFiles
+from streamconv.io.unread import Reader
 
 __all__ = ["TensorReader", "parts"]
 
@@ -112,6 +113,11 @@ class TensorReader:
         strides = tuple(stride * view.dtype.itemsize for stride in view.strides)
         box: NDArray = np.ndarray(tuple(shape), view.dtype.numpy, self._stretch, position, strides)
         return box
+
+    @property
+    def own(self) -> Reader:
+        """Its files and its buffer, for use between two calls of :meth:`read`."""
+        return self.files, self._stretch
 
     def close(self) -> None:
         """Close the files."""

@@ -18,6 +18,7 @@ from streamconv.core.errors import DifferenceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.io.checksums import SourceChecksums
+from streamconv.io.unread import read_unread
 from streamconv.memory.fit import largest_block
 from streamconv.values.distance import bits_differ, distance, numbers
 from streamconv.values.reader import TensorReader, parts
@@ -42,7 +43,9 @@ class Drift:
     original: str | None = None
 
 
-def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: int) -> list[Drift]:
+def compare_replicas(
+    replicas: Sequence[Replica], policy: str, io: str, block: int, read_later: SourceChecksums | None = None
+) -> list[Drift]:
     """The parameters whose copies differ from the first one in any bit.
 
     Args:
@@ -50,12 +53,14 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
         policy: ``fail`` refuses a difference.
         io: ``pread`` or ``mmap``.
         block: bytes that the comparison may take.
+        read_later: the checksums of a reader of the same source, who completes those of records that are read in part;
+            None: they are completed here.
 
     Raises:
         DifferenceError: copies differ, and the policy is ``fail`` or the copies must be equal.
         DamagedError, StorageError: a file cannot be read, or a record's CRC is not the recorded one.
     """
-    checksums, nbytes = SourceChecksums(), largest_block(block, _needed_nbytes, _SMALLEST_BLOCK, block)
+    checksums, nbytes = read_later or SourceChecksums(), largest_block(block, _needed_nbytes, _SMALLEST_BLOCK, block)
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(TensorReader(io, nbytes, checksums))) for _ in range(2)]
         comparison = _Comparison(readers, nbytes)
@@ -69,6 +74,8 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
                     remedy='say {"tie_word_embeddings": false} in --config to keep both',
                 )
             drifts += [drift] if drift is not None else []
+        if read_later is None:
+            read_unread(checksums, [reader.own for reader in readers], _untold, _untold)
     if drifts and policy == "fail":
         worst = max(drifts, key=lambda drift: drift.largest)
         raise DifferenceError(
@@ -77,6 +84,10 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
             remedy="choose --replicated first or --replicated mean",
         )
     return drifts
+
+
+def _untold(nbytes: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def _needed_nbytes(block: int) -> int:

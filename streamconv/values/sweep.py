@@ -13,6 +13,7 @@ import numpy.typing as npt
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
+from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MIB, parse_budget
 from streamconv.memory.fit import MemoryNeed, fit_budget
 from streamconv.values.options import ReadingOptions
@@ -79,7 +80,8 @@ def sweep(
         look: called from several threads; the arrays are valid until it returns.
         settings: from :func:`fit_sweep`.
         progress: called with (bytes done, bytes in all), from any thread.
-        checksums: compares the bytes that are read with the recorded CRC-32s.
+        checksums: compares the bytes that are read with the recorded CRC-32s; the rest of records that ``items`` have
+            a part of is read too, at the end.
 
     Raises:
         DamagedError, StorageError: a file cannot be read as its metadata says.
@@ -92,6 +94,9 @@ def sweep(
             for _ in range(settings.threads)
         ]
         run_pool(workers, _tasks(items, settings.block), collected.look_at)
+        if checksums is not None:
+            own = [readers[0].own for readers in workers]
+            read_unread(checksums, own, collected.expect, collected.count)
     return [[result for _, result in sorted(pairs, key=lambda pair: pair[0])] for pairs in collected.results]
 
 
@@ -130,6 +135,15 @@ class _Sweep:
         result = self._look(Part(task.item, task.start, arrays))
         with self._lock:
             self.results[task.item].append((task.position, result))
-            self._done += sum(tensor.nbytes for tensor in task.tensors)
+        self.count(sum(tensor.nbytes for tensor in task.tensors))
+
+    def expect(self, nbytes: int) -> None:
+        """Add bytes that turned out to be needed."""
+        self._total += nbytes
+
+    def count(self, nbytes: int) -> None:
+        """Add bytes that have been read, and tell the progress."""
+        with self._lock:
+            self._done += nbytes
         if self._progress is not None:
             self._progress(self._done, self._total)

@@ -11,14 +11,13 @@ from streamconv.core.options import Given
 from streamconv.core.result import Result
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.inspection.inspect import InspectionReport, inspect
-from streamconv.inspection.integrity import check_files
 from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import Finding
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
-from streamconv.values.sweep import SweepSettings, fit_sweep
+from streamconv.values.sweep import fit_sweep
 from streamconv.verification.compare import Comparison, compare
-from streamconv.verification.sides import Side, open_sides
+from streamconv.verification.sides import open_sides
 
 __all__ = ["Verification", "diff", "verify"]
 
@@ -84,7 +83,6 @@ def verify(
         compare_replicas(source.replicas, "fail", settings.io, settings.block)
     result.drifts = compare_replicas(made.replicas, "first", settings.io, settings.block)
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
-    _check_source(source, result.comparison, settings)
     return result
 
 
@@ -103,16 +101,6 @@ def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
     except DamagedError:
         pass  # the inspection has reported it
     return []
-
-
-def _check_source(source: Side, comparison: Comparison, settings: SweepSettings) -> None:
-    """Raise if values differ because the source is broken: shards that were read in parts have not been compared with
-    their CRC-32 yet.
-    """
-    tensors = [source.tensors[difference.name] for difference in comparison.values]
-    paths = {view.storage.path for tensor in tensors for piece in tensor.pieces for view in piece.views}
-    for finding in check_files(sorted(paths), settings).findings[:1]:
-        raise DamagedError(finding.what, where=finding.where, remedy=finding.remedy)
 
 
 def diff(

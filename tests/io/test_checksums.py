@@ -54,6 +54,33 @@ def test_a_piece_that_passes_again_changes_nothing(
     assert book.whole(1, len(data)) == zlib.crc32(data)
 
 
+@given(
+    st.binary(min_size=1, max_size=60),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12),
+    st.sampled_from([None, 1, 3]),
+)
+def test_what_is_missing_completes_any_pieces(data: bytes, ends: list[tuple[int, int]], most: int | None) -> None:
+    """Whatever passed: pieces with gaps, pieces that overlap, and more of them than may wait."""
+    book: ChecksumBook[int] = ChecksumBook(most)
+    for first, second in ends:
+        start, stop = sorted((min(first, len(data)), min(second, len(data))))
+        count(book, 1, start, data[start:stop])
+    missing = book.missing(1, len(data))
+    assert (missing == []) == (book.whole(1, len(data)) is not None)
+    for start, nbytes in missing:
+        assert book.whole(1, len(data)) is None
+        count(book, 1, start, data[start : start + nbytes])
+    assert book.whole(1, len(data)) == zlib.crc32(data)
+    assert book.missing(1, len(data)) == []
+
+
+def test_what_has_passed_is_not_missing() -> None:
+    book: ChecksumBook[int] = ChecksumBook()
+    for start, part in pieces(bytes(100), [10, 30, 50, 90])[1::2]:
+        count(book, 1, start, part)
+    assert book.missing(1, 100) == [(0, 10), (30, 20), (90, 10)]
+
+
 @pytest.mark.parametrize("missing", [0, 3, 7])
 def test_a_record_with_a_gap_has_no_checksum(missing: int) -> None:
     data = bytes(range(80))
