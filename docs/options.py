@@ -16,6 +16,7 @@ from streamconv.formats.frameworks import source_options, target_options
 from streamconv.formats.options import TrainingOptions
 from streamconv.inspection.options import InspectOptions
 from streamconv.planning.options import ConversionOptions
+from streamconv.verification.options import DiffOptions
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "options.md"
@@ -81,6 +82,7 @@ def _page() -> Iterator[str]:
     yield from _table("The destination of `convert`", options_of(PublishOptions))
     yield from _table("`streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
     yield from _table("`inspect`", options_of(InspectOptions))
+    yield from _table("`diff`", options_of(DiffOptions))
     yield from _table("`bench`", options_of(BenchOptions))
     for own in OWN_OPTIONS:
         yield from _table((own.__doc__ or "").rstrip("."), options_of(own), keywords=False)

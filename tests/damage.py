@@ -1,4 +1,4 @@
-"""Flip bits in checkpoint files and mend the checksums of torch's zips, with the standard library alone."""
+"""Flip bits in checkpoint files, mend the checksums of torch's zips, and set tensors to other values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+
+import torch
+
+import streamconv
 
 # Offsets of the CRC-32 in a zip's local header, its central directory entry and its data descriptor.
 _LOCAL, _LOCAL_CRC, _ENTRY, _ENTRY_CRC, _DESCRIPTOR_CRC = 30, 14, 46, 16, 4
@@ -52,6 +56,17 @@ def mend(path: Path) -> None:
     path.write_bytes(data)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
+
+
+def set_tensor(path: Path, name: str, value: torch.Tensor) -> None:
+    """Write other values to a tensor of a torch file, of its type and shape, where it is contiguous; its checksum is
+    mended. What else is in the file stays, whatever classes that needs.
+    """
+    (view,) = streamconv.open_checkpoint(path)[name].pieces[0].views
+    with path.open("r+b") as file:
+        file.seek(view.storage.offset + view.span(value.shape)[0])
+        file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+    mend(path)
 
 
 def cut(path: Path, nbytes: int) -> None:

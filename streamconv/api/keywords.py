@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streamconv.inspection.report import InspectionReport
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
-    from streamconv.verification.compare import Comparison
+    from streamconv.verification.comparison import Comparison
     from streamconv.verification.verify import Verification
 
 __all__ = ["bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]

@@ -58,11 +58,13 @@ def _inspect() -> Owners:
 def _verify() -> Owners:
     from streamconv.planning.options import ReplicaOptions
 
-    return (ReplicaOptions, *_diff())
+    return (ReplicaOptions, *source_options(), ReadingOptions)
 
 
 def _diff() -> Owners:
-    return (*source_options(), ReadingOptions)
+    from streamconv.verification.options import DiffOptions
+
+    return (DiffOptions, *source_options(), ReadingOptions)
 
 
 _OWNERS: dict[str, Callable[[], Owners]] = {

@@ -180,6 +180,7 @@ class VerifyKeywords(TypedDict, total=False):
 class DiffKeywords(TypedDict, total=False):
     """The keywords of ``diff``."""
 
+    everything: bool | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
     num_heads: int | None

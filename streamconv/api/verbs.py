@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streamconv.inspection.report import InspectionReport
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
-    from streamconv.verification.compare import Comparison
+    from streamconv.verification.comparison import Comparison
     from streamconv.verification.verify import Verification
 
 __all__ = ["bench", "carried_out", "convert", "diff", "families", "inspect", "plan", "planned", "stream", "verify"]
@@ -133,11 +133,13 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
     import streamconv.report.differences  # noqa: F401 - gives results their face
     from streamconv.planning.unused_options import refuse_unused_for
     from streamconv.values.options import ReadingOptions
+    from streamconv.verification.options import DiffOptions
     from streamconv.verification.verify import diff as compare
 
     refuse_unused_for({"a": a, "b": b}, given)
     of_a, of_b = (given.side(side, source_names()) for side in ("a", "b"))
-    return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress)
+    everything = given.take(DiffOptions).everything
+    return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress, everything=everything)
 
 
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:

@@ -10,8 +10,6 @@ from streamconv.cli.output import print_blocks, print_log, progress_on
 
 __all__ = ["command", "run"]
 
-_DIFFERENT = 7
-
 
 def command(help: str) -> Command:  # noqa: A002 - click's name for it
     """The command."""
@@ -19,7 +17,7 @@ def command(help: str) -> Command:  # noqa: A002 - click's name for it
 
 
 def run(call: Invocation) -> int:
-    """Run the verb; returns the exit code: 7 if anything differs, dtypes included."""
+    """Run the verb; returns the exit code: 7 if anything differs, dtypes included, 6 or 3 if not all was compared."""
     output = call.output
     print_log(output)
     with progress_on(output, "comparing") as progress:
@@ -27,4 +25,4 @@ def run(call: Invocation) -> int:
     from streamconv.report.differences import comparison_blocks
 
     print_blocks(found, comparison_blocks(found), output)
-    return 0 if found.is_equal else _DIFFERENT
+    return found.exit_code

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.stored_file import StoredFile
+from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
-from streamconv.formats.deepspeed.grid import check_grid, check_partitions
+from streamconv.formats.deepspeed.grid import check_experts, check_grid, check_partitions
 from streamconv.formats.deepspeed.layer_files import LayerFiles, agreeing_layers, join_layers, keys_of, open_layer_files
 from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, role_of
 from streamconv.formats.deepspeed.names import FolderNames, parse_names
@@ -42,6 +43,7 @@ class Survey:
         names: all files, sorted by their names.
         ranks: the rank files that could be opened, including ZeRO-3's.
         layers: the layer files that could be opened.
+        experts: the files of experts that could be opened.
         args: the training arguments by the names of Megatron-DeepSpeed, None if there are none.
         model: the parameters by place, if nothing is wrong and the layers are Megatron's or GPT-NeoX's.
         faults: all faults.
@@ -52,6 +54,7 @@ class Survey:
     names: FolderNames
     ranks: RankFiles
     layers: LayerFiles
+    experts: tuple[StoredFile, ...]
     args: Mapping[str, Any] | None
     model: StoredModel | None
     faults: Collected
@@ -60,7 +63,7 @@ class Survey:
     def files(self) -> dict[str, StoredFile]:
         """The files that could be opened, by name."""
         layers = (file for ranks in self.layers.values() for file in ranks.values())
-        return {file.path.name: file for file in (*layers, *self.ranks.files)}
+        return {file.path.name: file for file in (*layers, *self.ranks.files, *self.experts)}
 
     @property
     def iteration(self) -> int | None:
@@ -90,6 +93,7 @@ def survey(folder: Path) -> Survey | None:
     sizes = found.ranks.sizes(found.args, is_pipeline=bool(names.layers))
     check_grid(folder, names, sizes, found.faults)
     check_partitions(folder, names, sizes, found.faults)
+    check_experts(folder, names, found.ranks.experts, found.faults)
     return replace(found, model=_model(found, _sections(found)))
 
 
@@ -98,9 +102,11 @@ def _read(folder: Path, names: FolderNames) -> Survey:
     rank_names = [names.ranks[rank] for rank in sorted(names.ranks)]
     ranks = open_ranks(folder, [*rank_names, *sorted(names.zero3.values())], faults)
     layers = open_layer_files(folder, names, faults)
+    opened = (faults.opened(folder / name, open_torch) for _, name in sorted(names.experts.items()))
+    experts = tuple(file for file in opened if file is not None)
     what = _format_name(names, layers)
     args = _neox_args(ranks) if what == _NEOX else ranks.args
-    return Survey(folder, what, names, ranks, layers, args, None, faults)
+    return Survey(folder, what, names, ranks, layers, experts, args, None, faults)
 
 
 def _model(found: Survey, sections: Mapping[int, Section]) -> StoredModel | None:

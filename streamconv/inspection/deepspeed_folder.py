@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from streamconv.inspection.values import readable
 __all__ = ["OWN_OPTIMIZER", "describe_parts", "optimizer_facts"]
 
 OWN_OPTIMIZER = "in the ranks' own files"
+# What DeepSpeed's parameters of experts have in their names [deepspeed/moe/experts.py, sharded_moe.py].
+_EXPERT = ".deepspeed_moe.experts."
 
 
 def optimizer_facts(
@@ -118,16 +119,20 @@ def _add_facts(report: InspectionReport, surveyed: Survey) -> None:
         kv_groups=count(args, "num_key_value_heads", "num_query_groups", "num_attention_heads"),
         vocabulary=Vocabulary(stored),
         positions=count(args, "max_position_embeddings"),
-        parameters=None if names.layers else _recorded_parameters(surveyed.ranks.state, tp or 1),
+        parameters=None if names.layers else _recorded_parameters(surveyed, tp or 1),
     )
 
 
-def _recorded_parameters(state: Mapping[str, Any], tp: int) -> int | None:
-    """The number of parameters by ``param_shapes``, which plain DeepSpeed records for the whole model."""
-    groups = state.get("param_shapes")
-    if tp > 1 or not isinstance(groups, list | tuple):
+def _recorded_parameters(surveyed: Survey, tp: int) -> int | None:
+    """The number of parameters by ``param_shapes``, which plain DeepSpeed records for the whole model. Of experts it
+    names those of one rank, and the files of experts have all.
+    """
+    groups = surveyed.ranks.state.get("param_shapes")
+    if tp > 1 or not isinstance(groups, list | tuple) or (surveyed.names.experts and surveyed.faults):
         return None
-    shapes = [shape for group in groups if isinstance(group, dict) for shape in group.values()]
+    named = [(str(name), shape) for group in groups if isinstance(group, dict) for name, shape in group.items()]
+    shapes = [shape for name, shape in named if not (surveyed.names.experts and _EXPERT in name)]
+    experts = sum(tensor.numel for file in surveyed.experts for tensor in file.tensors().values())
     # The file may come from anywhere, so a shape may be any value.
     sizes = [[size for size in shape if isinstance(size, int)] for shape in shapes if isinstance(shape, list | tuple)]
-    return sum(map(prod, sizes)) or None
+    return experts + sum(map(prod, sizes)) or None

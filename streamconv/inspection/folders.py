@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
@@ -24,6 +25,7 @@ from streamconv.inspection.opening import global_rows, joined_globals, unsafe_gl
 from streamconv.inspection.report import Evidence, Finding, InspectionReport, OptimizerFacts, finding_of
 from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
+from streamconv.inspection.zero3 import flat_parameters
 from streamconv.planning.opening import open_supplied
 
 __all__ = ["inspect_folder"]
@@ -141,7 +143,8 @@ def _unopened(folder: Path, refusal: StreamconvError, report: InspectionReport) 
     if own and not report.optimizer.present:
         report.optimizer = OptimizerFacts(True, 0, own, OWN_OPTIMIZER)
     if surveyed.model is None:
-        return Inspected(report, tensors)
+        flat = partial(flat_parameters, surveyed) if names.zero3 else None
+        return Inspected(report, tensors, flat=flat)
     report.tensors, report.files = [], []
     known = KnownModel(surveyed.model)
     places = describe_sharded(known, report, names)
@@ -154,6 +157,7 @@ def _file_counts(names: FolderNames) -> list[str]:
         ("layer files", len(names.layers)),
         ("mp_rank files", len(names.ranks)),
         ("ZeRO-3 model files", len(names.zero3)),
+        ("files of experts", len(names.experts)),
         ("optimizer files", len(names.optimizer)),
     )
     return [f"{number} {what}" for what, number in kinds if number]

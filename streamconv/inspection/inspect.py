@@ -63,7 +63,7 @@ def _read_data(
     # Fitted once: memory that the first sweep leaves allocated must not count against the second.
     settings = fit_sweep(reading)
     if options.stats:
-        _add_statistics(found, settings, progress)
+        _add_statistics(found, options.tensors, settings, progress)
     if options.check:
         _check(found, settings, progress)
 
@@ -103,7 +103,12 @@ def _keep(found: Inspected, pattern: str) -> None:
     found.copies = {name: shards for name, shards in found.copies.items() if name in names}
 
 
-def _add_statistics(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
+def _add_statistics(
+    found: Inspected,
+    pattern: str | None,
+    settings: SweepSettings,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     """Add statistics, findings for unusual values, and findings for replicated parameters that differ."""
     from streamconv.core.replica import Replica
     from streamconv.inspection.torch_dist import by_layer
@@ -113,6 +118,10 @@ def _add_statistics(found: Inspected, settings: SweepSettings, progress: Callabl
 
     report = found.report
     tensors = dict(by_layer(found.tensors))
+    if found.flat is not None:
+        flat = found.flat()
+        tensors |= {name: part for name, part in flat.parts.items() if pattern is None or fnmatchcase(name, pattern)}
+        report.findings += flat.findings
     try:
         values = tensor_statistics(tensors, settings, progress)
         replicas = [Replica(name, copies) for name, copies in found.copies.items()]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.report import InspectionReport
+from streamconv.inspection.zero3 import FlatParameters
 
 __all__ = ["Inspected", "Places"]
 
@@ -24,6 +25,8 @@ class Inspected:
         copies: the copies of replicated tensors, by rank.
         places: the files of each layer and rank.
         by_file: tensors by file and name, if no known family determined how ``tensors`` are joined.
+        flat: opens further files for the parameters in them, which are parts of flat tensors; None if all parameters
+            are in ``tensors``.
     """
 
     report: InspectionReport
@@ -31,6 +34,7 @@ class Inspected:
     copies: dict[str, tuple[LazyTensor, ...]] = field(default_factory=dict)
     places: Places = field(default_factory=dict)
     by_file: dict[str, LazyTensor] | None = None
+    flat: Callable[[], FlatParameters] | None = None
 
     def stored(self) -> dict[str, LazyTensor]:
         """The stored tensors: ``by_file`` if there is one, else ``tensors``."""

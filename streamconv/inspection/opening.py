@@ -10,7 +10,7 @@ from streamconv.containers.pickles.reader import Global
 from streamconv.containers.pickles.verdicts import verdict
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import StreamconvError
-from streamconv.inspection.report import BROKEN, Finding, GlobalRow, finding_of
+from streamconv.inspection.report import BROKEN, UNSAFE, Finding, GlobalRow, finding_of
 
 __all__ = ["broken_file", "global_rows", "joined_globals", "open_all", "unfinished_zips", "unsafe_globals"]
 
@@ -101,7 +101,7 @@ def unsafe_globals(rows: Iterable[GlobalRow]) -> list[Finding]:
     return [
         Finding(
             "note" if alone else "damage",
-            f"{'' if alone else 'unsafe: '}the pickle names {row.name}, "
+            f"{'' if alone else UNSAFE}the pickle names {row.name}, "
             + ("as enums are pickled by Python 3.11.0 to 3.11.3" if alone else _COULD),
             ", ".join(row.files[:4]),
             "load it with streamconv, which never runs what a pickle names, and find out who wrote it",

@@ -13,6 +13,7 @@ from streamconv.values.statistics import Statistics
 
 __all__ = [
     "SCHEMA",
+    "UNSAFE",
     "Cell",
     "Evidence",
     "FileRow",
@@ -31,6 +32,8 @@ __all__ = [
 
 SCHEMA = "streamconv.inspect/1"
 DIFFERENT, BROKEN = 7, 6
+UNSAFE = "unsafe: "
+"""How the finding of a pickle begins that names what could run code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def finding_of(error: StreamconvError, severity: str | None = None) -> Finding:
     """An error as a finding."""
     broken = isinstance(error, DamagedError)
     kind = severity or ("damage" if broken else "note")
-    what = f"unsafe: {error.what}" if isinstance(error, UnsafeError) else error.what
+    what = f"{UNSAFE}{error.what}" if isinstance(error, UnsafeError) else error.what
     return Finding(kind, what, error.where, error.remedy, BROKEN if kind == "damage" else 0)
 
 

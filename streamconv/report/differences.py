@@ -11,7 +11,7 @@ from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
 from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
 from streamconv.report.notebook import blocks_html
-from streamconv.verification.compare import Comparison, TensorPlace, ValueDifference
+from streamconv.verification.comparison import Comparison, TensorPlace, ValueDifference
 from streamconv.verification.sides import Side
 from streamconv.verification.verify import Verification
 
@@ -22,7 +22,7 @@ _MOST_ROWS = 40
 
 def comparison_blocks(found: Comparison) -> list[Block]:
     """The blocks of ``diff``."""
-    return list(_comparison(found, "equal" if found.is_equal else "different"))
+    return list(_comparison(found, _verdict(found, "equal", found.is_equal)))
 
 
 def verification_blocks(found: Verification) -> list[Block]:
@@ -37,8 +37,7 @@ def _verification(verification: Verification) -> Iterator[Block]:
     if checked.get("without_crc"):
         words += f"; {checked['without_crc']} records have none"
     rows.append(("CRC-32", words))
-    verdict = {0: "whole", 6: "not whole", 7: "whole"}[verification.exit_code]
-    yield Pairs(f"container: {verdict}", tuple(rows))
+    yield Pairs(f"container: {'not whole' if verification.broken else 'whole'}", tuple(rows))
     if report.findings:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
     if verification.drifts:
@@ -49,8 +48,17 @@ def _verification(verification: Verification) -> Iterator[Block]:
         ]  # fmt: skip
         yield Pairs("copies that should be equal", tuple(copies))
     if verification.comparison is not None:
-        faithful = verification.comparison.is_faithful
-        yield from _comparison(verification.comparison, "the values are the same" if faithful else "different")
+        found = verification.comparison
+        yield from _comparison(found, _verdict(found, "the values are the same", found.is_faithful))
+
+
+def _verdict(found: Comparison, equal: str, is_equal: bool) -> str:
+    """The verdict in words: one of equality speaks of what was compared."""
+    if is_equal:
+        return f"the parameters are {equal}" if found.a.names == "canonical" and equal == "equal" else equal
+    if found.differs or (found.dtypes and equal == "equal"):
+        return "different"
+    return "not all was compared" if found.nbytes else "nothing was compared"
 
 
 def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
@@ -58,6 +66,10 @@ def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
     rows.append(("compared", f"{result.compared} tensors, {format_bytes(result.nbytes)}, by {result.a.names} names"))
     notes = [*result.a.notes, *(note for note in result.b.notes if note not in result.a.notes), *result.notes]
     yield Pairs(verdict, (*rows, *(("note", note) for note in notes)))
+    left_out = result.not_compared
+    if left_out:
+        reasons = tuple((each.name, each.why) for each in left_out[:_MOST_ROWS])
+        yield Table(_titled("not compared", left_out), ("what", "why"), reasons)
     for title, names in (("only in a", result.only_a), ("only in b", result.only_b)):
         if names:
             yield Table(_titled(title, names), ("tensor",), tuple((name,) for name in names[:_MOST_ROWS]))
@@ -123,6 +135,9 @@ def comparison_dict(found: Comparison) -> dict[str, Any]:
         "dtypes": [{"name": difference.name, "a": difference.a, "b": difference.b} for difference in found.dtypes],
         "values": [_value_dict(difference) for difference in found.values],
         "notes": [*found.a.notes, *found.b.notes, *found.notes],
+        "not_compared": [
+            {"name": each.name, "why": each.why, "exit_code": each.exit_code} for each in found.not_compared
+        ],
     }
 
 
@@ -164,12 +179,12 @@ def verification_dict(found: Verification) -> dict[str, Any]:
 
 
 def _comparison_line(found: Comparison) -> str:
-    verdict = "equal" if found.is_equal else "the same values" if found.is_faithful else "different"
+    verdict = "the same values" if found.is_faithful and found.dtypes else _verdict(found, "equal", found.is_equal)
     return f"{verdict}, {found.compared} tensors compared: {found.a.path} and {found.b.path}"
 
 
 def _verification_line(found: Verification) -> str:
-    verdict = "not whole" if found.broken else "values differ" if found.exit_code else "whole"
+    verdict = {0: "whole", 3: "nothing compared", 6: "not whole", 7: "values differ"}[found.exit_code]
     compared = "" if found.comparison is None else f", {found.comparison.compared} tensors compared"
     return f"{verdict}{compared}: {found.report.path}"
 

@@ -52,7 +52,7 @@ def _blocks(report: InspectionReport, detail: Detail) -> Iterator[Block]:
     if (report.kind == "folder" and report.parallel is None) or detail.tree:
         yield _files(report)
     if report.statistics is not None:
-        yield _statistics(report.statistics, detail)
+        yield _statistics(report, report.statistics, detail)
     elif report.kind == "file" or detail.tensors or detail.tree:
         yield from _tensors(report, whole=detail.tensors or detail.tree)
     yield from _values(report, detail)
@@ -169,13 +169,14 @@ def _files(report: InspectionReport) -> Table:
     return Table(f"files ({more} more not shown)" if more else "files", ("", ">size", ">tensors", "kind"), tuple(rows))
 
 
-def _statistics(statistics: Sequence[StatisticsRow], detail: Detail) -> Table:
+def _statistics(report: InspectionReport, statistics: Sequence[StatisticsRow], detail: Detail) -> Table:
     """A row for each tensor; if there are many, one for each parameter over all layers, and the flagged ones."""
     shown = statistics
-    title = "values"
+    has_state = report.optimizer is not None and report.optimizer.present
+    title = "values of the parameters (not of the optimizer's state)" if has_state else "values"
     if len(statistics) > _MOST_ROWS and not (detail.tensors or detail.tree):
         shown = [*_folded(statistics), *(row for row in statistics if row.flags)]
-        title = "values, layers folded; each tensor with --tree"
+        title += ", layers folded; each tensor with --tree"
     marked = frozenset(number for number, row in enumerate(shown) if row.flags)
     headings = ("tensor", ">min", ">max", ">mean", ">std", ">rms", ">zeros", ">NaN", ">Inf", "")
     return Table(title, headings, tuple(map(_values_row, shown)), marked)

@@ -26,7 +26,9 @@ def progress_bar(
         with _bar(stream, verb) as show:
             yield show
     else:
-        yield _Lines(stream, verb).show
+        lines = _Lines(stream, verb)
+        yield lines.show
+        lines.end()
 
 
 @contextmanager
@@ -47,17 +49,32 @@ def _bar(stream: TextIO, verb: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Lines:
+    """A line every ten seconds, and one at the end of each pass."""
+
     def __init__(self, stream: TextIO, verb: str) -> None:
         self.stream, self.verb, self.lock = stream, verb, Lock()
         self.began = self.last = time.monotonic()
+        self.done = self.total = 0
 
     def show(self, done: int, total: int) -> None:
         with self.lock:
-            now = time.monotonic()
-            if now - self.last < _LINE_SECONDS and done < total:
-                return
-            self.last = now
-            rate = done / (now - self.began)
-            left = (total - done) / rate if rate else 0.0
-            words = f"{format_bytes(done)} of {format_bytes(total)} ({100 * done // total}%)"
-            print(f"{self.verb}: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)
+            if self.done == self.total and done < self.done:
+                self.end()  # another pass begins
+            self.done, self.total = max(done, self.done), total
+            if time.monotonic() - self.last >= _LINE_SECONDS and done < total:
+                self.print()
+
+    def end(self) -> None:
+        """Print the last line of a pass."""
+        if self.total:
+            self.print()
+        self.began = time.monotonic()
+        self.done = self.total = 0
+
+    def print(self) -> None:
+        self.last = now = time.monotonic()
+        rate = self.done / max(now - self.began, 1e-9)
+        left = (self.total - self.done) / rate if rate else 0.0
+        share = 100 * self.done // self.total
+        words = f"{format_bytes(self.done)} of {format_bytes(self.total)} ({share}%)"
+        print(f"{self.verb}: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,78 +16,18 @@ import numpy.typing as npt
 
 from streamconv.core.dtypes import DType, cast_into
 from streamconv.core.lazy import LazyTensor
-from streamconv.core.result import Result
 from streamconv.core.views import put
 from streamconv.io.checksums import SourceChecksums
 from streamconv.values.distance import bits_differ, distance, numbers
 from streamconv.values.sweep import Part, SweepSettings, sweep
+from streamconv.verification.comparison import Comparison, ShapeDifference, TensorPlace, ValueDifference
 from streamconv.verification.sides import Copy, Side
 from streamconv.verification.zeros import without_zeros
 
-__all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference", "compare"]
+__all__ = ["compare"]
 
 NDArray = npt.NDArray[Any]
 _CHUNK = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """An element's value, and its file and offset in bytes."""
-
-    value: float | None
-    file: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShapeDifference:
-    """A tensor whose shape or dtype is not the same on both sides."""
-
-    name: str
-    a: str
-    b: str
-
-
-@dataclass(frozen=True, slots=True)
-class ValueDifference:
-    """A tensor whose values differ: the number of such elements, the largest difference (infinite if one side is NaN
-    and the other a number), the largest relative to the larger value, and the index of the first.
-    """
-
-    name: str
-    elements: int
-    numel: int
-    max_abs: float
-    max_rel: float
-    first: tuple[int, ...]
-    a: TensorPlace
-    b: TensorPlace
-
-
-@dataclass(slots=True, repr=False)
-class Comparison(Result):
-    """The result of a comparison. ``compared`` counts the tensors that both sides have, without copies."""
-
-    a: Side
-    b: Side
-    compared: int = 0
-    nbytes: int = 0
-    only_a: list[str] = field(default_factory=list)
-    only_b: list[str] = field(default_factory=list)
-    shapes: list[ShapeDifference] = field(default_factory=list)
-    dtypes: list[ShapeDifference] = field(default_factory=list)
-    values: list[ValueDifference] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether nothing differs, dtypes included."""
-        return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
-
-    @property
-    def is_faithful(self) -> bool:
-        """Whether nothing differs but dtypes; values are then equal after the cast."""
-        return not (self.only_a or self.only_b or self.shapes or self.values)
 
 
 def compare(

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
 from streamconv.core.replica import Replica
+from streamconv.formats.deepspeed.names import is_optimizer_file
 from streamconv.formats.source import StoredModel
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
+from streamconv.inspection.report import BROKEN, UNSAFE, InspectionReport
+from streamconv.inspection.zero3 import FlatParameters
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.gather import Assembly, assemble
 from streamconv.planning.opening import open_supplied
 from streamconv.planning.recognise import recognise
 from streamconv.planning.vocabulary import VocabularyPlan
+from streamconv.verification.rest import NotCompared, rest_of, unused_files
 
 __all__ = ["Copy", "Side", "open_sides"]
 
@@ -38,7 +43,8 @@ class Side:
 
     ``replicas`` are copies that should be equal within this side: those of ranks, and a tied head's. ``copies`` has the
     copies that are not in ``tensors``, under their own names. ``vocabulary`` names the tensors whose rows are tokens,
-    ``lacks`` the parameters that this model lacks and others of its family have.
+    ``lacks`` the parameters that this model lacks and others of its family have. ``not_compared`` is what is in the
+    checkpoint and not in ``tensors``: under canonical names all but the parameters, under stored names what is broken.
     """
 
     path: str
@@ -47,6 +53,7 @@ class Side:
     tensors: dict[str, LazyTensor]
     vocabulary: frozenset[str] = frozenset()
     lacks: frozenset[str] = frozenset()
+    not_compared: list[NotCompared] = field(default_factory=list)
     vocab_size: int | None = None
     heads: int | None = None
     replicas: tuple[Replica, ...] = ()
@@ -58,9 +65,18 @@ class Side:
 
 
 def open_sides(
-    a: Path, b: Path, given_a: Given, given_b: Given, replicated: str = "first", otherwise: Given | None = None
+    a: Path,
+    b: Path,
+    given_a: Given,
+    given_b: Given,
+    replicated: str = "first",
+    otherwise: Given | None = None,
+    *,
+    everything: bool = False,
 ) -> tuple[Side, Side]:
     """Open both sides under the same kind of names: canonical ones if both are translated models, else stored ones.
+
+    Under canonical names the sides have the parameters, under stored names all tensors.
 
     Args:
         a: a file or folder.
@@ -69,12 +85,15 @@ def open_sides(
         given_b: those for ``b``.
         replicated: which copy of ``a``'s replicated parameters is compared, ``first`` or ``mean``.
         otherwise: the options for ``b`` that are used if ``given_b`` leave it ambiguous.
+        everything: compare all tensors by file and name, also those of translated models.
 
     Raises:
         SourceError: a side is not there, or not a checkpoint.
         DamagedError: a side is broken.
         AmbiguousError: a side needs an option to be understood.
     """
+    if everything:
+        return _everything(a, given_a), _everything(b, given_b)
     first = _canonical(a, given_a, replicated)
     try:
         second = _canonical(b, given_b, "first")
@@ -124,6 +143,7 @@ def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvEr
         tensors=tensors,
         vocabulary=frozenset(vocabulary),
         lacks=frozenset(_lacking(family, model.num_layers)),
+        not_compared=list(_left_out(assembly, model)),
         vocab_size=given.get("vocab_size", model.vocab_size),
         heads=sizes.heads,
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
@@ -134,6 +154,19 @@ def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvEr
 def _lacking(family: ModelFamily, num_layers: int) -> Iterator[str]:
     for key in family.choices - family.chosen:
         yield from (ParameterId(Section.LAYER, layer, key).name for layer in range(num_layers))
+
+
+def _left_out(assembly: Assembly, model: StoredModel) -> Iterator[NotCompared]:
+    """What is in the folder of a model and is no parameter: its verdict does not speak of it."""
+    yield from (NotCompared(dropped.name, dropped.reason, 0) for dropped in model.dropped)
+    copies = (copy for replica in assembly.replicas for copy in replica.copies)
+    whole = chain.from_iterable(assembly.whole.values())
+    taken = chain(whole, copies, (copy for _, copy, _ in model.copies))
+    # What is in the files that were opened, and in the optimizer files, is among what the format has dropped.
+    known = {str(path.relative_to(model.path)) for path in model.named}
+    for name in unused_files(model.path, taken):
+        if name not in known and not is_optimizer_file(name):
+            yield NotCompared(name, "no parameter is in it", 0)
 
 
 def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]]:
@@ -150,4 +183,28 @@ def _stored(path: Path, given: Given) -> Side:
         report, tensors = inspect_file(path)
         return Side(report.path, report.what, "stored", tensors)
     inspected = inspect_folder(path, given)
-    return Side(inspected.report.path, inspected.report.what, "stored", inspected.stored())
+    report, tensors = inspected.report, inspected.stored()
+    flat = FlatParameters() if inspected.flat is None else inspected.flat()
+    tensors = tensors | flat.parts
+    rest, broken = rest_of(Path(report.path), [*tensors.values(), *flat.whole])
+    missing = list(_missing(report, {each.name for each in broken}))
+    return Side(report.path, report.what, "stored", tensors | rest, not_compared=[*broken, *missing])
+
+
+def _everything(path: Path, given: Given) -> Side:
+    """A side under file names and the names in the files, whatever they are."""
+    if not path.is_dir():
+        return _stored(path, given)
+    report = inspect_folder(path, given).report
+    tensors, broken = rest_of(Path(report.path), ())
+    missing = list(_missing(report, {each.name for each in broken}))
+    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing])
+
+
+def _missing(report: InspectionReport, broken: set[str]) -> Iterator[NotCompared]:
+    """What a folder lacks by its own account, such as a shard that its index names."""
+    for finding in report.findings:
+        where = finding.where or report.path
+        if finding.exit_code != BROKEN or finding.what.startswith(UNSAFE) or any(where.endswith(n) for n in broken):
+            continue
+        yield NotCompared(where, finding.what, BROKEN)

@@ -16,7 +16,8 @@ from streamconv.inspection.report import Finding
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.values.sweep import fit_sweep
-from streamconv.verification.compare import Comparison, compare
+from streamconv.verification.compare import compare
+from streamconv.verification.comparison import Comparison
 from streamconv.verification.sides import open_sides
 
 __all__ = ["Verification", "diff", "verify"]
@@ -36,11 +37,11 @@ class Verification(Result):
 
     @property
     def exit_code(self) -> int:
-        """6 if the checkpoint is not whole, 7 if values differ, 0 otherwise."""
+        """6 if the checkpoint is not whole, 7 if values differ, 3 if none was compared, 0 otherwise."""
         if self.broken:
             return _BROKEN
-        differs = self.comparison is not None and not self.comparison.is_faithful
-        return _DIFFERENT if differs or self.drifts else 0
+        code = 0 if self.comparison is None else self.comparison.exit_code_of_values
+        return _DIFFERENT if self.drifts else code
 
 
 def verify(
@@ -104,7 +105,14 @@ def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
 
 
 def diff(
-    a: Path, b: Path, given_a: Given, given_b: Given, reading: ReadingOptions, progress: Progress | None = None
+    a: Path,
+    b: Path,
+    given_a: Given,
+    given_b: Given,
+    reading: ReadingOptions,
+    progress: Progress | None = None,
+    *,
+    everything: bool = False,
 ) -> Comparison:
     """The differences between two checkpoints; see :func:`streamconv.diff`.
 
@@ -115,10 +123,11 @@ def diff(
         given_b: those for ``b``.
         reading: how values are read.
         progress: called with (bytes done, bytes in all).
+        everything: compare all tensors by file and name.
 
     Raises:
         SourceError, DamagedError: a side is not there, not a checkpoint, or broken.
         MemoryBudgetError: the budget is too small.
     """
-    sides = open_sides(a, b, given_a, given_b)
+    sides = open_sides(a, b, given_a, given_b, everything=everything)
     return compare(*sides, fit_sweep(reading, sides=2), cast=False, progress=progress)

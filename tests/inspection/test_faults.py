@@ -61,6 +61,7 @@ def a_folder(name: str) -> Break:
 
 
 MP_04 = "mp_rank_04_model_states.pt"
+MOE, EXPERT = FRAMEWORKS / "ds_moe_z1_ep2", "layer_0_expert_1_mp_rank_00_model_states.pt"
 FAULTS: dict[str, tuple[Path, Break, str]] = {
     "layer file lost": (BLOOM, without(LAYER), LAYER),
     "layer lost": (BLOOM, without("layer_04-*"), "layer_04"),
@@ -81,6 +82,12 @@ FAULTS: dict[str, tuple[Path, Break, str]] = {
     "optimizer file lost": (FRAMEWORKS / "z1_bf16", without("bf16_zero_pp_rank_1*"), "bf16_zero_pp_rank_1_mp_rank_00_"),
     "ranks lost, optimizer left": (FRAMEWORKS / "z1_bf16", without("mp_rank_00*"), "mp_rank_00_model_states.pt"),
     "ZeRO-3 model file lost": (FRAMEWORKS / "z3_bf16_frozen", without("zero_pp_rank_0*"), "zero_pp_rank_0_mp_rank_00_"),
+    "expert lost": (
+        MOE,
+        without("layer_1_expert_2*"),
+        "1 of 6 files of experts are missing: layer_1_expert_2_",
+    ),
+    "expert cut off": (MOE, shortened(EXPERT), EXPERT),
     "layer cut off": (BLOOM, shortened(LAYER), LAYER),
     "rank cut off": (BLOOM, shortened(RANK), RANK),
     "rank cut off, no pipeline": (NO_PIPELINE, shortened(RANK), RANK),

@@ -237,6 +237,20 @@ def test_an_index_of_nonsense_is_no_traceback(tmp_path: Path) -> None:
 # -- DeepSpeed without Megatron ----------------------------------------------------------------------------------------
 
 
+def test_experts_count_as_parameters() -> None:
+    folder = FRAMEWORKS / "ds_moe_z1_ep2" / "global_step2"
+    report = look(folder.parent, check=True)
+    states = [oracle.load_stubbed(path) for path in sorted(folder.glob("layer_*_expert_*_model_states.pt"))]
+    experts = {name: tensor for state in states for name, tensor in state.items()}
+    module = oracle.load_stubbed(folder / "mp_rank_00_model_states.pt")["module"]
+    assert report.model is not None
+    # Two experts and four, of two linear layers with biases; the rest of the model is in the rank's file.
+    assert report.model.parameters == 6 * (8 * 16 + 16 + 16 * 8 + 8) + sum(tensor.numel() for tensor in module.values())
+    assert {row.name.partition(":")[2] for row in report.tensors} >= set(experts)
+    assert report.exit_code == 0
+    assert "6 files of experts" in [evidence.evidence for evidence in report.evidence]
+
+
 @pytest.mark.parametrize(
     ("name", "what", "stage"),
     [("z1_bf16", "DeepSpeed", 1), ("z3_bf16_frozen", "DeepSpeed, ZeRO stage 3", 3)],

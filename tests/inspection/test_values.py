@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import streamconv
 from tests import oracle
+from tests.damage import set_tensor
 from tests.inspection.samples import BLOOM, LLAMA, changed, copied, look, step_of, words_of
-from tests.places import LABELLED, MADE, REAL, Source
+from tests.places import FRAMEWORKS, LABELLED, MADE, REAL, Source
 from tests.values.test_statistics import assert_equal, expected
 
 DEEP = MADE / "bloom_L7_tp2pp3_embpart_z0"
@@ -98,6 +102,46 @@ def test_a_pattern_leaves_the_rest_unread(tmp_path: Path) -> None:
     assert {row.name for row in report.tensors} == names
     assert {row.name for row in report.statistics or ()} == names
     assert look(root, tensors="nothing*").tensors == []
+
+
+def zero3(folder: Path, value: float | None) -> Path:
+    """A ZeRO-3 checkpoint; with a value, all its parameters are set to it, which only optimizer files hold."""
+    shutil.copytree(FRAMEWORKS / "z3_bf16_frozen", folder)
+    for path in folder.rglob("*_optim_states.pt") if value is not None else ():
+        name = "optimizer_state_dict.fp32_flat_groups.0"
+        set_tensor(path, name, torch.full(streamconv.open_checkpoint(path)[name].shape, value))
+    return folder
+
+
+def test_flat_parameters_of_zero_3_are_measured(tmp_path: Path) -> None:
+    root = zero3(tmp_path / "whole", None)
+    truth = oracle.load_stubbed(next(root.rglob("zero_pp_rank_0*model_states.pt")))["param_shapes"]
+    sizes = {name: shape.numel() for group in truth for name, shape in group.items()}
+    report = look(root, stats=True)
+    found: Counter[str] = Counter()
+    for row in report.statistics or ():
+        if "optim_states.pt:" in row.name:
+            found[row.name.partition(":")[2]] += row.values.numel
+    assert found == Counter(sizes)  # each element once, and no padding, which holds anything
+    assert not any(row.values.nan or row.values.inf for row in report.statistics or ())
+
+
+def test_flat_parameters_that_are_broken_are_flagged(tmp_path: Path) -> None:
+    broken = look(zero3(tmp_path / "nan", math.nan), stats=True)
+    flat = [row for row in broken.statistics or () if "optim_states.pt:" in row.name]
+    assert flat
+    assert all(row.values.nan == row.values.numel > 0 for row in flat)
+    assert broken.exit_code == 7
+    part = look(tmp_path / "nan", stats=True, tensors="*norm.weight")
+    names = {row.name.partition(":")[2] for row in part.statistics or () if "optim_states.pt:" in row.name}
+    assert names
+    assert all(name.endswith("norm.weight") for name in names)
+
+
+def test_statistics_say_that_the_optimizers_state_was_not_looked_at() -> None:
+    with_state, without = (str(look(FRAMEWORKS / name, stats=True)) for name in ("z1_bf16", "mcore_llama_dist_tp2pp2"))
+    assert "values of the parameters (not of the optimizer's state)" in with_state
+    assert "optimizer's state" not in without
 
 
 def test_a_file_is_measured_as_stored(tmp_path: Path) -> None:

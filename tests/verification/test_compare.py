@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from streamconv.core.options import Given
 from streamconv.values.sweep import SweepSettings
-from streamconv.verification.compare import Comparison, compare
+from streamconv.verification.compare import compare
+from streamconv.verification.comparison import Comparison
 from streamconv.verification.sides import open_sides
 from tests import oracle
 from tests.damage import flip, mend, records
@@ -182,7 +183,9 @@ def test_complex_numbers_are_apart_in_their_plane_and_have_no_one_value(tmp_path
 
 def test_tensors_without_elements_and_rows_that_are_stored_once_are_compared(tmp_path: Path) -> None:
     found = saved(tmp_path, {"w": torch.empty(0, 3)}, {"w": torch.empty(0, 3)})
-    assert (found.is_equal, found.compared) == (True, 1)
+    assert (found.is_equal, found.compared, found.exit_code) == (False, 1, 3)  # nothing was looked at
+    found = saved(tmp_path, {"w": torch.empty(0, 3), "x": torch.ones(1)}, {"w": torch.empty(0, 3), "x": torch.ones(1)})
+    assert (found.is_equal, found.compared, found.exit_code) == (True, 2, 0)
     for shape in ((1, 100_000), (100_000, 1), (3, 50_000)):
         a, b = torch.ones(shape[0], 1).expand(shape), torch.ones(shape)
         assert saved(tmp_path, {"w": a}, {"w": b}, block=1000).is_equal

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError
 from streamconv.formats.common.faults import COPY_AGAIN, Faults, listed
-from streamconv.formats.deepspeed.names import FolderNames, layer_file, rank_file
+from streamconv.formats.deepspeed.names import FolderNames, expert_file, layer_file, rank_file
 
 __all__ = ["RecordedSizes", "check_grid", "check_partitions"]
 
@@ -71,6 +71,32 @@ def _check_ranks(folder: Path, names: FolderNames, model_ranks: int, faults: Fau
     lost = (rank_file(rank) for rank in range(model_ranks) if rank not in names.ranks)
     there = sum(rank < model_ranks for rank in names.ranks)
     _note_missing(folder, "mp_rank files", lost, model_ranks - there, model_ranks, faults)
+
+
+def check_experts(folder: Path, names: FolderNames, recorded: Mapping[int, Sequence[int]], faults: Faults) -> None:
+    """Check that each expert that a rank file counts has its file.
+
+    Args:
+        folder: for messages.
+        names: the files there.
+        recorded: for each model-parallel rank the number of experts in each of its layers of experts.
+        faults: raises or collects the faults.
+
+    Raises:
+        DamagedError: ``faults`` is strict, and files are missing.
+    """
+    per_layer = [(layer, rank, count) for rank, counts in recorded.items() for layer, count in enumerate(counts)]
+    total = sum(count for _, _, count in per_layer)
+    there = sum(
+        expert < recorded[rank][layer] for layer, expert, rank in names.experts if layer < len(recorded.get(rank, ()))
+    )
+    lost = (
+        expert_file(layer, expert, rank)
+        for layer, rank, count in per_layer
+        for expert in range(count)
+        if (layer, expert, rank) not in names.experts
+    )
+    _note_missing(folder, "files of experts", lost, total - there, total, faults)
 
 
 def check_partitions(folder: Path, names: FolderNames, sizes: RecordedSizes, faults: Faults) -> None:

@@ -7,6 +7,8 @@
 - ``zero_pp_rank_0_mp_rank_01_optim_states.pt``: a data-parallel and a model-parallel rank, with ``bf16_`` before it if
   the BF16 optimizer wrote it [``_get_zero_ckpt_name``]; ``.._model_states.pt`` with ZeRO stage 3. Up to DeepSpeed
   0.3.13 the second rank was followed by ``optim_states.pt`` without an underscore.
+- ``layer_0_expert_3_mp_rank_01_model_states.pt``: an expert by its global number in the rank's first layer of experts;
+  early releases left the layer out [``_get_expert_ckpt_name``].
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = [
     "FileKind",
     "FileName",
     "FolderNames",
+    "expert_file",
     "is_optimizer_file",
     "layer_file",
     "parse_name",
@@ -53,6 +56,7 @@ _PATTERNS = {
     FileKind.OPTIMIZER: re.compile(rf"((?:bf16_|fp16_)?zero_pp_rank_){_N}_mp_rank_{_N}_?optim_states\.pt"),
     FileKind.ZERO3: re.compile(rf"(zero_pp_rank_){_N}_mp_rank_{_N}_model_states\.pt"),
 }
+_EXPERT = re.compile(rf"(?:layer_{_N}_)?expert_{_N}_mp_rank_{_N}_model_states\.pt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,11 @@ def layer_file(layer: int, rank: int) -> str:
     return f"layer_{layer:02d}-model_{rank:02d}-model_states.pt"
 
 
+def expert_file(layer: int, expert: int, rank: int) -> str:
+    """The name of an expert's file."""
+    return f"layer_{layer}_expert_{expert}_mp_rank_{rank:02d}_model_states.pt"
+
+
 def rank_file(rank: int) -> str:
     """The name of a model-parallel rank's file."""
     return f"mp_rank_{rank:02d}_model_states.pt"
@@ -102,14 +111,16 @@ class FolderNames:
     """A folder's files, sorted by their names.
 
     ``layers`` is by (layer, tensor-parallel rank), ``ranks`` by model-parallel rank, ``optimizer`` and ``zero3``
-    (ZeRO-3 model files) by (data-parallel rank, model-parallel rank). ``others`` are the rest. ``twins`` are pairs of
-    names that mean the same; the first is used.
+    (ZeRO-3 model files) by (data-parallel rank, model-parallel rank), ``experts`` by (layer of experts, expert,
+    model-parallel rank), with layer 0 if the name has none. ``others`` are the rest. ``twins`` are pairs of names that
+    mean the same; the first is used.
     """
 
     layers: dict[tuple[int, int], str]
     ranks: dict[int, str]
     optimizer: dict[tuple[int, int], str]
     zero3: dict[tuple[int, int], str]
+    experts: dict[tuple[int, int, int], str]
     others: tuple[str, ...]
     twins: tuple[tuple[str, str], ...]
 
@@ -144,8 +155,14 @@ class FolderNames:
 def parse_names(names: Iterable[str]) -> FolderNames:
     """The files of a folder, sorted by their names."""
     places: dict[FileKind, dict[tuple[int, int], str]] = {kind: {} for kind in FileKind}
+    experts: dict[tuple[int, int, int], str] = {}
     others, twins = [], []
     for name in sorted(names):
+        if match := _EXPERT.fullmatch(name):
+            place = int(match[1] or 0), int(match[2]), int(match[3])
+            if experts.setdefault(place, name) != name:
+                twins.append((experts[place], name))
+            continue
         parsed = parse_name(name)
         if parsed is None:
             others.append(name)
@@ -154,4 +171,5 @@ def parse_names(names: Iterable[str]) -> FolderNames:
         if first != name:
             twins.append((first, name))
     layers, ranks, optimizer, zero3 = places.values()
-    return FolderNames(layers, {r: n for (r, _), n in ranks.items()}, optimizer, zero3, tuple(others), tuple(twins))
+    by_rank = {rank: name for (rank, _), name in ranks.items()}
+    return FolderNames(layers, by_rank, optimizer, zero3, experts, tuple(others), tuple(twins))

@@ -15,7 +15,7 @@ from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import Faults
 from streamconv.formats.deepspeed.grid import RecordedSizes
-from streamconv.formats.deepspeed.names import is_optimizer_file
+from streamconv.formats.deepspeed.names import FileKind, is_optimizer_file, parse_name
 from streamconv.formats.recorded import whole
 from streamconv.formats.source import Dropped
 
@@ -55,6 +55,18 @@ class RankFiles:
         """The training arguments, None if there are none."""
         args = self.state.get("args")
         return args.attributes if isinstance(args, Record) else None
+
+    @property
+    def experts(self) -> dict[int, tuple[int, ...]]:
+        """For each model-parallel rank the number of experts in each of its layers of experts, where it is recorded
+        (``num_experts`` [deepspeed/runtime/engine.py:_save_moe_checkpoint]).
+        """
+        found = {}
+        for file in self.files:
+            numbers, name = file.state.get("num_experts"), parse_name(file.path.name)
+            if name is not None and name.kind is FileKind.RANK and isinstance(numbers, list):
+                found[name.first] = tuple(max(0, whole(number) or 0) for number in numbers)
+        return found
 
     def recorded(self, key: str) -> int | None:
         """TP or PP as DeepSpeed records it since 2026-08, in ``checkpoint_parallel_dimensions``."""
