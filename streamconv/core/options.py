@@ -168,8 +168,9 @@ def as_shown(value: Any) -> str:
 class Given:
     """The options that a user gave, by their names in Python, with checked values.
 
-    ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that the
-    environment gave: they hold for every command, so they are no mistake where they have no effect.
+    ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that are
+    no mistake where they have no effect: the environment gave them, for every command, or they are for something else
+    too.
     """
 
     values: Mapping[str, Any]
@@ -206,6 +207,10 @@ class Given:
             _checked(known[name], value, spelled.get(name, f"{known[name].flag} {as_shown(value)}"))
         return cls(values, spelled=spelled)
 
+    def word_for(self, each: Option) -> str:
+        """The flag or the keyword by which an option was given: ``--a-tag`` for ``--tag``, if it is of one side."""
+        return self.spelled.get(each.name, each.flag).split(" ")[0].split("=")[0]
+
     def get(self, name: str, default: Any = None) -> Any:
         """The value of an option, or ``default``."""
         return self.values.get(name, default)
@@ -214,6 +219,15 @@ class Given:
         """What these dataclasses declare of it."""
         known = all_options(owners)
         return Given({name: value for name, value in self.values.items() if name in known}, self.ambient, self.spelled)
+
+    def without(self, name: str) -> Given:
+        """The same, without an option."""
+        values = {other: value for other, value in self.values.items() if other != name}
+        return Given(values, self.ambient, self.spelled)
+
+    def forgiving(self, names: Iterable[str]) -> Given:
+        """The same; it is no mistake where these options have no effect, because they are for something else too."""
+        return Given(self.values, self.ambient.union(names), self.spelled)
 
     def plus(self, **values: Any) -> Given:
         """The same, with these values."""
@@ -229,8 +243,9 @@ class Given:
         """
         own = {name: self.values[f"{prefix}_{name}"] for name in names if f"{prefix}_{name}" in self.values}
         spelled = {name: words for name in own if (words := self.spelled.get(f"{prefix}_{name}"))}
-        common = {name: self.values[name] for name in shared or names if name in self.values}
-        return Given({**common, **own}, self.ambient - set(own), {**self.spelled, **spelled})
+        common = {name: self.values[name] for name in (names if shared is None else shared) if name in self.values}
+        ambient = frozenset(name for name in own if f"{prefix}_{name}" in self.ambient)
+        return Given({**common, **own}, ambient | (self.ambient - own.keys()), {**self.spelled, **spelled})
 
     def take(self, owner: type[O]) -> O:
         """The options of one dataclass, with the defaults of those that are not given.
