@@ -15,8 +15,9 @@ from streamconv.api.options import SIDES, options_of_verb, source_names
 from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.cli.options import OutputOptions
 from streamconv.core.errors import UsageError
-from streamconv.core.kinds import InvalidValue, nearest
-from streamconv.core.options import Given, Option, all_options, as_shown, options_of
+from streamconv.core.kinds import InvalidValue, PathTo, nearest
+from streamconv.core.options import Given, Option, all_options, options_of
+from streamconv.core.shown import as_shown
 from streamconv.formats.frameworks import target_options
 from streamconv.formats.options import TrainingOptions
 
@@ -64,6 +65,21 @@ class OptionType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return [CompletionItem(word) for word in kind.words if word.startswith(incomplete.lower())]
 
 
+class PathType(click.Path):
+    """A path without a flag, or that no option declares."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.named = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The checked path, as text."""
+        try:
+            return str(PathTo("PATH", folder=True).check(value))
+        except InvalidValue as error:
+            raise UsageError(f"{self.named} {as_shown(value)}: {error.what}") from None
+
+
 def _read(option: Option, text: str, spelled: str) -> Any:
     try:
         return option.kind.read(text)
@@ -87,9 +103,12 @@ class Command(click.Command):
         self.places, self.path_options, self.own = places, path_options, own
         self._run, self.verb = run, verb
         params: list[click.Parameter] = [
-            click.Argument([place.name], required=place.required, type=click.Path()) for place in places
+            click.Argument([place.name], required=place.required, type=PathType(place.name.upper())) for place in places
         ]
-        params += [click.Option([f"--{p.name}"], metavar="PATH", help=p.help, type=click.Path()) for p in path_options]
+        params += [
+            click.Option([f"--{place.name}"], metavar="PATH", help=place.help, type=PathType(f"--{place.name}"))
+            for place in path_options
+        ]
         params += [_parameter(each) for each in self.known.values()]
         super().__init__(verb, params=params, help=help, context_settings={"help_option_names": ["-h", "--help"]})
 

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import AnyOf, Flag, InvalidValue, ValueKind, nearest
+from streamconv.core.shown import as_shown, as_written
 
-__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "as_shown", "option", "options_of"]
+__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "option", "options_of"]
 
 ENVIRONMENT = "STREAMCONV_"
 _DECLARED = "option"
@@ -157,13 +158,6 @@ def _merged(declared: list[Option]) -> Option:
     return replace(declared[0], kind=AnyOf(kinds), help=helps, default=None)
 
 
-def as_shown(value: Any) -> str:
-    """A value as a message shows it: short, on one line."""
-    words = value if isinstance(value, str) else repr(value)
-    words = words.encode("unicode_escape").decode("ascii") if not words.isprintable() else words
-    return words if len(words) <= 60 else f"{words[:57]}..."
-
-
 @dataclass(frozen=True, slots=True)
 class Given:
     """The options that a user gave, by their names in Python, with checked values.
@@ -192,7 +186,7 @@ class Given:
                 remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
                 raise UsageError(f"{name}: no such option", remedy=remedy)
             if value is not None:
-                spelled[name] = f"{name}={repr(as_shown(value)) if isinstance(value, str) else as_shown(value)}"
+                spelled[name] = f"{name}={as_written(value)}"
                 values[name] = _checked(known[name], value, spelled[name])
         return cls(values, spelled=spelled)
 
