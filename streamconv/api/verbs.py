@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from streamconv.api.options import options_of_verb, plan_owners, source_names
 from streamconv.core.errors import UsageError
+from streamconv.core.log import log
 from streamconv.core.options import Given, all_options
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _OF_COMPARISONS = ("replicated", "vocab_size", "dst_vocab_size")
 def planned(src: Path, given: Given) -> Plan:
     """A plan, whatever the memory budget."""
     import streamconv.report.plans  # noqa: F401 - gives plans their face
-    from streamconv.core.log import log
     from streamconv.planning.planner import make_plan
 
     work = make_plan(src, given.only(plan_owners()))
@@ -71,7 +71,6 @@ def convert(src: Path, dst: Path | None, given: Given, progress: Progress | None
 def carried_out(work: Plan, dst: Path | None, given: Given, progress: Progress | None = None) -> ConversionReport:
     """Carry out a plan."""
     import streamconv.report.conversions  # noqa: F401 - gives reports their face
-    from streamconv.core.log import log
     from streamconv.execution.options import PublishOptions, RunOptions
     from streamconv.execution.run import run_plan
 
@@ -110,7 +109,9 @@ def inspect(path: Path, given: Given, progress: Progress | None = None) -> Inspe
         refuse_unused_for({"path": path}, given)
         if not (options.stats or options.check):
             refuse_without("--stats or --check", of_values, given)
-    return look_inside(path, given, options, given.take(ReadingOptions), progress)
+    report = look_inside(path, given, options, given.take(ReadingOptions), progress)
+    log.info("inspected %r", report)
+    return report
 
 
 def verify(dst: Path, against: Path | None, given: Given, progress: Progress | None = None) -> Verification:
@@ -131,7 +132,9 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
         of_src = given.forgiving(_ABOUT_BOTH).side("against", source_names())
         own = given.forgiving(_ABOUT_BOTH).side("dst", source_names(), shared=_ABOUT_BOTH)
     policy = given.take(ReplicaOptions).replicated
-    return check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    found = check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    log.info("verified %r", found)
+    return found
 
 
 def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Comparison:
@@ -143,7 +146,9 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
 
     refuse_unused_for({"a": a, "b": b}, given)
     of_a, of_b = (given.forgiving(source_names()).side(side, source_names()) for side in ("a", "b"))
-    return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress)
+    found = compare(a, b, of_a, of_b, given.take(ReadingOptions), progress)
+    log.info("compared %r", found)
+    return found
 
 
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
@@ -163,7 +168,9 @@ def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     planning = time.monotonic() - began
     settings = settings_for(work, given.take(RunOptions))
     speed = measure_disk(folder, parse_size(given.take(BenchOptions).size), settings)
-    return DiskReport(speed, None if work is None else predict(work, speed), planning)
+    report = DiskReport(speed, None if work is None else predict(work, speed), planning)
+    log.info("measured %r", report)
+    return report
 
 
 def families() -> FamilyTable:
@@ -171,4 +178,6 @@ def families() -> FamilyTable:
     import streamconv.report.capabilities  # noqa: F401 - gives tables their face
     from streamconv.planning.capabilities import FamilyTable, capability_table
 
-    return FamilyTable(tuple(capability_table()))
+    table = FamilyTable(tuple(capability_table()))
+    log.info("listed %r", table)
+    return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from streamconv.api.options import SIDES, options_of_verb, source_names
+from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.cli.options import OutputOptions
 from streamconv.core.errors import UsageError
@@ -115,7 +117,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> int:
         """Run the verb; returns the exit code."""
         places = {place.name: ctx.params[place.name] for place in (*self.places, *self.path_options)}
-        return self._run(Invocation(places, self._given(ctx)))
+        call = Invocation(places, self._given(ctx))
+        if not call.output.quiet:
+            for warning in variables_that_are_not_read():
+                print(f"warning: {warning}", file=sys.stderr)
+        return self._run(call)
 
     def _given(self, ctx: click.Context) -> Given:
         values: dict[str, Any] = {}

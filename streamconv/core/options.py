@@ -260,7 +260,7 @@ class Given:
         try:
             return owner(**mine)
         except UsageError:
-            for name in mine.keys() & self.ambient:
+            for name in [name for name in mine if name in self.ambient]:
                 with suppress(UsageError):
                     return owner(**{other: value for other, value in mine.items() if other != name})
             raise

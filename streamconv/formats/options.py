@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from streamconv.core.errors import UsageError
 from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, PathTo, Text, kind_of, plain
 from streamconv.core.options import option
 from streamconv.core.shown import as_shown
@@ -179,6 +180,11 @@ class TrainingOptions(TargetOptions):
         flag="--no-args",
         purpose="the training arguments stay behind",
     )
+
+    def __post_init__(self) -> None:
+        if self.pp_layers is not None and self.pp not in (None, len(self.pp_layers)):
+            what = f"--pp {self.pp} and {len(self.pp_layers)} stages in --pp-layers"
+            raise UsageError(what, remedy="say one of them")
 
     @property
     def has_virtual_stages(self) -> bool:
