@@ -74,7 +74,10 @@ def _page() -> Iterator[str]:
     prefixes = "; ".join(
         f"`{verb}` {' and '.join(f'`--{side}-NAME`' for side in sides)}" for verb, sides in SIDES.items()
     )
-    yield f"These are options of `inspect`, `verify` and `diff` too. For one of two checkpoints alone: {prefixes}.\n"
+    yield (
+        f"These are options of `inspect`, `verify` and `diff` too. For one of two checkpoints alone: {prefixes}; their "
+        "variables are like `STREAMCONV_DST_NAME`.\n"
+    )
     yield from _table(
         "Memory, threads and I/O",
         options_of(RunOptions),

@@ -15,6 +15,7 @@ from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import InvalidValue, PathTo
 from streamconv.core.options import Given
+from streamconv.core.shown import as_written
 from streamconv.report.progress import progress_bar
 
 __all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "verb"]
@@ -64,7 +65,7 @@ def path_of(name: str, value: object) -> Path:
     try:
         path = PathTo("PATH", folder=True).check(value)
     except InvalidValue as error:
-        raise UsageError(f"{name}={value!r:.60}: {error.what}", remedy="give a str or a pathlib.Path") from None
+        raise UsageError(f"{name}={as_written(value)}: {error.what}", remedy=error.remedy) from None
     return Path(path)
 
 
@@ -76,7 +77,7 @@ def shown(progress: object, what: str) -> AbstractContextManager[Callable[[int, 
         return progress_bar(sys.stderr, quiet=False, verb=what)
     if not callable(progress):
         raise UsageError(
-            f"progress={progress!r:.60}: not a function",
+            f"progress={as_written(progress)}: not a function",
             remedy="give one that takes (bytes done, bytes in all), or True for a bar on stderr",
         )
     return nullcontext(progress)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamconv.api.options import plan_owners, source_names
+from streamconv.api.options import options_of_verb, plan_owners, source_names
 from streamconv.core.errors import UsageError
-from streamconv.core.options import Given
+from streamconv.core.log import log
+from streamconv.core.options import Given, all_options
 
 if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
@@ -29,12 +30,13 @@ __all__ = ["bench", "carried_out", "convert", "diff", "families", "inspect", "pl
 Progress = Callable[[int, int], None]
 # What is true of SRC, and so of the result that was made of it; the rest is about how SRC is stored.
 _ABOUT_BOTH = ("num_heads", "vocab_size", "glu_order")
+# Nothing but a comparison reads them.
+_OF_COMPARISONS = ("replicated", "vocab_size", "dst_vocab_size")
 
 
 def planned(src: Path, given: Given) -> Plan:
     """A plan, whatever the memory budget."""
     import streamconv.report.plans  # noqa: F401 - gives plans their face
-    from streamconv.core.log import log
     from streamconv.planning.planner import make_plan
 
     work = make_plan(src, given.only(plan_owners()))
@@ -69,7 +71,6 @@ def convert(src: Path, dst: Path | None, given: Given, progress: Progress | None
 def carried_out(work: Plan, dst: Path | None, given: Given, progress: Progress | None = None) -> ConversionReport:
     """Carry out a plan."""
     import streamconv.report.conversions  # noqa: F401 - gives reports their face
-    from streamconv.core.log import log
     from streamconv.execution.options import PublishOptions, RunOptions
     from streamconv.execution.run import run_plan
 
@@ -101,11 +102,16 @@ def inspect(path: Path, given: Given, progress: Progress | None = None) -> Inspe
     from streamconv.inspection.options import InspectOptions
     from streamconv.values.options import ReadingOptions
 
-    if any(name in given.values for name in source_names()):
-        from streamconv.planning.unused_options import refuse_unused_for  # most inspections need no formats
+    options, of_values = given.take(InspectOptions), all_options([ReadingOptions])
+    if given.values.keys() & {*source_names(), *of_values}:
+        from streamconv.planning.unused_options import refuse_unused_for, refuse_without  # most need no formats
 
         refuse_unused_for({"path": path}, given)
-    return look_inside(path, given, given.take(InspectOptions), given.take(ReadingOptions), progress)
+        if not (options.stats or options.check):
+            refuse_without("--stats or --check", of_values, given)
+    report = look_inside(path, given, options, given.take(ReadingOptions), progress)
+    log.info("inspected %r", report)
+    return report
 
 
 def verify(dst: Path, against: Path | None, given: Given, progress: Progress | None = None) -> Verification:
@@ -117,15 +123,18 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
     from streamconv.verification.verify import verify as check
 
     if against is None:
-        refuse_without("against", [ReplicaOptions], given)
+        known = options_of_verb("verify")
+        refuse_without("--against", {name: known[name] for name in _OF_COMPARISONS}, given)
         refuse_unused_for({"dst": dst}, given)
         own = of_src = given.side("dst", source_names())
     else:
-        refuse_unused_for({"dst": dst, "against": against}, given)
-        of_src = given.side("against", source_names())
-        own = given.side("dst", source_names(), shared=_ABOUT_BOTH)
+        refuse_unused_for({"dst": dst, "against": against}, given, shared={"dst": _ABOUT_BOTH})
+        of_src = given.forgiving(_ABOUT_BOTH).side("against", source_names())
+        own = given.forgiving(_ABOUT_BOTH).side("dst", source_names(), shared=_ABOUT_BOTH)
     policy = given.take(ReplicaOptions).replicated
-    return check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    found = check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    log.info("verified %r", found)
+    return found
 
 
 def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Comparison:
@@ -137,9 +146,11 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
     from streamconv.verification.verify import diff as compare
 
     refuse_unused_for({"a": a, "b": b}, given)
-    of_a, of_b = (given.side(side, source_names()) for side in ("a", "b"))
+    of_a, of_b = (given.forgiving(source_names()).side(side, source_names()) for side in ("a", "b"))
     everything = given.take(DiffOptions).everything
-    return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress, everything=everything)
+    found = compare(a, b, of_a, of_b, given.take(ReadingOptions), progress, everything=everything)
+    log.info("compared %r", found)
+    return found
 
 
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
@@ -153,13 +164,15 @@ def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     if src is None:
         from streamconv.planning.unused_options import refuse_without
 
-        refuse_without("src", plan_owners(), given)
+        refuse_without("--src", all_options(plan_owners()), given)
     began = time.monotonic()
     work = None if src is None else planned(src, given)
     planning = time.monotonic() - began
     settings = settings_for(work, given.take(RunOptions))
     speed = measure_disk(folder, parse_size(given.take(BenchOptions).size), settings)
-    return DiskReport(speed, None if work is None else predict(work, speed), planning)
+    report = DiskReport(speed, None if work is None else predict(work, speed), planning)
+    log.info("measured %r", report)
+    return report
 
 
 def families() -> FamilyTable:
@@ -167,4 +180,6 @@ def families() -> FamilyTable:
     import streamconv.report.capabilities  # noqa: F401 - gives tables their face
     from streamconv.planning.capabilities import FamilyTable, capability_table
 
-    return FamilyTable(tuple(capability_table()))
+    table = FamilyTable(tuple(capability_table()))
+    log.info("listed %r", table)
+    return table

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from streamconv.api.options import options_of_verb
 from streamconv.api.verbs import planned
+from streamconv.bigscience.arguments import path
 from streamconv.cli import convert
 from streamconv.cli.main import guarded
 from streamconv.cli.options import OutputOptions
@@ -28,8 +29,8 @@ def _run(words: list[str]) -> int:
         description="Convert a Megatron-DeepSpeed checkpoint to Megatron-LM's legacy layout, with the options of "
         "the script of that name. `streamconv convert` has more.",
     )
-    parser.add_argument("--input_folder", required=True, help="Input DeepSpeed checkpoint folder")
-    parser.add_argument("--output_folder", required=True, help="Output Megatron checkpoint folder")
+    parser.add_argument("--input_folder", required=True, type=path, help="Input DeepSpeed checkpoint folder")
+    parser.add_argument("--output_folder", required=True, type=path, help="Output Megatron checkpoint folder")
     parser.add_argument("--target_tp", type=int, default=1, help="Target TP degree (default: 1)")
     parser.add_argument("--target_pp", type=int, default=1, help="Target PP degree (default: 1)")
     parser.add_argument("--for_release", action="store_true", help="Reset the counters of consumed samples")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from streamconv.bigscience.arguments import path
 from streamconv.cli.main import guarded
 
 __all__ = ["main"]
@@ -23,7 +24,7 @@ def _run(words: list[str]) -> int:
         description="Print the shape of every tensor in a torch file, and every other value, with the lines of the "
         "script of that name. Metadata is read and no pickle is executed. `streamconv inspect` says more.",
     )
-    parser.add_argument("file", metavar="FILE", help="a file that torch.save wrote")
+    parser.add_argument("file", metavar="FILE", type=path, help="a file that torch.save wrote")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks too")
     arguments = parser.parse_args(words)
     from streamconv.bigscience.python_text import dump_lines

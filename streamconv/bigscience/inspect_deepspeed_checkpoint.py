@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamconv.bigscience.arguments import path
 from streamconv.cli.main import guarded
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
         "and all shapes, with the lines of the script of that name. Only metadata is read. `streamconv inspect` says "
         "more.",
     )
-    parser.add_argument("--folder", required=True, help="DeepSpeed Checkpoint folder")
+    parser.add_argument("--folder", required=True, type=path, help="DeepSpeed Checkpoint folder")
     parser.add_argument("--target_tp", type=int, help="Target TP degree")
     parser.add_argument("--target_pp", type=int, help="Target PP degree")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from streamconv.api.options import SIDES, options_of_verb, source_names
+from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.cli.options import OutputOptions
 from streamconv.core.errors import UsageError
-from streamconv.core.kinds import InvalidValue, nearest
-from streamconv.core.options import Given, Option, all_options, as_shown, options_of
+from streamconv.core.kinds import InvalidValue, PathTo, nearest
+from streamconv.core.options import Given, Option, all_options, options_of
+from streamconv.core.shown import as_shown
 from streamconv.formats.frameworks import target_options
 from streamconv.formats.options import TrainingOptions
 
@@ -64,6 +67,21 @@ class OptionType(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return [CompletionItem(word) for word in kind.words if word.startswith(incomplete.lower())]
 
 
+class PathType(click.Path):
+    """A path without a flag, or that no option declares."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.named = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The checked path, as text."""
+        try:
+            return str(PathTo("PATH", folder=True).check(value))
+        except InvalidValue as error:
+            raise UsageError(f"{self.named} {as_shown(value)}: {error.what}") from None
+
+
 def _read(option: Option, text: str, spelled: str) -> Any:
     try:
         return option.kind.read(text)
@@ -87,16 +105,23 @@ class Command(click.Command):
         self.places, self.path_options, self.own = places, path_options, own
         self._run, self.verb = run, verb
         params: list[click.Parameter] = [
-            click.Argument([place.name], required=place.required, type=click.Path()) for place in places
+            click.Argument([place.name], required=place.required, type=PathType(place.name.upper())) for place in places
         ]
-        params += [click.Option([f"--{p.name}"], metavar="PATH", help=p.help, type=click.Path()) for p in path_options]
+        params += [
+            click.Option([f"--{place.name}"], metavar="PATH", help=place.help, type=PathType(f"--{place.name}"))
+            for place in path_options
+        ]
         params += [_parameter(each) for each in self.known.values()]
         super().__init__(verb, params=params, help=help, context_settings={"help_option_names": ["-h", "--help"]})
 
     def invoke(self, ctx: click.Context) -> int:
         """Run the verb; returns the exit code."""
         places = {place.name: ctx.params[place.name] for place in (*self.places, *self.path_options)}
-        return self._run(Invocation(places, self._given(ctx)))
+        call = Invocation(places, self._given(ctx))
+        if not call.output.quiet:
+            for warning in variables_that_are_not_read():
+                print(f"warning: {warning}", file=sys.stderr)
+        return self._run(call)
 
     def _given(self, ctx: click.Context) -> Given:
         values: dict[str, Any] = {}

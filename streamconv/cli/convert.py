@@ -29,18 +29,22 @@ def command(help: str) -> Command:  # noqa: A002 - click's name for it
 
 def run(call: Invocation) -> int:
     """Run the verb; returns the exit code."""
-    dst, discards = call.places["dst"], call.given.get("to") == NOWHERE
-    if discards == (dst is not None):
+    dst, given = call.places["dst"], call.given
+    discards = given.get("to") == NOWHERE
+    if discards and dst is not None and "to" in given.ambient:
+        discards, given = False, given.without("to")  # a variable that does not go with DST
+    if discards and dst is not None:
         raise UsageError(
-            f"--to {NOWHERE} discards the result, and takes no DST" if discards else "DST is missing",
-            remedy="say where the result shall go, or --to null to measure without writing",
+            f"--to {NOWHERE} discards the result, and takes no DST", remedy="leave out DST, or choose another --to"
         )
-    if call.given.take(ConvertViewOptions).dry_run:
-        return plan_verb.run(call)
+    if not discards and dst is None:
+        raise UsageError(
+            "DST is missing", remedy=f"say where the result shall go, or --to {NOWHERE} to measure without writing"
+        )
+    if given.take(ConvertViewOptions).dry_run:
+        return plan_verb.run(Invocation(call.places, given))
     print_log(call.output)
-    return execute(
-        verbs.planned(Path(str(call.places["src"])), call.given), None if dst is None else Path(dst), call.given
-    )
+    return execute(verbs.planned(Path(str(call.places["src"])), given), None if dst is None else Path(dst), given)
 
 
 def execute(work: Plan, dst: Path | None, given: Given) -> int:

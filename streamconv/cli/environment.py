@@ -20,11 +20,14 @@ def variables_that_are_not_read() -> Iterator[str]:
     from streamconv.cli.options import OWN_OPTIONS
 
     options = [*known_options().values(), *all_options(OWN_OPTIONS).values()]
-    known = {each.variable for each in options if each.variable is not None}
-    destroys = {each.any_variable: each.flag for each in options if each.destroys}
-    for name in sorted(set(found) - known):
-        meant = nearest(name, known)
-        if name in destroys:
-            yield f"{name} is not read: say {destroys[name]} on the command line"
-        else:
-            yield f"{name} is no option" + (f": did you mean {meant}?" if meant else "")
+    # Compared without the prefix, which makes all of them alike.
+    known = {each.any_variable.removeprefix(ENVIRONMENT): each for each in options}
+    for name in sorted(found):
+        each = known.get(name.removeprefix(ENVIRONMENT))
+        meant = nearest(name.removeprefix(ENVIRONMENT), known)
+        if each is None and meant is not None:
+            yield f"{name} is no option: did you mean {known[meant].variable or known[meant].flag}?"
+        elif each is None:
+            yield f"{name} is no option"
+        elif each.variable is None:
+            yield f"{name} is not read: say {each.flag} on the command line"

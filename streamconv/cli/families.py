@@ -7,7 +7,7 @@ import json
 from streamconv.api import verbs
 from streamconv.cli.command import Command, Invocation
 from streamconv.cli.options import FamiliesViewOptions
-from streamconv.cli.output import print_result
+from streamconv.cli.output import print_log, print_result
 
 __all__ = ["command", "run"]
 
@@ -19,6 +19,7 @@ def command(help: str) -> Command:  # noqa: A002 - click's name for it
 
 def run(call: Invocation) -> int:
     """Run the verb; returns the exit code. Its JSON is the list that ``to_dict`` has under ``conversions``."""
+    print_log(call.output)
     table = verbs.families()
     if call.output.json:
         print(json.dumps(table.to_dict()["conversions"], indent=2))

@@ -24,13 +24,14 @@ def command(help: str) -> Command:  # noqa: A002 - click's name for it
 def run(call: Invocation) -> int:
     """Run the verb; returns the exit code."""
     output, options, view = call.output, call.given.take(InspectOptions), call.given.take(InspectViewOptions)
-    if view.plot and not options.stats:
+    plot = None if "plot" in call.given.ambient and not options.stats else view.plot
+    if plot and not options.stats:
         raise UsageError("--plot draws statistics", remedy="add --stats")
     print_log(output)
     with progress_on(output, "reading", wanted=options.stats or options.check) as progress:
         report = verbs.inspect(Path(str(call.places["path"])), call.given, progress)
-    if view.plot or view.html:
-        _write_pictures(report.to_dict(), view)
+    if plot or view.html:
+        _write_pictures(report.to_dict(), view.html, plot)
     from streamconv.report.inspection import Detail, report_blocks
 
     detail = Detail(tensors=report.lists_tensors, tree=view.tree, globals=view.globals)
@@ -38,16 +39,16 @@ def run(call: Invocation) -> int:
     return report.exit_code if view.strict else 0
 
 
-def _write_pictures(report: dict[str, Any], view: InspectViewOptions) -> None:
-    if view.html:
+def _write_pictures(report: dict[str, Any], html: str | None, plot: str | None) -> None:
+    if html:
         from streamconv.report.html import html_report
 
         page = html_report(report)
         try:
-            Path(view.html).write_text(page, encoding="utf-8")
+            Path(html).write_text(page, encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"cannot write the page: {error.strerror}", where=view.html) from error
-    if view.plot:
+            raise StorageError(f"cannot write the page: {error.strerror}", where=html) from error
+    if plot:
         from streamconv.report.plot import plot_norms
 
-        plot_norms(report, Path(view.plot))
+        plot_norms(report, Path(plot))

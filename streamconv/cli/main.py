@@ -6,15 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 import click
 
 from streamconv.cli.completion import COMPLETION, complete
-from streamconv.cli.environment import variables_that_are_not_read
-from streamconv.cli.program import PROGRAM, verbs_with
+from streamconv.cli.program import ANYWHERE, PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
+from streamconv.core.kinds import Count, InvalidValue
+from streamconv.core.options import ENVIRONMENT
 
 __all__ = ["guarded", "main"]
 
@@ -31,21 +33,24 @@ class Terminated(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``streamconv``; returns the exit code."""
-    if COMPLETION in os.environ:
-        return complete(PROGRAM, os.environ[COMPLETION])
+    instruction = os.environ.get(COMPLETION)
+    if instruction:
+        return guarded(lambda _: complete(PROGRAM, instruction), argv)
     return guarded(_run, argv)
 
 
 def _run(words: list[str]) -> int:
-    for warning in variables_that_are_not_read():
-        print(f"warning: {warning}", file=sys.stderr)
     with PROGRAM.make_context("streamconv", words) as context:
         code: int = PROGRAM.invoke(context)
     return code
 
 
 def _verbosity(words: Sequence[str]) -> int:
-    return sum({"-v": 1, "--verbose": 1, "-vv": 2}.get(word, 0) for word in words)
+    """How often ``-v`` is said, whether or not the words make sense."""
+    said = sum(1 if word == "--verbose" else word.count("v") for word in words if ANYWHERE.fullmatch(word))
+    with suppress(InvalidValue):
+        return said or Count(least=0).read(os.environ.get(f"{ENVIRONMENT}VERBOSE", ""))
+    return 0
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamconv.core.errors import UsageError
 from streamconv.core.kinds import Count, Flag, PathTo
 from streamconv.core.options import option
 
@@ -23,6 +24,10 @@ class OutputOptions:
         short="-v",
         repeats=True,
     )
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise UsageError("-q says nothing and -v says more", remedy="say one of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

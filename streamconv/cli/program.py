@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
@@ -13,7 +15,7 @@ from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import nearest
 
-__all__ = ["PROGRAM", "VERBS", "verbs_with"]
+__all__ = ["ANYWHERE", "PROGRAM", "VERBS", "verbs_with"]
 
 VERBS = {
     "convert": "Convert a checkpoint.",
@@ -24,7 +26,8 @@ VERBS = {
     "families": "Show which model families go from which source to which target, and why others do not.",
     "bench": "Measure a folder's disk, and predict how long a conversion would take.",
 }
-_ANYWHERE = ("-v", "-vv", "--verbose", "-q", "--quiet")
+ANYWHERE = re.compile(r"-[vq]+|--verbose|--quiet")
+"""Words that may stand before the verb, whatever it is."""
 
 
 class _Streamconv(click.Group):
@@ -83,19 +86,43 @@ def _with_verb(words: list[str], *, is_unfinished: bool) -> list[str]:
     Raises:
         UsageError: the first word is no verb and no path, but nearly a verb.
     """
-    first = next((word for word in words if word not in _ANYWHERE), None)
+    first = next((word for word in words if not ANYWHERE.fullmatch(word)), None)
     if first is None:
         return words or ["--help"]
-    if first in VERBS:
-        flags = [word for word in words[: words.index(first)] if word in _ANYWHERE]
-        return [first, *flags, *words[words.index(first) + 1 :]]
     if first in ("-h", "--help", "--version"):
         return [first]
-    is_taken = is_unfinished or first.startswith("-") or os.path.exists(first)  # noqa: PTH110 - a path may be too long
+    place = _first_place(words)
+    if place is None:
+        return ["convert", *words]
+    first = words[place]
+    if first in VERBS:
+        return [first, *words[:place], *words[place + 1 :]]
+    is_taken = is_unfinished or os.path.exists(first)  # noqa: PTH110 - a path may be too long
     meant = None if is_taken else nearest(first, VERBS)
     if meant is not None:
         raise UsageError(f"{first}: no such verb, and no such folder to convert", remedy=f"did you mean {meant}?")
     return ["convert", *words]
+
+
+def _first_place(words: Sequence[str]) -> int | None:
+    """Where the first word is that is no option and no value of one; None if there is none."""
+    follows_option = False
+    for place, word in enumerate(words):
+        if follows_option:
+            follows_option = False
+        elif word == "--":
+            return place + 1 if place + 1 < len(words) else None
+        elif word == "-" or not word.startswith("-"):
+            return place
+        else:
+            follows_option = not ANYWHERE.fullmatch(word) and _takes_value(word)
+    return None
+
+
+def _takes_value(word: str) -> bool:
+    """Whether an option, as it is spelled, has its value in the next word."""
+    params = (param for verb in VERBS for param in _command(verb).params if word in param.opts)
+    return any(isinstance(param, click.Option) and not (param.is_flag or param.count) for param in params)
 
 
 def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

@@ -26,8 +26,15 @@ class LastingStream:
 
     def write(self, text: str) -> int:
         """Write a text, if the stream still takes any; returns the number of its characters."""
-        self._attempt(lambda: self.stream.write(text))
+        self._attempt(lambda: self._write(text))
         return len(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:
+            # A path is bytes, and need not be text; a terminal need not know all letters.
+            self.stream.write(text.encode(self.stream.encoding, "backslashreplace").decode(self.stream.encoding))
 
     def flush(self) -> None:
         """Hand on what is buffered."""

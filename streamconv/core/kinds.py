@@ -10,7 +10,27 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-__all__ = ["AnyOf", "Choice", "Count", "Counts", "Flag", "InvalidValue", "PathTo", "Text", "ValueKind", "nearest"]
+__all__ = [
+    "LARGEST",
+    "AnyOf",
+    "Choice",
+    "Count",
+    "Counts",
+    "Flag",
+    "InvalidValue",
+    "PathTo",
+    "Text",
+    "ValueKind",
+    "kind_of",
+    "nearest",
+    "plain",
+]
+
+LARGEST = 2**31 - 1
+"""The largest number that an option takes: frameworks count in 32 bits."""
+
+# What Linux takes, in bytes [linux/limits.h: NAME_MAX, and PATH_MAX with the null character].
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
 
 
 class InvalidValue(ValueError):  # noqa: N818 - it becomes a UsageError where the option's name is known
@@ -19,6 +39,11 @@ class InvalidValue(ValueError):  # noqa: N818 - it becomes a UsageError where th
     def __init__(self, what: str, remedy: str | None = None) -> None:
         super().__init__(what)
         self.what, self.remedy = what, remedy
+
+
+def plain(value: Any) -> Any:
+    """A value of numpy or torch as Python has it; any other as it is."""
+    return value.tolist() if hasattr(type(value), "tolist") else value
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -97,35 +122,31 @@ class Flag(ValueKind):
 
     def check(self, value: Any) -> bool:
         """As :meth:`ValueKind.check`."""
-        if not isinstance(value, bool):
-            raise InvalidValue(f"{_kind_of(value)}, neither True nor False")
-        return value
+        said = plain(value)
+        if not isinstance(said, bool):
+            raise InvalidValue(f"{kind_of(value)}, neither True nor False")
+        return said
 
 
 class Count(ValueKind):
-    """A whole number of at least ``least``, and at most ``most`` if that is not None."""
+    """A whole number from ``least`` to ``most``."""
 
     metavar = "N"
     python = "int"
 
-    def __init__(self, least: int = 1, most: int | None = None) -> None:
+    def __init__(self, least: int = 1, most: int = LARGEST) -> None:
         self.least, self.most = least, most
 
     def read(self, text: str) -> int:
         """As :meth:`ValueKind.read`."""
-        try:
-            return self.check(int(text))
-        except InvalidValue:
-            raise
-        except ValueError:
-            raise InvalidValue("not a whole number") from None
+        return self.check(_read_whole(text, "not a whole number"))
 
     def check(self, value: Any) -> int:
         """As :meth:`ValueKind.check`."""
         number = _whole(value)
         if number < self.least:
             raise InvalidValue(f"must be at least {self.least}")
-        if self.most is not None and number > self.most:
+        if number > self.most:
             raise InvalidValue(f"must be at most {self.most}")
         return number
 
@@ -138,20 +159,15 @@ class Counts(ValueKind):
 
     def read(self, text: str) -> tuple[int, ...]:
         """As :meth:`ValueKind.read`."""
-        try:
-            return self.check([int(word) for word in text.split(",")])
-        except InvalidValue:
-            raise
-        except ValueError:
-            raise InvalidValue("not a list of numbers like 10,11,11") from None
+        return self.check([_read_whole(word, "not a list of numbers like 10,11,11") for word in text.split(",")])
 
     def check(self, value: Any) -> tuple[int, ...]:
         """As :meth:`ValueKind.check`."""
         if isinstance(value, str):
             return self.read(value)
-        numbers = value.tolist() if hasattr(value, "tolist") else value  # an array of numpy or torch
+        numbers = plain(value)
         if not isinstance(numbers, Sequence) or isinstance(numbers, bytes):
-            raise InvalidValue(f"{_kind_of(value)}, not a list of numbers like (10, 11, 11)")
+            raise InvalidValue(f"{kind_of(value)}, not a list of numbers like (10, 11, 11)")
         if not numbers:
             raise InvalidValue("no numbers")
         return tuple(Count().check(number) for number in numbers)
@@ -196,7 +212,7 @@ class Choice(ValueKind):
         if any(value is known or (type(value) is type(known) and value == known) for known in values.values()):
             return value
         if not isinstance(value, str):
-            raise InvalidValue(f"{_kind_of(value)}, not one of the words {', '.join(values)}")
+            raise InvalidValue(f"{kind_of(value)}, not one of the words {', '.join(values)}")
         known = {word.lower(): word for word in values} | dict(self._also)
         if value.lower() in known:
             return values[known[value.lower()]]
@@ -214,7 +230,7 @@ class Text(ValueKind):
     def check(self, value: Any) -> str:
         """As :meth:`ValueKind.check`."""
         if not isinstance(value, str):
-            raise InvalidValue(f"{_kind_of(value)}, not text")
+            raise InvalidValue(f"{kind_of(value)}, not text")
         if not value:
             raise InvalidValue("empty")
         return value
@@ -231,22 +247,44 @@ class PathTo(ValueKind):
     def check(self, value: Any) -> Any:
         """As :meth:`ValueKind.check`."""
         if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-            raise InvalidValue(f"{_kind_of(value)}, not a path")
-        if not os.fspath(value):
+            raise InvalidValue(f"{kind_of(value)}, not a path", "give a str or a pathlib.Path")
+        text = os.fspath(value)
+        if not text:
             raise InvalidValue("an empty path")
-        if "\0" in os.fspath(value):
+        if "\0" in text:
             raise InvalidValue("a path with a null character in it")
+        try:
+            stored = os.fsencode(text)
+        except UnicodeEncodeError:
+            raise InvalidValue("a path with a character that no file system has") from None
+        if len(stored) > _LONGEST_PATH:
+            raise InvalidValue(f"a path of {len(stored)} bytes, and the system takes {_LONGEST_PATH}")
+        longest = max(map(len, stored.split(b"/")))
+        if longest > _LONGEST_NAME:
+            raise InvalidValue(f"a name of {longest} bytes in it, and the system takes {_LONGEST_NAME}")
         return Path(value)
+
+
+def _read_whole(text: str, otherwise: str) -> int:
+    """The whole number that a text is; raises :class:`InvalidValue` with ``otherwise`` if it is none."""
+    try:
+        return int(text)
+    except ValueError:
+        # Python reads no number of more than 4300 digits.
+        digits = text.strip().lstrip("+-")
+        raise InvalidValue(f"a number of {len(digits)} digits" if digits.isdecimal() else otherwise) from None
 
 
 def _whole(value: Any) -> int:
     """The whole number that a value is: an int or numpy's, but no bool and no float."""
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise InvalidValue(f"{_kind_of(value)}, not a whole number")
-    return operator.index(value)
+    said = plain(value)
+    if isinstance(said, bool) or not hasattr(type(said), "__index__"):
+        raise InvalidValue(f"{kind_of(said)}, not a whole number")
+    return operator.index(said)
 
 
-def _kind_of(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The type of a value, for a message: ``an int``."""
     if value is None:
         return "None"
     name = type(value).__name__

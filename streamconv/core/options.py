@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import AnyOf, Flag, InvalidValue, ValueKind, nearest
+from streamconv.core.shown import as_shown, as_written
 
-__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "as_shown", "option", "options_of"]
+__all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "option", "options_of"]
 
 ENVIRONMENT = "STREAMCONV_"
 _DECLARED = "option"
@@ -157,19 +158,13 @@ def _merged(declared: list[Option]) -> Option:
     return replace(declared[0], kind=AnyOf(kinds), help=helps, default=None)
 
 
-def as_shown(value: Any) -> str:
-    """A value as a message shows it: short, on one line."""
-    words = value if isinstance(value, str) else repr(value)
-    words = words.encode("unicode_escape").decode("ascii") if not words.isprintable() else words
-    return words if len(words) <= 60 else f"{words[:57]}..."
-
-
 @dataclass(frozen=True, slots=True)
 class Given:
     """The options that a user gave, by their names in Python, with checked values.
 
-    ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that the
-    environment gave: they hold for every command, so they are no mistake where they have no effect.
+    ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that are
+    no mistake where they have no effect: the environment gave them, for every command, or they are for something else
+    too.
     """
 
     values: Mapping[str, Any]
@@ -191,7 +186,7 @@ class Given:
                 remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
                 raise UsageError(f"{name}: no such option", remedy=remedy)
             if value is not None:
-                spelled[name] = f"{name}={repr(as_shown(value)) if isinstance(value, str) else as_shown(value)}"
+                spelled[name] = f"{name}={as_written(value)}"
                 values[name] = _checked(known[name], value, spelled[name])
         return cls(values, spelled=spelled)
 
@@ -206,6 +201,10 @@ class Given:
             _checked(known[name], value, spelled.get(name, f"{known[name].flag} {as_shown(value)}"))
         return cls(values, spelled=spelled)
 
+    def word_for(self, each: Option) -> str:
+        """The flag or the keyword by which an option was given: ``--a-tag`` for ``--tag``, if it is of one side."""
+        return self.spelled.get(each.name, each.flag).split(" ")[0].split("=")[0]
+
     def get(self, name: str, default: Any = None) -> Any:
         """The value of an option, or ``default``."""
         return self.values.get(name, default)
@@ -214,6 +213,15 @@ class Given:
         """What these dataclasses declare of it."""
         known = all_options(owners)
         return Given({name: value for name, value in self.values.items() if name in known}, self.ambient, self.spelled)
+
+    def without(self, name: str) -> Given:
+        """The same, without an option."""
+        values = {other: value for other, value in self.values.items() if other != name}
+        return Given(values, self.ambient, self.spelled)
+
+    def forgiving(self, names: Iterable[str]) -> Given:
+        """The same; it is no mistake where these options have no effect, because they are for something else too."""
+        return Given(self.values, self.ambient.union(names), self.spelled)
 
     def plus(self, **values: Any) -> Given:
         """The same, with these values."""
@@ -229,8 +237,9 @@ class Given:
         """
         own = {name: self.values[f"{prefix}_{name}"] for name in names if f"{prefix}_{name}" in self.values}
         spelled = {name: words for name in own if (words := self.spelled.get(f"{prefix}_{name}"))}
-        common = {name: self.values[name] for name in shared or names if name in self.values}
-        return Given({**common, **own}, self.ambient - set(own), {**self.spelled, **spelled})
+        common = {name: self.values[name] for name in (names if shared is None else shared) if name in self.values}
+        ambient = frozenset(name for name in own if f"{prefix}_{name}" in self.ambient)
+        return Given({**common, **own}, ambient | (self.ambient - own.keys()), {**self.spelled, **spelled})
 
     def take(self, owner: type[O]) -> O:
         """The options of one dataclass, with the defaults of those that are not given.
@@ -251,7 +260,7 @@ class Given:
         try:
             return owner(**mine)
         except UsageError:
-            for name in mine.keys() & self.ambient:
+            for name in [name for name in mine if name in self.ambient]:
                 with suppress(UsageError):
                     return owner(**{other: value for other, value in mine.items() if other != name})
             raise

@@ -6,12 +6,15 @@ It imports nothing heavy: the command line reads the options of all formats befo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, PathTo, Text
+from streamconv.core.errors import UsageError
+from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, PathTo, Text, kind_of, plain
 from streamconv.core.options import option
+from streamconv.core.shown import as_shown
 from streamconv.models.orders import GluOrder, QkvLayout
 
 __all__ = [
@@ -22,6 +25,9 @@ __all__ = [
     "TrainingSourceOptions",
     "WholeOptions",
 ]
+
+
+_MOST_BITS = 64
 
 
 class _Entries(PathTo):
@@ -37,14 +43,32 @@ class _Entries(PathTo):
         if isinstance(value, Mapping):
             if not all(isinstance(name, str) for name in value):
                 raise InvalidValue("entries that are not called by names", "give a mapping of names to values")
-            return value
+            return {name: _entry(name, each) for name, each in value.items()}
+        if not isinstance(value, str | os.PathLike):
+            what = f"{as_shown(value)}, not entries by their names"
+            raise InvalidValue(what, "give a mapping of names to values, or the path of a JSON file")
         from streamconv.containers.json_file import read_config  # here: the command line's start does without it
 
-        try:
-            return read_config(super().check(value))
-        except InvalidValue:
-            what = f"{repr(value)[:40]}, not entries by their names"
-            raise InvalidValue(what, "give a mapping of names to values, or the path of a JSON file") from None
+        return read_config(super().check(value))
+
+
+def _entry(name: str, value: Any) -> Any:
+    """The value of an entry in Python's own types, as a JSON file would have it.
+
+    Raises:
+        InvalidValue: JSON has no word for it.
+    """
+    said = plain(value)
+    if isinstance(said, Mapping):
+        return {key: _entry(name, each) for key, each in said.items()}
+    if isinstance(said, list | tuple):
+        items = [_entry(name, each) for each in said]
+        return items if isinstance(said, list) else tuple(items)
+    if not (said is None or isinstance(said, bool | int | float | str)):
+        raise InvalidValue(f"{name} is {kind_of(said)}, for which JSON has no word", "leave the entry out")
+    if isinstance(said, int) and said.bit_length() > _MOST_BITS:
+        raise InvalidValue(f"{name} is a number of {said.bit_length()} bits", "leave the entry out")
+    return said
 
 
 def _pp_layers() -> Any:
@@ -57,7 +81,7 @@ def _pp_layers() -> Any:
 
 def _iteration() -> Any:
     return option(
-        Count(least=0),
+        Count(least=0, most=10**9 - 1),
         "training iteration, if the source does not record it, or another than it records",
         purpose="the iteration that a training checkpoint is of",
     )
@@ -156,6 +180,11 @@ class TrainingOptions(TargetOptions):
         flag="--no-args",
         purpose="the training arguments stay behind",
     )
+
+    def __post_init__(self) -> None:
+        if self.pp_layers is not None and self.pp not in (None, len(self.pp_layers)):
+            what = f"--pp {self.pp} and {len(self.pp_layers)} stages in --pp-layers"
+            raise UsageError(what, remedy="say one of them")
 
     @property
     def has_virtual_stages(self) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import SourceError, StreamconvError, UsageError
+from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError, UsageError
 from streamconv.core.options import Given
 from streamconv.execution.staging import JOURNAL, WORK_FOLDER
 from streamconv.formats.common.faults import Collected
@@ -27,6 +27,7 @@ from streamconv.inspection.sharded import KnownModel, canonical_tensors, describ
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 from streamconv.inspection.zero3 import flat_parameters
 from streamconv.planning.opening import open_supplied
+from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["inspect_folder"]
 
@@ -38,11 +39,15 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
 
     Raises:
         SourceError: there is no such folder, or no checkpoint in it.
+        UsageError: an option has no effect, because such a folder is shown as it is stored.
     """
     folder, notes = _checkpoint_folder(path, given.get("tag"))
+    if folder != path:
+        given = given.without("tag")  # it was a name below `path`, and is none below the folder
     report = InspectionReport(str(folder), "folder", 0, "")
     report.findings += [*notes, *_unfinished(path)]
     if is_torch_dist(folder):
+        refuse_unread(given, "a torch_dist folder is shown as it is stored")
         result = Inspected(report, describe_torch_dist(folder, report))
     else:
         result = _framework_folder(folder, given, report)
@@ -93,10 +98,14 @@ def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> I
         source, model, named_family = open_supplied(folder, given)
     except UsageError:
         raise
+    except UnsupportedError as error:
+        refuse_unread(given, f"the folder is shown file by file, for what is in it is not translated: {error.what}")
+        return _unopened(folder, error, report)
     except StreamconvError as error:
         return _unopened(folder, error, report)
     if source.name == "huggingface":
         # Its tensors are whole, so they are shown under their stored names; the index is checked too.
+        refuse_unread(given, "a Hugging Face folder is shown as it is stored")
         return Inspected(report, describe_file_set(folder, None, report))
     report.path = str(model.path)
     named: list[tuple[str, dict[Global, int]]] = []

@@ -47,7 +47,8 @@ def inspect(
     inspected = _open(path, given)
     report = inspected.report
     if options.target_tp is not None or options.target_pp is not None:
-        _add_target(inspected, options)
+        said = given.values.keys() & {"target_tp", "target_pp"} - given.ambient
+        _add_target(inspected, options, is_asked=bool(said))
     if options.tensors is not None:
         _keep(inspected, options.tensors)
     if options.stats or options.check:
@@ -79,7 +80,7 @@ def _open(path: Path, given: Given) -> Inspected:
     return inspect_folder(path, given)
 
 
-def _add_target(found: Inspected, options: InspectOptions) -> None:
+def _add_target(found: Inspected, options: InspectOptions, *, is_asked: bool) -> None:
     from streamconv.inspection.target_map import map_target
 
     report = found.report
@@ -88,6 +89,8 @@ def _add_target(found: Inspected, options: InspectOptions) -> None:
         report.findings.append(Finding("note", "no map of a target: the checkpoint is not whole"))
         return
     if report.parallel is None or not found.places or not layers:
+        if not is_asked:
+            return
         raise UsageError(
             f"{report.what} has no ranks that could be mapped to a target", remedy="leave out --target-tp, --target-pp"
         )

@@ -24,6 +24,7 @@ __all__ = [
     "parse_size",
     "peak_rss_nbytes",
     "read_budget",
+    "refuse_beyond",
 ]
 
 MIB = 1 << 20
@@ -32,6 +33,7 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for suffix, base in (("", 1024), ("IB", 1024), ("B", 1000))
 }
+_BEYOND = 1 << 63
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -83,7 +85,7 @@ def read_budget(text: str) -> tuple[float, str]:
     word = text.strip()
     if word.lower() == "auto":
         return 0.0, "auto"
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)", word)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*|%)", word)
     if match is None or (match[2] != "%" and match[2].upper() not in _UNITS):
         raise InvalidValue("not a size", "write 32G, 32GiB, 32GB, 50% or auto")
     number, unit = float(match[1]), match[2].upper()
@@ -91,6 +93,7 @@ def read_budget(text: str) -> tuple[float, str]:
         raise InvalidValue("more than all of it", "write at most 100%")
     if number * _UNITS.get(unit, 1) < (0 if unit == "%" else 1) or number == 0:
         raise InvalidValue("must be more than 0")
+    refuse_beyond(number * _UNITS.get(unit, 1))
     return number, unit
 
 
@@ -100,11 +103,20 @@ def parse_size(text: str) -> int:
     Raises:
         InvalidValue: the text is not a size.
     """
-    match = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS or not int(match[1]):
+    match = re.fullmatch(r"([0-9]+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
         raise InvalidValue("not a size", "write 8M or 512K")
-    number, unit = int(match[1]), _UNITS[match[2].upper()]
-    return int(number * unit)
+    if not match[1].strip("0"):
+        raise InvalidValue("must be more than 0")
+    unit = int(_UNITS[match[2].upper()])
+    refuse_beyond(float(match[1]) * unit)
+    return int(match[1].lstrip("0")) * unit
+
+
+def refuse_beyond(nbytes: float) -> None:
+    """Refuse a size that no file can have; raises :class:`InvalidValue`."""
+    if nbytes >= _BEYOND:
+        raise InvalidValue("more than a file can have", "write less than 8 EiB")
 
 
 def _total_nbytes() -> int:

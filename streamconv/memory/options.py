@@ -6,8 +6,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from streamconv.core.kinds import InvalidValue, Text
-from streamconv.memory.budget import parse_size, read_budget
+from streamconv.core.kinds import InvalidValue, Text, kind_of, plain
+from streamconv.memory.budget import parse_size, read_budget, refuse_beyond
 
 __all__ = ["Budget", "SizeText"]
 
@@ -23,12 +23,17 @@ class SizeText(Text):
 
     def check(self, value: Any) -> str:
         """As :meth:`ValueKind.check`."""
-        if hasattr(type(value), "__index__") and not isinstance(value, bool):  # an int, or numpy's
-            value = str(operator.index(value))
-        if not isinstance(value, str):
-            raise InvalidValue(f"a {type(value).__name__}, not a size", "write 8M or 512K, or a number of bytes")
-        self._parse(value)
-        return value
+        said = plain(value)
+        if hasattr(type(said), "__index__") and not isinstance(said, bool):
+            number = operator.index(said)
+            if number < 0:
+                raise InvalidValue("must be more than 0")
+            refuse_beyond(number)
+            said = str(number)
+        if not isinstance(said, str):
+            raise InvalidValue(f"{kind_of(said)}, not a size", "write 8M or 512K, or a number of bytes")
+        self._parse(said)
+        return said
 
 
 class Budget(SizeText):

@@ -29,6 +29,20 @@ class Capability:
     target: TargetFormat
     refusal: str | None
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Families and formats have functions, which go to no other process; each of them is there by its name.
+        return _capability, (self.family.title, self.source.name, self.target.name, self.refusal)
+
+
+def _capability(family: str, source: str, target: str, refusal: str | None) -> Capability:
+    """One of the table, by names."""
+    return Capability(
+        next(each for each in known_families() if each.title == family),
+        next(each for each in known_sources() if each.name == source),
+        next(each for each in known_targets() if each.name == target),
+        refusal,
+    )
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FamilyTable(Result):

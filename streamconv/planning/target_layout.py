@@ -30,10 +30,6 @@ def target_layout(model: StoredModel, options: TrainingOptions) -> ParallelLayou
 def _target_stages(model: StoredModel, wanted: TrainingOptions) -> tuple[int, ...]:
     """The number of layers on each stage: as requested, otherwise the source's."""
     if wanted.pp_layers is not None:
-        if wanted.pp not in (None, len(wanted.pp_layers)):
-            raise UsageError(
-                f"--pp {wanted.pp} and {len(wanted.pp_layers)} stages in --pp-layers", remedy="say one of them"
-            )
         if sum(wanted.pp_layers) != model.num_layers:
             raise UsageError(
                 f"--pp-layers {','.join(map(str, wanted.pp_layers))} adds up to {sum(wanted.pp_layers)} layers",

@@ -21,6 +21,7 @@ class ReadingOptions:
         "memory budget: 32G or 32GiB (2^30 units), 32GB (10^9), 50%, or auto (default): half of what is free, capped "
         "by the cgroup",
         default="auto",
+        purpose="the memory for reading values",
         main=True,
     )
     io: str = option(
@@ -28,5 +29,10 @@ class ReadingOptions:
         "direct (default): past the page cache, where the file system can; pread: through it, dropping what was used; "
         "mmap: read by memory maps",
         default="direct",
+        purpose="the way to read values",
     )
-    jobs: int | None = option(Count(), "threads that read and write (default: as many as help within the budget)")
+    jobs: int | None = option(
+        Count(),
+        "threads that read and write (default: as many as help within the budget)",
+        purpose="the threads that read values",
+    )

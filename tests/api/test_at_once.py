@@ -130,7 +130,7 @@ def test_a_result_shows_itself_where_it_is_unpickled(tmp_path: Path) -> None:
     """A new interpreter has nothing but the pickles."""
     out = tmp_path / "out"
     results = [streamconv.convert(SRC, out), streamconv.plan(SRC), streamconv.inspect(out), streamconv.diff(SRC, out)]
-    results += [streamconv.verify(out, SRC), streamconv.bench(tmp_path, SRC, size="1M")]
+    results += [streamconv.verify(out, SRC), streamconv.bench(tmp_path, SRC, size="1M"), streamconv.families()]
     shown = []
     for number, result in enumerate(results):
         (tmp_path / f"{number}.pickle").write_bytes(pickle.dumps(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -64,6 +65,13 @@ def test_a_result_is_one_line_in_a_console(name: str, out: Path) -> None:
     assert line.endswith(">")
     assert len(line) <= LONGEST_LINE == 200
     assert line.isprintable()
+
+
+def test_a_table_of_families_is_pickled_by_names() -> None:
+    table = streamconv.families()
+    again = pickle.loads(pickle.dumps(table))
+    assert again == table
+    assert all(mine.family is its.family for mine, its in zip(table.cells, again.cells, strict=True))
 
 
 def test_the_line_stays_short_and_harmless_whatever_a_path_is_called(tmp_path: Path) -> None:

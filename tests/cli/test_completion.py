@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from streamconv.cli.program import VERBS
-from tests.processes import STREAMCONV
+from tests.processes import run_main
 
 # At the prompt, ^T says what the line holds, and empties it.
 BASHRC = """
@@ -51,6 +51,45 @@ end
 COMMANDS = {"bash": ["bash", "--noprofile", "-i"], "zsh": ["zsh", "-d", "-i"], "fish": ["fish", "-c", FISH]}
 EMPTY, SAY = "\x15", "\x14"
 PATIENCE = 60
+
+
+def asked(instruction: str, *words: object, **typed: str) -> subprocess.CompletedProcess[str]:
+    return run_main(*words, variables={"_STREAMCONV_COMPLETE": instruction, **typed})
+
+
+def test_an_empty_instruction_is_none() -> None:
+    done = asked("", "families")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("BLOOM")
+
+
+@pytest.mark.parametrize("instruction", ["bash", "bash_", "tcsh_source", "fish_x", "1"])
+def test_an_instruction_that_no_shell_gives_is_refused(instruction: str) -> None:
+    done = asked(instruction, "families")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: _STREAMCONV_COMPLETE={instruction}: not what a shell asks for completion\n"
+        "  remedy: unset it, or say one of bash_source, zsh_source, fish_source for a script\n"
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_that_does_not_say_what_is_typed_is_refused(shell: str) -> None:
+    for typed in ({}, {"COMP_WORDS": "streamconv p"}, {"COMP_CWORD": "1"}):
+        done = asked(f"{shell}_complete", **typed)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{shell}_complete without what is typed" in done.stderr
+    done = asked("bash_complete", COMP_WORDS="streamconv p", COMP_CWORD="x")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_bytes_that_are_no_text_are_completed(shell: str) -> None:
+    word = "\udcff\udcfe"
+    place = word if shell == "fish" else "2"
+    done = asked(f"{shell}_complete", COMP_WORDS=f"streamconv plan {word}", COMP_CWORD=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("file")
 
 
 class Shell:
@@ -249,9 +288,3 @@ def test_a_mistake_earlier_in_the_line_is_no_matter_for_completion(shell: Shell)
 @pytest.mark.parametrize("shell", ["fish"], indirect=True)
 def test_fish_says_all_of_what_a_verb_is_for(shell: Shell) -> None:
     assert shell.listed("streamconv pl") == f"plan\t{VERBS['plan']}\n"
-
-
-def test_the_script_of_an_unknown_shell_is_refused(variables: dict[str, str]) -> None:
-    asked = {**variables, "_STREAMCONV_COMPLETE": "tcsh_source"}
-    done = subprocess.run(STREAMCONV, env=asked, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")

@@ -189,6 +189,27 @@ def test_a_variable_without_effect_is_no_mistake() -> None:
     assert json.loads(run("plan", GPT, "--to", "megatron-core", variables=plain).stdout)["copied"] == []
 
 
+def test_a_variable_that_does_not_go_with_what_is_said_is_passed_over(tmp_path: Path) -> None:
+    def stages(*words: object, **variables: str) -> list[int]:
+        said = {f"STREAMCONV_{name}": value for name, value in variables.items()}
+        target = json.loads(run("plan", BLOOM, "--json", *words, variables=said).stdout)["target"]
+        return list(target["pp_layers"])
+
+    assert stages("--pp-layers", "1,3", PP="3") == [1, 3]
+    assert stages("--pp", 3, PP_LAYERS="1,3") == [2, 1, 1]
+    assert stages(PP="3", PP_LAYERS="1,3") == [1, 3]
+    assert run("plan", BLOOM, "--pp", 3, "--pp-layers", "1,3").returncode == 2
+    done = run("convert", BLOOM, tmp_path / "out", variables={"STREAMCONV_TO": "null"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "latest_checkpointed_iteration.txt").read_text() == "3"
+    assert "nowhere" in run("convert", BLOOM, variables={"STREAMCONV_TO": "null"}).stdout
+    picture = {"STREAMCONV_PLOT": str(tmp_path / "x.png"), "STREAMCONV_TARGET_TP": "1", "STREAMCONV_TARGET_PP": "1"}
+    layer = BLOOM / "global_step3" / "layer_03-model_00-model_states.pt"
+    assert run("inspect", layer, variables=picture).returncode == 0
+    assert not (tmp_path / "x.png").exists()
+    assert run("inspect", layer, "--target-tp", 1).returncode == 2
+
+
 def test_what_destroys_is_not_read_from_the_environment(tmp_path: Path) -> None:
     """Nor is a name that is nearly an option; both are said."""
     (tmp_path / "out").mkdir()
@@ -200,6 +221,24 @@ def test_what_destroys_is_not_read_from_the_environment(tmp_path: Path) -> None:
     assert "STREAMCONV_OVERWRITE is not read: say --overwrite on the command line" in done.stderr
     assert "STREAMCONV_RESTART is not read" in done.stderr
     assert "STREAMCONV_TPP is no option: did you mean STREAMCONV_TP?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("XYZ", ""),
+        ("HOME", ""),
+        ("AGAINST", ""),
+        ("TPP", ": did you mean STREAMCONV_TP?"),
+        ("MAXRAM", ": did you mean STREAMCONV_MAX_RAM?"),
+        ("OVERWRITTE", ": did you mean --overwrite?"),
+    ],
+)
+def test_a_variable_is_compared_by_what_tells_it_from_others(name: str, meant: str) -> None:
+    """All begin with ``STREAMCONV_``, which makes any two of them alike."""
+    variables = {f"STREAMCONV_{name}": "1"}
+    assert run("families", variables=variables).stderr == f"warning: STREAMCONV_{name} is no option{meant}\n"
+    assert run("families", "-q", variables=variables).stderr == ""
 
 
 # -- what was meant ---------------------------------------------------------------------------------------------------
@@ -217,6 +256,7 @@ def test_what_destroys_is_not_read_from_the_environment(tmp_path: Path) -> None:
         (("convert", BLOOM, "out", "--overwirte"), "did you mean --overwrite"),
         (("plan", BLOOM, "--overwrite"), "--overwrite: an option of convert"),
         (("families", "--stats"), "--stats: an option of inspect"),
+        (("--json", "pln", BLOOM), "did you mean plan?"),
         (("plan",), "see streamconv plan --help"),
         (("diff", "A"), "see streamconv diff --help"),
     ],
@@ -246,6 +286,28 @@ def test_a_folder_that_is_called_as_a_verb_still_converts(name: str, tmp_path: P
         assert (tmp_path / f"out{number}" / "latest_checkpointed_iteration.txt").read_text() == "3"
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--json", "plan", BLOOM), '{\n  "source"'),
+        (("--tp", 1, "--json", "plan", BLOOM), '{\n  "source"'),
+        (("--tp=1", "plan", BLOOM), "to      megatron-legacy"),
+        (("-v", "--tensors", "*bias*", "inspect", BLOOM), "Megatron-DeepSpeed"),
+        (("--config", "plan", "plan", BLOOM), "no such file"),
+    ],
+)
+def test_options_may_stand_before_the_verb(words: tuple[object, ...], says: str) -> None:
+    done = run(*words)
+    assert says in f"{done.stdout}{done.stderr}"
+    assert done.returncode == (2 if says == "no such file" else 0)
+
+
+def test_the_remedy_for_a_dst_that_is_discarded_is_one() -> None:
+    done = run("convert", BLOOM, "out", "--to", "null")
+    assert done.returncode == 2
+    assert "discards the result, and takes no DST\n  remedy: leave out DST, or choose another --to\n" in done.stderr
+
+
 def test_a_folder_whose_name_is_nearly_a_verb_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(BLOOM, tmp_path / "pln")
     monkeypatch.chdir(tmp_path)
@@ -267,6 +329,48 @@ def test_quiet_prints_nothing_but_errors(tmp_path: Path) -> None:
     wrong = run("plan", tmp_path / "nothing", "-q")
     assert (wrong.returncode, wrong.stdout) == (3, "")
     assert "nothing" in wrong.stderr
+
+
+@pytest.mark.parametrize("words", [("-q", "-v"), ("-qv",), ("-vvq",), ("--quiet", "--verbose")])
+def test_quiet_and_verbose_contradict_each_other(words: tuple[str, ...]) -> None:
+    done = run("plan", BLOOM, *words)
+    assert done.returncode == 2
+    assert "error: -q says nothing and -v says more\n  remedy: say one of them\n" in done.stderr
+
+
+def test_a_flag_outweighs_the_variable_that_contradicts_it() -> None:
+    quiet = run("plan", BLOOM, "-q", variables={"STREAMCONV_VERBOSE": "1"})
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    verbose = run("plan", BLOOM, "-v", variables={"STREAMCONV_QUIET": "1"})
+    assert "planned <Plan: BLOOM" in verbose.stderr
+    assert verbose.stdout.startswith("to      megatron-legacy")
+
+
+@pytest.mark.parametrize("words", [("-vv",), ("-vvv",), ("-v", "-v"), ("--verbose", "-v")])
+def test_twice_verbose_prints_tracebacks_however_it_is_said(words: tuple[str, ...]) -> None:
+    assert "Traceback" in run("plan", "nothing", *words).stderr
+    assert "Traceback" in run(*words, "plan", "nothing").stderr
+    assert "Traceback" not in run("plan", "nothing", *words[:-1], *(["-v"] if words[1:] == () else [])).stderr
+
+
+def test_the_variable_of_verbosity_prints_tracebacks_too() -> None:
+    for value, says in (("2", True), ("3", True), ("1", False), ("0", False)):
+        done = run("plan", "nothing", variables={"STREAMCONV_VERBOSE": value})
+        assert done.returncode == 3
+        assert ("Traceback" in done.stderr) == says, value
+    assert "not a whole number" in run("plan", "nothing", variables={"STREAMCONV_VERBOSE": "lots"}).stderr
+
+
+def test_every_verb_says_what_it_did(tmp_path: Path) -> None:
+    for words, said in (
+        (("inspect", BLOOM), "inspected <InspectionReport: "),
+        (("verify", BLOOM), "verified <Verification: whole"),
+        (("diff", BLOOM, BLOOM), "compared <Comparison: equal"),
+        (("bench", tmp_path, "--size", "1M"), "measured <DiskReport: "),
+        (("families",), "listed <FamilyTable: "),
+    ):
+        assert said in run(*words, "-v").stderr
+        assert said not in run(*words).stderr
 
 
 def test_verbose_says_what_happens_meanwhile(tmp_path: Path) -> None:

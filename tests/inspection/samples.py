@@ -59,7 +59,9 @@ def changed(path: Path, **tensors: torch.Tensor) -> None:
 
 
 def look(path: Path, **options: Any) -> InspectionReport:
-    return inspect(path, **{"max_ram": "2G", **options})
+    reads_values = any(options.get(name) for name in ("stats", "check"))
+    budget: dict[str, Any] = {"max_ram": "2G"} if reads_values else {}
+    return inspect(path, **{**budget, **options})
 
 
 def words_of(report: InspectionReport) -> str:

@@ -40,6 +40,7 @@ class CoreOptions(MegatronOptions):
     )
 
     def __post_init__(self) -> None:
+        MegatronOptions.__post_init__(self)
         if self.vpp not in (None, 1) and not self.has_virtual_stages:
             raise UsageError(
                 "--vpp has no meaning with --container torch_dist: its reader cuts stages as it likes",
