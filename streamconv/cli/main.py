@@ -15,6 +15,7 @@ from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.program import PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
+from streamconv.core.text import printable_lines
 
 __all__ = ["guarded", "main"]
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     for warning in variables_that_are_not_read():
-        print(f"warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}", 0)
     with PROGRAM.make_context("streamconv", words) as context:
         code: int = PROGRAM.invoke(context)
     return code
@@ -114,7 +115,7 @@ def _say(text: str, verbosity: int) -> None:
         import traceback
 
         traceback.print_exc()
-    print(text, file=sys.stderr)
+    print(printable_lines(text), file=sys.stderr)
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
