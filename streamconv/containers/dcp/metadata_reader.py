@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global, Record
 from streamconv.containers.pickles.measure import check_effort
-from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
 from streamconv.containers.stored_file import reading
 from streamconv.containers.torch_save.tensors import TorchBuilders
 from streamconv.core.dtypes import DType, dtype_named
@@ -76,6 +76,7 @@ class Metadata:
     items: dict[tuple[str, tuple[int, ...] | None], Item]
     rest: dict[str, Any]
     globals: dict[Global, int]
+    notes: tuple[str, ...] = ()
 
     def chunk(self, item: Item) -> Chunk:
         """The chunk of a tensor that an item stores.
@@ -107,8 +108,9 @@ def read_metadata(path: Path) -> Metadata:
         data = file.read(size)
     named: dict[Global, int] = {}
     # What describes tensors is not walked, but taken apart here: measuring it would take as long as reading it.
-    root = loads(data, str(path), TorchBuilders(path, str(path)).table(), named=named, measured=False)
-    return _Parser(path, size).parse(root, named)
+    builders = TorchBuilders(path, str(path)).table()
+    root, end = load_from(data, 0, str(path), builders, named=named, measured=False)
+    return replace(_Parser(path, size).parse(root, named), notes=behind(len(data) - end))
 
 
 def _named(name: Any) -> str:

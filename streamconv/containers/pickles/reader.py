@@ -13,7 +13,7 @@ from streamconv.containers.pickles.opcodes import STEPS
 from streamconv.core.effort import DEEPEST, Effort
 from streamconv.core.errors import UnsafeError
 
-__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "load_from", "loads", "walk"]
+__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "behind", "leaves_of", "load_from", "loads", "walk"]
 
 MAX_PICKLE_NBYTES = 64 << 20
 Leaf = TypeVar("Leaf")
@@ -76,6 +76,11 @@ def load_from(
     if named is not None:
         machine.count_into(named)
     return value, machine.end
+
+
+def behind(nbytes: int) -> tuple[str, ...]:
+    """The note on bytes behind the end of a pickle, none if there are none: ``pickle`` does not read them either."""
+    return (f"{nbytes} bytes behind the end of its pickle are not read",) if nbytes else ()
 
 
 def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:

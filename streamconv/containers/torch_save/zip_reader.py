@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
 from streamconv.containers.stored_file import StoredFile, reading
 from streamconv.containers.torch_save.tensors import StorageRef, TorchBuilders, storage_id
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
@@ -137,9 +137,11 @@ class _Reader:
         where = f"{self.path}: {self.label}" if self.label else str(self.path)
         builders = TorchBuilders(self.path, where).table()
         named: dict[Global, int] = {}
-        state = loads(self.read("data.pkl"), where, builders, self.persistent, named, self.end - self.start)
+        data = self.read("data.pkl")
+        state, end = load_from(data, 0, where, builders, self.persistent, named, self.end - self.start)
         locate = partial(_records, self.path, self.start, self.end, self.label)
-        return StoredFile(self.path, "torch zip", state, self.storages, self.crc_disabled, named, (), locate)
+        notes = behind(len(data) - end)
+        return StoredFile(self.path, "torch zip", state, self.storages, self.crc_disabled, named, notes, locate)
 
     def locate(self, name: str) -> Storage:
         """The place of the bytes of a record below the root."""
