@@ -27,12 +27,14 @@ def _run(words: list[str]) -> int:
     parser.add_argument("file", metavar="FILE", type=path, help="a file that torch.save wrote")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="-vv: tracebacks too")
     arguments = parser.parse_args(words)
-    from streamconv.bigscience.python_text import dump_lines
+    from streamconv.bigscience.dump import dump_lines
+    from streamconv.bigscience.python_text import one_line
     from streamconv.containers.torch_save.open import open_torch
 
-    state = open_torch(Path(arguments.file)).state
-    print(f"loading checkpoint file: {arguments.file}")
-    for line in dump_lines(state, arguments.file):
+    file = Path(arguments.file)
+    state = open_torch(file).state
+    print(f"loading checkpoint file: {one_line(arguments.file)}")
+    for line in dump_lines(state, arguments.file, file.stat().st_size):
         print(line)
     sys.stdout.flush()
     return 0

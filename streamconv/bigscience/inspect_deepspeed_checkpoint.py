@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from streamconv.bigscience.arguments import path
 from streamconv.cli.main import guarded
+from streamconv.core.text import printable
 
 if TYPE_CHECKING:
     from streamconv.bigscience.degree_files import RankedFolder
@@ -29,7 +30,7 @@ def _run(words: list[str]) -> int:
     arguments = _arguments(words)
     from streamconv.bigscience.degree_files import open_folder
     from streamconv.bigscience.degree_maps import maps_to
-    from streamconv.bigscience.python_text import text_of
+    from streamconv.bigscience.python_text import one_line, text_of
 
     print("Inspecting DeepSpeed Checkpoint")
     print(
@@ -42,7 +43,7 @@ def _run(words: list[str]) -> int:
         _note(note)
     for file in folder.files:
         if not Path(file).is_file():
-            print(f"Error: {file} is not existent")
+            print(f"Error: {one_line(file)} is not existent")
     _show_simple_state(folder, maps)
     _show_files(folder)
     _show_simple_state(folder, maps)
@@ -71,7 +72,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
 
 
 def _note(text: str) -> None:
-    print(f"{_NAME}: {text}", file=sys.stderr)
+    print(f"{_NAME}: {printable(text)}", file=sys.stderr)
 
 
 def _show_simple_state(folder: RankedFolder, maps: DegreeMaps) -> None:
@@ -92,11 +93,13 @@ def _show_ranks(tag: str, ranks: RankMap) -> None:
 
 
 def _show_files(folder: RankedFolder) -> None:
+    from streamconv.bigscience.python_text import one_line
+
     kinds = {"all": folder.files, "zero": folder.zero, "layer": folder.layers, "mp rank": folder.ranks}
     for tag, files in kinds.items():
         print(f"Listing files: {tag}")
         for number, file in enumerate(files, start=1):
-            print(f"{number}: {file}")
+            print(f"{number}: {one_line(file)}")
 
 
 def _show_mappings(folder: RankedFolder, maps: DegreeMaps) -> None:

@@ -8,69 +8,23 @@ byte string its size. The loader turns an ``OrderedDict`` into a dictionary, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, Global, Record
+from streamconv.containers.pickles.reader import Global, Record
 from streamconv.core.errors import UnsafeError
 from streamconv.core.lazy import LazyTensor
 
-__all__ = ["dump_lines", "size_text", "text_of"]
+__all__ = ["DEEPEST", "one_line", "size_text", "text_of"]
 
 _LONGEST_TEXT = 1 << 20
 _LONGEST_BYTES = 64
-_DEEPEST = 200
-# Each value takes a byte of its pickle. More visits than that mean that containers hold one another many times.
-_MOST_VALUES = MAX_PICKLE_NBYTES
-# Where DeepSpeed's engine records ``param.shape``, so that a tuple of integers is a torch.Size
-# [deepspeed/runtime/engine.py: _get_zero_param_shapes, _get_zero_frozen_param_attributes].
-_SIZES = ("param_shapes", "frozen_param_shapes")
+DEEPEST = 200
+"""The most containers inside one another."""
 _NAMESPACES = {"argparse.Namespace": "Namespace", "types.SimpleNamespace": "namespace"}
 _NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.")
 _CUT = f".. (cut after {_LONGEST_TEXT} characters)"
 _NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
-
-
-def dump_lines(state: Any, where: str) -> Iterator[str]:
-    """A line for each value in nested dictionaries, lists and tuples: its keys, and its shape or the value itself.
-
-    These are the lines of ``dump_data`` in ``tools/convert_checkpoint/inspect_checkpoint.py`` of Megatron-DeepSpeed:
-    positions in lists and tuples are not part of a name.
-
-    Raises:
-        UnsafeError: values are nested too deep, or there are too many.
-    """
-    return _Dump(where).lines(state, (), 0, sizes=False)
-
-
-class _Dump:
-    def __init__(self, where: str) -> None:
-        self.where, self.seen = where, 0
-
-    def lines(self, value: Any, names: tuple[str, ...], depth: int, *, sizes: bool) -> Iterator[str]:
-        self.seen += 1
-        if depth > _DEEPEST or self.seen > _MOST_VALUES:
-            what = f"values nested deeper than {_DEEPEST}" if depth > _DEEPEST else f"more than {_MOST_VALUES} values"
-            raise UnsafeError(what, where=self.where)
-        if isinstance(value, dict):
-            for key, item in value.items():
-                below = sizes or (not names and key in _SIZES)
-                yield from self.lines(item, (*names, text_of(key, self.where)), depth + 1, sizes=below)
-        elif isinstance(value, list | tuple) and not _is_size(value, sizes=sizes):
-            for item in value:
-                yield from self.lines(item, names, depth + 1, sizes=sizes)
-        elif isinstance(value, LazyTensor):
-            yield f"[tensor] {'.'.join(names)} = {size_text(value.shape)}"
-        else:
-            words = size_text(value) if isinstance(value, tuple) else text_of(value, self.where)
-            yield f"[other] {'.'.join(names)} = {words}"
-
-
-def _is_size(value: Any, *, sizes: bool) -> bool:
-    """Whether a value is a torch.Size: of a subclass of tuple, or a tuple of integers where only sizes occur."""
-    if type(value) is tuple:
-        return sizes and all(type(item) is int for item in value)
-    return isinstance(value, tuple)
 
 
 def size_text(shape: Iterable[int]) -> str:
@@ -90,7 +44,7 @@ def text_of(value: Any, where: str) -> str:
         return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + _CUT
     device, number = _device(value), _number(value)
     if device is not None:
-        return ":".join(map(str, device))
+        return one_line(":".join(map(str, device)))
     if number is not None:
         return format(number, "")  # of a float32, all digits of a Python float
     writer = _Writer(where)
@@ -101,8 +55,17 @@ def text_of(value: Any, where: str) -> str:
     return "".join(writer.words)
 
 
+def one_line(text: str) -> str:
+    """A name, all control characters escaped, line ends too."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
 def _visible(letter: str) -> str:
-    return letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+    return letter if letter.isprintable() or letter in "\n\t" else _escaped(letter)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 class _FullError(Exception):
@@ -116,6 +79,7 @@ class _Writer:
         self.where, self.words, self.room, self.depth = where, [""], _LONGEST_TEXT, 0
 
     def add(self, word: str) -> None:
+        word = one_line(word)
         self.words.append(word)
         self.room -= len(word)
         if self.room < 0:
@@ -123,8 +87,8 @@ class _Writer:
 
     def value(self, value: Any) -> None:
         self.depth += 1
-        if self.depth > _DEEPEST:
-            raise UnsafeError(f"values nested deeper than {_DEEPEST}", where=self.where)
+        if self.depth > DEEPEST:
+            raise UnsafeError(f"values nested deeper than {DEEPEST}", where=self.where)
         if isinstance(value, Record):
             self.record(value)
         elif isinstance(value, dict):

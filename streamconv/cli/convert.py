@@ -13,6 +13,7 @@ from streamconv.cli.options import ConvertViewOptions, OutputOptions
 from streamconv.cli.output import print_log, print_result, progress_on
 from streamconv.core.errors import UsageError
 from streamconv.core.options import Given
+from streamconv.core.text import printable_lines
 from streamconv.planning.options import NOWHERE
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def execute(work: Plan, dst: Path | None, given: Given) -> int:
 
     output = given.take(OutputOptions)
     if not output.json and not output.quiet:
-        print(plan_text(work, verbose=output.verbose > 0), file=sys.stderr)
+        print(printable_lines(plan_text(work, verbose=output.verbose > 0)), file=sys.stderr)
     with progress_on(output, "converting") as progress:
         report = verbs.carried_out(work, dst, given, progress)
     print_result(report, output)

@@ -17,6 +17,7 @@ from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import Count, InvalidValue
 from streamconv.core.options import ENVIRONMENT
+from streamconv.core.text import printable_lines
 
 __all__ = ["guarded", "main"]
 
@@ -119,7 +120,7 @@ def _say(text: str, verbosity: int) -> None:
         import traceback
 
         traceback.print_exc()
-    print(text, file=sys.stderr)
+    print(printable_lines(text), file=sys.stderr)
 
 
 def _terminate(number: int, _: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from streamconv.core.result import Result
+from streamconv.core.text import printable_lines
 from streamconv.report.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def print_result(result: Result, output: OutputOptions, text: str | None = None)
     if output.json:
         print(json.dumps(result.to_dict(), indent=2))
     elif not output.quiet:
-        print(str(result) if text is None else text)
+        print(printable_lines(str(result) if text is None else text))
 
 
 def print_blocks(result: Result, blocks: Sequence[Block], output: OutputOptions) -> None:

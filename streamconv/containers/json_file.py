@@ -7,12 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from streamconv.containers.pickles.measure import check_effort
 from streamconv.containers.stored_file import reading
+from streamconv.core.effort import Effort
 from streamconv.core.errors import DamagedError, UsageError
 
 __all__ = ["read_config", "read_entries"]
 
 _MAX_CONFIG_NBYTES = 16 << 20
+# So that a product of several has less than 4300 digits, which Python refuses to write.
+_MOST_DIGITS = 300
 _CORRECT = "if a program wrote it, download or copy it again; if you did, correct it"
 
 
@@ -35,12 +39,19 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
     if len(data) > limit:
         raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path, remedy=_CORRECT)
     try:
-        entries = json.loads(data)
+        entries = json.loads(data, parse_int=_int)
+        check_effort(entries, Effort(str(path), len(data)))
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"no JSON: {str(error)[:80]}", where=path, remedy=_CORRECT) from error
     if not isinstance(entries, dict):
         raise DamagedError(f"no {what}: a JSON {type(entries).__name__}, not an object", where=path, remedy=_CORRECT)
     return entries
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_config(path: Path) -> dict[str, Any]:

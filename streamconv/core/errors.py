@@ -14,10 +14,13 @@
     ├── DifferenceError             7   values differ where they must not
     └── DestinationError            8   destination in use, or holds a checkpoint already
 
-A message has up to three lines: what was being done and the numbers, where, and what to do about it.
+A message has up to three lines: what was being done and the numbers, where, and what to do about it. Names in it may
+come from a file, so characters that a terminal obeys are replaced.
 """
 
 from __future__ import annotations
+
+from streamconv.core.text import printable
 
 __all__ = [
     "AmbiguousError",
@@ -53,7 +56,7 @@ class StreamconvError(Exception):
             lines.append(f"  where: {self.where}")
         if self.remedy:
             lines.append(f"  remedy: {self.remedy}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 class UsageError(StreamconvError):

@@ -15,9 +15,9 @@ from streamconv.containers.pickles.machine import Global
 from streamconv.core.errors import DamagedError
 from streamconv.core.layout import ParallelLayout
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.text import shown
 from streamconv.formats.options import SourceOptions
 from streamconv.formats.recorded import RELEASE
-from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import ParameterId, Section

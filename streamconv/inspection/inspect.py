@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["InspectionReport", "inspect", "report_dict"]
 
+# The most ranks that a target is mapped to; no cluster has as many on an axis.
+_MOST_RANKS = 1 << 16
+
 
 def inspect(
     path: Path,
@@ -94,7 +97,10 @@ def _add_target(found: Inspected, options: InspectOptions, *, is_asked: bool) ->
         raise UsageError(
             f"{report.what} has no ranks that could be mapped to a target", remedy="leave out --target-tp, --target-pp"
         )
-    report.target = map_target(options.target_tp, options.target_pp, report.parallel, layers, found.places)
+    sizes = [size for row in report.tensors for size in row.shape if row.nbytes]
+    heads = report.model.heads if report.model else None
+    widest = min(heads or _MOST_RANKS, max(sizes, default=1), _MOST_RANKS)
+    report.target = map_target(options.target_tp, options.target_pp, report.parallel, layers, widest, found.places)
 
 
 def _keep(found: Inspected, pattern: str) -> None:

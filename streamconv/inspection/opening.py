@@ -14,7 +14,8 @@ from streamconv.inspection.report import BROKEN, UNSAFE, Finding, GlobalRow, fin
 
 __all__ = ["broken_file", "global_rows", "joined_globals", "open_all", "unfinished_zips", "unsafe_globals"]
 
-_GETATTR = "builtins.getattr"
+# By its names in Python 2, which protocol 2 and so torch.save writes, and in Python 3.
+_GETATTR = {"__builtin__.getattr", "builtins.getattr"}
 _COPY = "copy it again from the training run's storage"
 _COULD = "which could run code when torch or pickle loads it"
 
@@ -97,7 +98,7 @@ def unsafe_globals(rows: Iterable[GlobalRow]) -> list[Finding]:
     """A finding for each class or function that could run code or touch the system if the file were unpickled."""
     named = [row for row in rows if row.verdict == "executes"]
     # Python 3.11.0 to 3.11.3 pickled an enum's member as getattr(class, name): getattr alone is no attack.
-    alone = [row.name for row in named] == [_GETATTR]
+    alone = {row.name for row in named} <= _GETATTR
     return [
         Finding(
             "note" if alone else "damage",

@@ -18,6 +18,7 @@ def map_target(
     pp: int | None,
     source: ParallelFacts,
     num_layers: int,
+    widest: int,
     files: Mapping[tuple[int | str, int], Sequence[str]],
 ) -> ParallelFacts:
     """The map of a target; a size that is None is the source's.
@@ -27,16 +28,22 @@ def map_target(
         pp: target pipeline-parallel size; if it changes, the layers are spread as evenly as possible.
         source: the source's sizes.
         num_layers: transformer layers.
+        widest: the most parts that something in a layer can be cut into.
         files: the files of (layer, source rank); ``"first"`` and ``"last"`` stand for the parts before and after the
             layers.
 
     Raises:
-        UsageError: a size is below 1, there are more stages than layers, or the source's own size is needed and
-            unknown.
+        UsageError: a size is below 1 or too large, there are more stages than layers, or the source's own size is
+            needed and unknown.
     """
     ranks = source.tp or 1
     if tp is not None and tp < 1:
         raise UsageError(f"--target-tp {tp}: must be at least 1")
+    if tp is not None and tp > widest:
+        raise UsageError(
+            f"--target-tp {tp}: nothing in the model can be cut into more than {widest} parts",
+            remedy="choose a size that divides its heads",
+        )
     if pp is not None and not 1 <= pp <= num_layers:
         raise UsageError(f"--target-pp {pp}: the model has {num_layers} layers", remedy="choose 1 to that many stages")
     wanted = tp or ranks

@@ -61,6 +61,7 @@ def describe_torch_dist(folder: Path, report: InspectionReport) -> dict[str, Laz
     report.values = dict(_objects(checkpoint))
     report.globals = global_rows([(".metadata and the items", dict(checkpoint.globals))])
     report.findings += unsafe_globals(report.globals)
+    report.evidence += [Evidence(METADATA, words) for words in checkpoint.notes]
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         held = checkpoint.files.get(path.name, ())
         kind = "distcp" if path.suffix == ".distcp" else "other"

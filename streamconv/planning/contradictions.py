@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from streamconv.core.text import shown
 from streamconv.models import mechanisms as made_of
-from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 
 __all__ = ["contradictions"]

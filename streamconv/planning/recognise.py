@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError, UsageError
 from streamconv.core.lazy import LazyTensor, Storage
+from streamconv.core.text import shown
 from streamconv.formats.registry import find_source, titles_from
 from streamconv.formats.source import Fact, StoredModel, positive_int
-from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import WORDS, ModelSizes, ParameterId, Section

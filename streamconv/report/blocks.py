@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "plural", "printable"]
+from streamconv.core.text import printable
+
+__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "plural"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,6 @@ Block = Pairs | Table | Remarks
 def plural(number: int, what: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def printable(text: str) -> str:
-    """The text with control characters replaced: names come from files, and a terminal obeys some characters."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def plain_text(blocks: Iterable[Block]) -> str:

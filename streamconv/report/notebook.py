@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from html import escape
 
-from streamconv.report.blocks import Block, Pairs, Remarks, Table, printable
+from streamconv.core.text import printable
+from streamconv.report.blocks import Block, Pairs, Remarks, Table
 
 __all__ = ["blocks_html", "lines_html", "text_html"]
 

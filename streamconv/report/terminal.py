@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from streamconv.report.blocks import Block, Pairs, Remarks, Table, printable
+from streamconv.core.text import printable
+from streamconv.report.blocks import Block, Pairs, Remarks, Table
 
 __all__ = ["show"]
 

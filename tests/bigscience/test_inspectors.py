@@ -23,7 +23,8 @@ import pytest
 import torch
 
 from streamconv.bigscience import inspect_checkpoint, inspect_deepspeed_checkpoint
-from streamconv.bigscience.python_text import dump_lines, text_of
+from streamconv.bigscience.dump import dump_lines
+from streamconv.bigscience.python_text import text_of
 from streamconv.containers.pickles.reader import Global, Record
 from streamconv.core.errors import UnsafeError
 from tests.places import FRAMEWORKS, MADE
@@ -207,7 +208,7 @@ def test_a_file_that_is_one_value(tmp_path: Path, run: Run) -> None:
 
 def test_a_size_is_one_value_where_a_tuple_is_several() -> None:
     state = {"tuple": (2, 3), "size": torch.Size([2, 3]), "in": Record(Global("a", "B"), (torch.Size([1]),))}
-    assert list(dump_lines(state, "file")) == [
+    assert list(dump_lines(state, "file", 1000)) == [
         "[other] tuple = 2",
         "[other] tuple = 3",
         "[other] size = torch.Size([2, 3])",
@@ -219,7 +220,7 @@ def test_a_value_without_end_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(UnsafeError, match="deeper"):
-        list(dump_lines({"a": endless}, "file"))
+        list(dump_lines({"a": endless}, "file", 1000))
     with pytest.raises(UnsafeError, match="deeper"):
         text_of(Record(Global("a", "B"), (endless,)), "file")
     many: Any = []

@@ -14,6 +14,7 @@ import torch
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.inspection.report import InspectionReport, TensorRow
 from tests import oracle
+from tests.fuzz.parts import STOP, call, named, table, text, torch_zip
 from tests.inspection.samples import GPT, Attack, cut_off, look, pickled, step_of
 from tests.places import FRAMEWORKS
 
@@ -229,3 +230,22 @@ def test_what_is_no_checkpoint_is_refused_with_its_name(tmp_path: Path) -> None:
             look(path)
         assert caught.value.where == str(path)
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("module", ["__builtin__", "builtins"])
+def test_an_enum_as_python_3_11_pickled_it_is_not_called_unsafe(module: str, tmp_path: Path) -> None:
+    """Python 3.11.0 to 3.11.3 pickled it as ``getattr(class, name)``; ``torch.save`` writes ``__builtin__``."""
+    kind = named("megatron.core.enums", "ModelType")
+    (tmp_path / "a.pt").write_bytes(torch_zip(table(kind=call(module, "getattr", kind, text("encoder")))))
+    report = look(tmp_path / "a.pt")
+    assert [(finding.severity, finding.exit_code) for finding in report.findings] == [("note", 0)]
+    attack = call("os", "system", text("true"))
+    (tmp_path / "b.pt").write_bytes(torch_zip(table(kind=call(module, "getattr", kind, text("a")), x=attack)))
+    assert {finding.exit_code for finding in look(tmp_path / "b.pt").findings} == {6}
+
+
+def test_bytes_behind_the_end_of_a_pickle_are_mentioned(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_zip(table(a=text("b")) + STOP + b"cos\nsystem\n"))
+    words = [fact.evidence for fact in look(path).evidence]
+    assert "12 bytes behind the end of its pickle are not read" in words

@@ -214,6 +214,13 @@ def test_an_untranslated_family_is_described_and_mapped(tmp_path: Path) -> None:
     assert report.exit_code == 0
 
 
+def test_a_target_of_more_ranks_than_heads_is_refused_at_once() -> None:
+    for tp in (5, 1_000_000_000, 10**30):
+        with pytest.raises(UsageError, match="cut into more than 4 parts"):
+            look(BLOOM, target_tp=tp)
+    assert look(BLOOM, target_tp=4).target is not None
+
+
 @pytest.mark.parametrize("change", [{"tp": 0}, {"pp": 0}, {"pp": 5}, {"tp": -1}])
 def test_a_target_that_cannot_be_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"target_[tp]p"):

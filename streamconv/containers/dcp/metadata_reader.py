@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global, Record
-from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
+from streamconv.containers.pickles.measure import check_effort
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
 from streamconv.containers.stored_file import reading
 from streamconv.containers.torch_save.tensors import TorchBuilders
 from streamconv.core.dtypes import DType, dtype_named
+from streamconv.core.effort import LARGEST_SIZE, MOST_AXES, Effort
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+from streamconv.core.text import shown
 from streamconv.core.tiling import Box, tiling_fault
 
 __all__ = ["NAME", "Chunk", "Item", "Metadata", "TensorEntry", "read_metadata"]
 
 NAME = ".metadata"
 _MODULE = "torch.distributed.checkpoint"
-_MAX_AXES = 64
+_MOST_FIELDS = 64
 _SHOWN = 80
 
 
@@ -73,6 +76,7 @@ class Metadata:
     items: dict[tuple[str, tuple[int, ...] | None], Item]
     rest: dict[str, Any]
     globals: dict[Global, int]
+    notes: tuple[str, ...] = ()
 
     def chunk(self, item: Item) -> Chunk:
         """The chunk of a tensor that an item stores.
@@ -103,13 +107,20 @@ def read_metadata(path: Path) -> Metadata:
             raise UnsafeError(f"{size} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
         data = file.read(size)
     named: dict[Global, int] = {}
-    root = loads(data, str(path), TorchBuilders(path, str(path)).table(), named=named)
-    return _Parser(path).parse(root, named)
+    # What describes tensors is not walked, but taken apart here: measuring it would take as long as reading it.
+    builders = TorchBuilders(path, str(path)).table()
+    root, end = load_from(data, 0, str(path), builders, named=named, measured=False)
+    return replace(_Parser(path, size).parse(root, named), notes=behind(len(data) - end))
+
+
+def _named(name: Any) -> str:
+    return name[:_SHOWN] if isinstance(name, str) else shown(name, _SHOWN)
 
 
 class _Parser:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, nbytes: int) -> None:
+        # Each chunk takes bytes of its own, but a pickle may name a list of them again and again.
+        self.path, self.nbytes, self.chunks = path, nbytes, 0
 
     def damaged(self, what: str) -> DamagedError:
         return DamagedError(what, where=self.path)
@@ -123,7 +134,7 @@ class _Parser:
         objects: list[str] = []
         for name, entry in described.items():
             if not isinstance(name, str) or not isinstance(entry, Record):
-                raise self.damaged(f"the entry {str(name)[:_SHOWN]} describes nothing")
+                raise self.damaged(f"the entry {_named(name)} describes nothing")
             if entry.cls.name == "BytesStorageMetadata":
                 objects.append(name)
             else:
@@ -133,6 +144,7 @@ class _Parser:
         missing = (wanted | {(name, None) for name in objects}) - items.keys()
         for name, start in sorted(missing, key=str)[:1]:
             raise self.damaged(f"{name[:_SHOWN]}{'' if start is None else f' at {start}'} is stored nowhere")
+        check_effort(fields, Effort(str(self.path), self.nbytes))
         return Metadata(self.path, tensors, tuple(objects), items, fields, named)
 
     def fields(self, value: Any, cls: str) -> dict[str, Any]:
@@ -140,11 +152,13 @@ class _Parser:
         if not isinstance(value, Record) or str(value.cls) != f"{_MODULE}.{cls}":
             actual = value.cls if isinstance(value, Record) else type(value).__name__
             raise self.damaged(f"a {cls} was due, found a {str(actual)[:_SHOWN]}")
+        if isinstance(value.state, dict) and len(value.state) > _MOST_FIELDS:
+            raise self.damaged(f"a {cls} of {len(value.state)} fields")
         return dict(value.attributes)
 
     def sizes(self, value: Any, name: str) -> tuple[int, ...]:
-        good = isinstance(value, tuple) and len(value) <= _MAX_AXES
-        if not good or not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
+        good = isinstance(value, tuple) and len(value) <= MOST_AXES
+        if not good or not all(type(number) is int and 0 <= number <= LARGEST_SIZE for number in value):
             raise self.damaged(f"{name[:_SHOWN]} has an offset or a size that is none")
         sizes: tuple[int, ...] = value
         return sizes
@@ -153,6 +167,9 @@ class _Parser:
         shape, chunks = self.sizes(fields.get("size"), name), fields.get("chunks")
         if not isinstance(chunks, list):
             raise self.damaged(f"{name[:_SHOWN]} has no list of chunks")
+        self.chunks += len(chunks)
+        if self.chunks > self.nbytes:
+            raise UnsafeError(f"more than {self.nbytes} chunks in {self.nbytes} bytes", where=self.path)
         boxes = [self.box(name, self.fields(chunk, "metadata.ChunkStorageMetadata")) for chunk in chunks]
         fault = tiling_fault([box.edges for box in boxes], shape, bounded=True)
         if fault:
@@ -199,7 +216,7 @@ class _Parser:
     def item(self, name: str, start: tuple[int, ...] | None, info: dict[str, Any]) -> Item:
         if info.get("transform_descriptors"):
             # filesystem.py:_StorageWriterTransforms, such as compression with zstandard.
-            words = str(info["transform_descriptors"])[:_SHOWN]
+            words = shown(info["transform_descriptors"], _SHOWN)
             raise UnsupportedError(
                 f"{name[:_SHOWN]} was transformed when it was written: {words}",
                 where=self.path,
@@ -209,7 +226,7 @@ class _Parser:
         plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & {"/", "\\", "\0"}
         if not plain or not isinstance(file, str):
             raise UnsafeError(
-                f"{name[:_SHOWN]} is said to be in {str(file)[:_SHOWN]!r}, which is no file of this folder",
+                f"{name[:_SHOWN]} is said to be in {shown(file, _SHOWN)}, which is no file of this folder",
                 where=self.path,
             )
         offset, nbytes = self.sizes((info.get("offset"), info.get("length")), name)

@@ -43,6 +43,7 @@ class DistributedCheckpoint:
         metadata: the other entries of ``.metadata``, such as ``planner_data``, as inert values.
         files: the items of each file, in order: a tensor, a part of one (``w[0:2, 0:8]``), or an object.
         globals: each class or function that ``.metadata`` or a tensor's pickle names, and how often it is called.
+        notes: remarks for the user.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class DistributedCheckpoint:
     metadata: dict[str, Any]
     files: dict[str, tuple[str, ...]]
     globals: Mapping[Global, int]
+    notes: tuple[str, ...]
 
     def value(self, name: str) -> Any:
         """An object as an inert value if its bytes are a torch zip; otherwise the place of its bytes.
@@ -152,7 +154,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
                     pieces[item.name] += _moved(part.state, item.start)
                     calls.update(part.globals)
     tensors = {name: _assembled(entry, pieces[name]) for name, entry in metadata.tensors.items()}
-    return DistributedCheckpoint(folder, tensors, objects, metadata.rest, files, dict(calls))
+    return DistributedCheckpoint(folder, tensors, objects, metadata.rest, files, dict(calls), metadata.notes)
 
 
 def _label(metadata: Metadata, item: Item) -> str:
@@ -252,6 +254,8 @@ def _joined(path: Path, items: Mapping[str, StoredFile | Storage], notes: tuple[
         for item in items.values()
         if isinstance(item, StoredFile) and any(storage.nbytes for storage in item.storages.values())
     ]
+    parts = (item for item in items.values() if isinstance(item, StoredFile))
+    notes = (*notes, *dict.fromkeys(note for part in parts for note in part.notes))
     disabled = bool(with_data) and all(item.crc_disabled for item in with_data)
     locate = partial(_records, tuple(items.values()))
     return StoredFile(path, "distcp", state, storages, disabled, dict(calls), notes, locate)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any
 
+from streamconv.core.effort import Effort
 from streamconv.core.errors import DamagedError, UnsafeError
 
 __all__ = ["Builder", "Global", "PickleMachine", "Record", "Step", "checked_key"]
@@ -30,7 +31,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Record:
     """An object that the pickle would have built: the call, its arguments, and the state that would have been set."""
 
@@ -38,6 +39,11 @@ class Record:
     args: tuple[Any, ...] = ()
     state: Any = None
     items: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """The call, cut: what a record holds may hold as much again."""
+        words = [repr(arg)[:_SHOWN] if isinstance(arg, _SIMPLE) else f"a {type(arg).__name__}" for arg in self.args[:4]]
+        return f"{str(self.cls)[:_SHOWN]}({', '.join([*words, '..'] if len(self.args) > 4 else words)})"
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -53,6 +59,10 @@ Step = Callable[["PickleMachine", int], int]
 
 _STOP = ord(".")
 _LARGEST_KEY = 64
+# Among numbers of more bits many hash alike, and a dictionary compares each with all the others.
+_LARGEST_KEY_BITS = 64
+_SHOWN = 80
+_SIMPLE = (str, int, float, bytes, type(None))
 
 
 def checked_key(key: Any, where: str) -> Any:
@@ -69,28 +79,51 @@ def checked_key(key: Any, where: str) -> Any:
             items += item
         elif not isinstance(item, str | int | float | bytes | Global | Record | None):
             raise UnsafeError(f"pickle uses a {type(item).__name__} as a dictionary key", where=where)
+        elif isinstance(item, int) and item.bit_length() > _LARGEST_KEY_BITS:
+            raise UnsafeError(f"pickle uses a number of {item.bit_length()} bits as a dictionary key", where=where)
     return key
 
 
 class PickleMachine:
-    """The stack machine of one pickle: ``data``, its name in messages, and the caller's functions for some globals.
+    """The stack machine of one pickle: ``data``, its limits, and the caller's functions for some globals.
 
-    ``stack`` contains the values above the last mark; those below it are the last item of ``below``. ``named`` contains
-    each global that the pickle names, once; ``called`` contains the global of each call.
+    ``room`` is the number of objects that it may still make. ``stack`` contains the values above the last mark; those
+    below it are the last item of ``below``. ``named`` contains each global that the pickle names, once; ``called``
+    contains the global of each call.
     """
 
-    __slots__ = ("below", "builders", "called", "data", "end", "memo", "named", "persistent", "stack", "where")
+    __slots__ = ("below", "builders", "called", "data", "effort", "end", "memo", "named", "persistent", "room", "stack")
 
     def __init__(
-        self, data: bytes | mmap, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
+        self,
+        data: bytes | mmap,
+        effort: Effort,
+        builders: Mapping[str, Builder],
+        persistent: Callable[[Any], Any] | None,
     ) -> None:
-        self.data, self.where, self.builders, self.persistent = data, where, builders, persistent
+        self.data, self.effort, self.builders, self.persistent = data, effort, builders, persistent
+        self.room = effort.objects
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.named: dict[tuple[str, str], Global] = {}
         self.called: list[Global] = []
         self.end = 0
+
+    @property
+    def where(self) -> str:
+        """The file's name in messages."""
+        return self.effort.where
+
+    def spend(self, objects: int) -> None:
+        """Count objects that the pickle makes.
+
+        Raises:
+            UnsafeError: they are more than its size allows.
+        """
+        self.room -= objects
+        if self.room < 0:
+            raise self.effort.too_many_objects()
 
     # -- raw input -------------------------------------------------------------------------------------------------
 
@@ -105,6 +138,12 @@ class PickleMachine:
         """The error for a pickle that is cut off."""
         return DamagedError(f"pickle ends at byte {len(self.data)}, {what}", where=self.where)
 
+    def remember(self, index: int) -> None:
+        """Keep the value on top of the stack, to be recalled by a number."""
+        self.memo[index] = self.stack[-1]
+        if len(self.memo) > self.effort.objects:
+            raise self.effort.too_many_objects()
+
     # -- the stack -------------------------------------------------------------------------------------------------
 
     def mark(self) -> None:
@@ -116,6 +155,7 @@ class PickleMachine:
         """A class or function as an inert value, the same object each time."""
         value = self.named.get((module, name))
         if value is None:
+            self.spend(2)
             value = self.named[module, name] = Global(module, name)
         return value
 
@@ -150,7 +190,12 @@ class PickleMachine:
             raise UnsafeError(f"pickle calls a {type(function).__name__}", where=self.where)
         self.called.append(function)
         builder = self.builders.get(f"{function.module}.{function.name}")
-        return Record(function, args) if builder is None else builder(*args)
+        if builder is None:
+            self.spend(1)
+            return Record(function, args)
+        # A builder copies its arguments and what they hold, which may be the same objects in each call.
+        self.spend(1 + len(args) + sum(len(arg) for arg in args if isinstance(arg, list | tuple)))
+        return builder(*args)
 
     def build(self) -> None:
         """Keep the state that would be set on a record."""

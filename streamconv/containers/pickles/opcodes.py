@@ -10,43 +10,18 @@ machine turns into a refusal. Only a slice raises nothing, so its length is chec
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
+from streamconv.containers.pickles.literals import digits, latin, quoted, utf8, whole
 from streamconv.containers.pickles.machine import Global, PickleMachine, Record, Step
 from streamconv.core.errors import UnsafeError
 
 __all__ = ["STEPS"]
 
-_LARGEST_INT = 1024
+_SET = Global("builtins", "set")
 _long = Struct("<I").unpack_from
-
-
-def _latin(raw: bytes) -> str:
-    return raw.decode("latin1")
-
-
-def _utf8(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogatepass")
-
-
-def _int(raw: bytes) -> int:
-    if len(raw) > _LARGEST_INT:
-        raise ValueError(f"an integer of {len(raw)} bytes")
-    return int.from_bytes(raw, "little", signed=True)
-
-
-def _quoted(line: bytes) -> str:
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b'"', b"'"):
-        raise ValueError("string without quotes")
-    # Bytes of Python 2, escaped: codecs.escape_decode is what the standard library's own unpickler uses.
-    raw, _ = codecs.escape_decode(line[1:-1])
-    return _latin(raw)
 
 
 def _do(act: Callable[[PickleMachine], object]) -> Step:
@@ -64,6 +39,20 @@ def _push(make: Callable[[PickleMachine], Any]) -> Step:
 
     def step(machine: PickleMachine, position: int) -> int:
         value = make(machine)
+        machine.stack.append(value)
+        return position
+
+    return step
+
+
+def _make(make: Callable[[PickleMachine], Any]) -> Step:
+    """As :func:`_push`, for a value that holds others: such a one takes more memory than its instruction."""
+
+    def step(machine: PickleMachine, position: int) -> int:
+        value = make(machine)
+        machine.room -= 1  # as machine.spend(1) does, without the call
+        if machine.room < 0:
+            raise machine.effort.too_many_objects()
         machine.stack.append(value)
         return position
 
@@ -113,6 +102,9 @@ def _tuple(count: int) -> Step:
         stack = machine.stack
         if len(stack) < count:
             raise IndexError("tuple reaches below the mark")
+        machine.room -= 1
+        if machine.room < 0:
+            raise machine.effort.too_many_objects()
         stack[-count:] = [tuple(stack[-count:])]
         return position
 
@@ -128,7 +120,7 @@ def _pop(machine: PickleMachine) -> None:
 
 def _put_line(machine: PickleMachine, position: int) -> int:
     line, position = machine.line(position)
-    machine.memo[int(line)] = machine.stack[-1]
+    machine.remember(int(line))
     return position
 
 
@@ -138,12 +130,12 @@ def _put_byte(machine: PickleMachine, position: int) -> int:
 
 
 def _put_long(machine: PickleMachine, position: int) -> int:
-    machine.memo[_long(machine.data, position)[0]] = machine.stack[-1]
+    machine.remember(_long(machine.data, position)[0])
     return position + 4
 
 
 def _memoize(machine: PickleMachine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.remember(len(machine.memo))
 
 
 def _get_byte(machine: PickleMachine, position: int) -> int:
@@ -159,7 +151,7 @@ def _get_long(machine: PickleMachine, position: int) -> int:
 def _global(machine: PickleMachine, position: int) -> int:
     module, position = machine.line(position)
     name, position = machine.line(position)
-    machine.stack.append(machine.name(_utf8(module), _utf8(name)))
+    machine.stack.append(machine.name(utf8(module), utf8(name)))
     return position
 
 
@@ -179,6 +171,7 @@ def _reduce(machine: PickleMachine, position: int) -> int:
 
 def _newobj_ex(machine: PickleMachine) -> Any:
     kwargs, args = machine.stack.pop(), machine.stack.pop()
+    machine.spend(len(args))
     return machine.call(machine.stack.pop(), (*args, kwargs) if kwargs else args)
 
 
@@ -227,7 +220,7 @@ def _marked_dict(machine: PickleMachine) -> dict[Any, Any]:
 
 
 def _set(values: list[Any]) -> Record:
-    return Record(Global("builtins", "set"), (), None, values)
+    return Record(_SET, (), None, values)
 
 
 _BY_BYTE: dict[bytes, Step] = {
@@ -240,42 +233,42 @@ _BY_BYTE: dict[bytes, Step] = {
     b"N": _push(lambda _: None),
     b"\x88": _push(lambda _: True),
     b"\x89": _push(lambda _: False),
-    b"I": _line(lambda _, line: line == b"01" if line in (b"00", b"01") else int(line)),
-    b"L": _line(lambda _, line: int(line.rstrip(b"L"))),
+    b"I": _line(lambda _, line: line == b"01" if line in (b"00", b"01") else digits(line)),
+    b"L": _line(lambda _, line: digits(line.rstrip(b"L"))),
     b"F": _line(lambda _, line: float(line)),
     b"J": _number("<i"),
     b"K": _number("<B"),
     b"M": _number("<H"),
     b"G": _number(">d"),
-    b"\x8a": _sized("<B", _int),  # LONG1
-    b"\x8b": _sized("<i", _int),  # LONG4
-    b"S": _line(lambda _, line: _quoted(line)),
+    b"\x8a": _sized("<B", whole),  # LONG1
+    b"\x8b": _sized("<i", whole),  # LONG4
+    b"S": _line(lambda _, line: quoted(line)),
     b"V": _line(lambda _, line: line.decode("raw_unicode_escape")),
-    b"T": _sized("<i", _latin),  # BINSTRING
-    b"U": _sized("<B", _latin),  # SHORT_BINSTRING
-    b"X": _sized("<I", _utf8),  # BINUNICODE
-    b"\x8c": _sized("<B", _utf8),  # SHORT_BINUNICODE
-    b"\x8d": _sized("<Q", _utf8),  # BINUNICODE8
+    b"T": _sized("<i", latin),  # BINSTRING
+    b"U": _sized("<B", latin),  # SHORT_BINSTRING
+    b"X": _sized("<I", utf8),  # BINUNICODE
+    b"\x8c": _sized("<B", utf8),  # SHORT_BINUNICODE
+    b"\x8d": _sized("<Q", utf8),  # BINUNICODE8
     b"B": _sized("<I", bytes),  # BINBYTES
     b"C": _sized("<B", bytes),  # SHORT_BINBYTES
     b"\x8e": _sized("<Q", bytes),  # BINBYTES8
     b"\x96": _sized("<Q", bytearray),  # BYTEARRAY8
     b")": _push(lambda _: ()),
-    b"t": _push(lambda m: tuple(m.pop_to_mark())),
+    b"t": _make(lambda m: tuple(m.pop_to_mark())),
     b"\x85": _tuple(1),
     b"\x86": _tuple(2),
     b"\x87": _tuple(3),
-    b"]": _push(lambda m: []),
-    b"l": _push(PickleMachine.pop_to_mark),
+    b"]": _make(lambda m: []),
+    b"l": _make(PickleMachine.pop_to_mark),
     b"a": _do(_append),
     b"e": _do(_appends),
-    b"}": _push(lambda m: {}),
-    b"d": _push(_marked_dict),
+    b"}": _make(lambda m: {}),
+    b"d": _make(_marked_dict),
     b"s": _do(_setitem),
     b"u": _do(_setitems),
-    b"\x8f": _push(lambda m: _set([])),  # EMPTY_SET
+    b"\x8f": _make(lambda m: _set([])),  # EMPTY_SET
     b"\x90": _do(_appends),  # ADDITEMS
-    b"\x91": _push(lambda m: _set(m.pop_to_mark())),  # FROZENSET
+    b"\x91": _make(lambda m: _set(m.pop_to_mark())),  # FROZENSET
     b"p": _put_line,
     b"q": _put_byte,
     b"r": _put_long,
@@ -291,7 +284,7 @@ _BY_BYTE: dict[bytes, Step] = {
     b"i": _inst,
     b"o": _push(_obj),
     b"b": _do(PickleMachine.build),
-    b"P": _line(lambda m, line: _persistent(m, _utf8(line))),
+    b"P": _line(lambda m, line: _persistent(m, utf8(line))),
     b"Q": _push(lambda m: _persistent(m, m.stack.pop())),
 }
 STEPS: tuple[Step | None, ...] = tuple(_BY_BYTE.get(bytes((code,))) for code in range(256))

@@ -8,14 +8,14 @@ from mmap import mmap
 from typing import Any, TypeVar
 
 from streamconv.containers.pickles.machine import Builder, Global, PickleMachine, Record
+from streamconv.containers.pickles.measure import CONTAINERS, check_effort
 from streamconv.containers.pickles.opcodes import STEPS
+from streamconv.core.effort import DEEPEST, Effort
 from streamconv.core.errors import UnsafeError
 
-__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "leaves_of", "load_from", "loads", "walk"]
+__all__ = ["MAX_PICKLE_NBYTES", "Global", "Record", "behind", "leaves_of", "load_from", "loads", "walk"]
 
 MAX_PICKLE_NBYTES = 64 << 20
-_MAX_DEPTH = 200
-_CONTAINERS = (dict, list, tuple, Record)
 Leaf = TypeVar("Leaf")
 
 
@@ -25,6 +25,9 @@ def loads(
     builders: Mapping[str, Builder] | None = None,
     persistent: Callable[[Any], Any] | None = None,
     named: dict[Global, int] | None = None,
+    stored: int = 0,
+    *,
+    measured: bool = True,
 ) -> Any:
     """The plain data in a pickle; whatever else it holds comes back as inert :class:`Record` and :class:`Global`.
 
@@ -34,12 +37,16 @@ def loads(
         builders: the caller's replacements for some functions, by ``"module.name"``.
         persistent: returns the value for a persistent id (torch's storages); without it such an id is refused.
         named: each global that the pickle names is added here, with the number of calls of it.
+        stored: the bytes of the file that its tensors are in.
+        measured: whether walking through the value is bounded here; otherwise by the caller, with
+            :func:`check_effort`.
 
     Raises:
         DamagedError: the pickle is cut off or inconsistent.
-        UnsafeError: it is larger than :data:`MAX_PICKLE_NBYTES` or does what no checkpoint needs.
+        UnsafeError: it is larger than :data:`MAX_PICKLE_NBYTES`, takes more than its size allows (see
+            :class:`Effort`), or does what no checkpoint needs.
     """
-    return load_from(data, 0, where, builders, persistent, named)[0]
+    return load_from(data, 0, where, builders, persistent, named, stored, measured=measured)[0]
 
 
 def load_from(
@@ -49,20 +56,31 @@ def load_from(
     builders: Mapping[str, Builder] | None = None,
     persistent: Callable[[Any], Any] | None = None,
     named: dict[Global, int] | None = None,
+    stored: int = 0,
+    *,
+    measured: bool = True,
 ) -> tuple[Any, int]:
     """(the value of the pickle that begins at ``start``, where it ends); see :func:`loads`. Other bytes may follow.
 
     Raises:
         DamagedError: the pickle is cut off or inconsistent.
-        UnsafeError: ``data`` is larger than :data:`MAX_PICKLE_NBYTES`, or the pickle does what no checkpoint needs.
+        UnsafeError: ``data`` is larger than :data:`MAX_PICKLE_NBYTES`, or the pickle takes more than its size allows
+            or does what no checkpoint needs.
     """
     if len(data) > MAX_PICKLE_NBYTES:
         raise UnsafeError(f"pickle of {len(data)} bytes; the limit is {MAX_PICKLE_NBYTES}", where=where)
-    machine = PickleMachine(data, where, builders or {}, persistent)
+    machine = PickleMachine(data, Effort(where, len(data) - start), builders or {}, persistent)
     value = machine.run(STEPS, start)
+    if measured:
+        check_effort(value, Effort(where, machine.end - start, stored))
     if named is not None:
         machine.count_into(named)
     return value, machine.end
+
+
+def behind(nbytes: int) -> tuple[str, ...]:
+    """The note on bytes behind the end of a pickle, none if there are none: ``pickle`` does not read them either."""
+    return (f"{nbytes} bytes behind the end of its pickle are not read",) if nbytes else ()
 
 
 def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -76,7 +94,7 @@ def walk(tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 def leaves_of(kind: type[Leaf], tree: Any, where: str) -> Iterator[tuple[tuple[Any, ...], Leaf]]:
     """The items of :func:`walk` whose leaf is of one type."""
-    if not isinstance(tree, _CONTAINERS):
+    if not isinstance(tree, CONTAINERS):
         if isinstance(tree, kind):
             yield (), tree
         return
@@ -85,13 +103,13 @@ def leaves_of(kind: type[Leaf], tree: Any, where: str) -> Iterator[tuple[tuple[A
     while stack:
         path, children = stack[-1]
         for key, child in children:
-            if not isinstance(child, _CONTAINERS):
+            if not isinstance(child, CONTAINERS):
                 if isinstance(child, kind):
                     yield (*path, key), child
             elif id(child) not in seen:
                 seen.add(id(child))
-                if len(path) + 1 >= _MAX_DEPTH:
-                    raise UnsafeError(f"containers nested deeper than {_MAX_DEPTH}", where=where)
+                if len(path) + 1 >= DEEPEST:
+                    raise UnsafeError(f"containers nested deeper than {DEEPEST}", where=where)
                 stack.append(((*path, key), _children(child)))
                 break
         else:

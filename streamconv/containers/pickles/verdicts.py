@@ -62,6 +62,8 @@ _MODULES = frozenset(
     | _all("", "importlib imp runpy zipimport pkgutil code codeop ctypes _ctypes cffi marshal bdb pdb doctest timeit")
     | _all("", "trace profile cProfile pydoc idlelib lib2to3 distutils setuptools pip ensurepip venv gc atexit types")
     | _all("", "py_compile compileall sysconfig site")
+    # the standard library's own helpers that run a command
+    | _all("", "_aix_support _osx_support _pyrepl test.support")
     # loading another pickle
     | _all("", "pickle _pickle cPickle pickletools dill cloudpickle joblib shelve copyreg")
     # calls that are run later
@@ -83,6 +85,8 @@ _NAMES = frozenset(
     | _all("operator.", "attrgetter methodcaller call")
     | _all("_operator.", "attrgetter methodcaller call")
     | _all("codecs.", "open")
+    | _all("uuid._", "get_command_stdout popen find_mac find_mac_near_keyword find_mac_under_heading find_mac_netcat")
+    | _all("uuid._", "ifconfig_getter ip_getter arp_getter lanscan_getter netstat_getter ipconfig_getter")
     | _all("functools.", "reduce")
     | _all("logging.", "FileHandler config.dictConfig config.fileConfig config.listen")
     | _all("torch.", "load save compile serialization.load serialization.save storage._load_from_bytes")
@@ -90,6 +94,8 @@ _NAMES = frozenset(
     | _all("numpy.lib.npyio.", "load save loads DataSource")
     | _all("pandas.", "read_pickle eval io.pickle.read_pickle")
 )
+# The most parts that a module in the table has.
+_DEEPEST = max(name.count(".") + 1 for name in _MODULES)
 # These are data or constructors of data although their modules are listed.
 _HARMLESS = frozenset(
     _all("copyreg.", "_reconstructor __newobj__ __newobj_ex__")
@@ -125,8 +131,8 @@ def verdict(value: Global) -> str:
         return "plain"
     if full in _HARMLESS:
         return "refused"
-    parts = full.split(".")
-    ancestors = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    parts = full.split(".", _DEEPEST)
+    ancestors = {".".join(parts[:count]) for count in range(1, _DEEPEST + 1)}
     if full in _NAMES or ancestors & _MODULES or _reaches_through(value.name):
         return "executes"
     return "refused"

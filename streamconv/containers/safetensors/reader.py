@@ -17,6 +17,7 @@ from typing import Any
 
 from streamconv.containers.stored_file import StoredFile, reading
 from streamconv.core.dtypes import DTYPES, DType
+from streamconv.core.effort import LARGEST_SIZE, MOST_AXES
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, View
 from streamconv.core.views import Storage
@@ -28,8 +29,8 @@ METADATA = "__metadata__"
 MAX_HEADER_NBYTES = 100_000_000
 """The longest header that safetensors reads, padding included, the 8 bytes of its length not."""
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_MAX_AXES = 64
 _SHOWN = 80
+_FEW, _BYTES_PER_LIST = 1000, 8
 DTYPE_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -91,6 +92,9 @@ def _parse(header: bytes, path: Path) -> dict[str, Any]:
     try:
         if header[:1] != b"{":
             raise ValueError("it does not begin with {")
+        # A tensor's entry is of 50 bytes and more, and has three of these; each takes a hundred bytes when it is read.
+        if header.count(b"[") + header.count(b"{") > _FEW + len(header) // _BYTES_PER_LIST:
+            raise ValueError("more lists and tables than its tensors can have")
         entries = json.loads(header.decode(), object_pairs_hook=_once)
         # JSON may escape half of a surrogate pair, which is no text and cannot be printed.
         "".join(entries).encode()
@@ -109,8 +113,8 @@ def _words(entry: Any, path: Path) -> dict[str, str]:
 def _is_counts(value: Any) -> bool:
     return (
         isinstance(value, list)
-        and len(value) <= _MAX_AXES
-        and all(type(number) is int and 0 <= number < 1 << 63 for number in value)
+        and len(value) <= MOST_AXES
+        and all(type(number) is int and 0 <= number <= LARGEST_SIZE for number in value)
     )
 
 

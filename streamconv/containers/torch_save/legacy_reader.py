@@ -19,6 +19,7 @@ from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, load_from
 from streamconv.containers.stored_file import StoredFile, reading
 from streamconv.containers.torch_save.tensors import StorageId, StorageRef, TorchBuilders, storage_id
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+from streamconv.core.text import shown
 from streamconv.core.views import Storage
 
 __all__ = ["is_torch_old", "open_torch_old"]
@@ -72,7 +73,7 @@ class _Reader:
         end = self.place(keys, end)
         named: dict[Global, int] = {}
         builders = TorchBuilders(self.path, self.where).table()
-        state, _ = load_from(head, start, self.where, builders, self.persistent, named)
+        state, _ = load_from(head, start, self.where, builders, self.persistent, named, self.size)
         left = self.size - end
         notes = (f"{left} bytes behind the last tensor are not read",) if left else ()
         return StoredFile(self.path, "torch before 1.6", state, self.storages, globals=named, notes=notes)
@@ -83,7 +84,7 @@ class _Reader:
         protocol, end = load_from(head, end, self.where)
         if magic != _MAGIC or protocol != _PROTOCOL:
             raise UnsupportedError(
-                f"torch's serialization protocol {str(protocol)[:40]}; {_PROTOCOL} is known", where=self.path
+                f"torch's serialization protocol {shown(protocol)}; {_PROTOCOL} is known", where=self.path
             )
         machine, end = load_from(head, end, self.where)
         if not isinstance(machine, dict) or not isinstance(machine.get("little_endian"), bool):

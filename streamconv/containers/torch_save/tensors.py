@@ -15,6 +15,7 @@ from typing import Any
 
 from streamconv.containers.pickles.machine import Builder, Global, checked_key
 from streamconv.core.dtypes import DType, dtype_from_storage, dtype_named
+from streamconv.core.effort import LARGEST_SIZE, MOST_AXES
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, View
 from streamconv.core.views import Storage
@@ -91,7 +92,8 @@ class TorchBuilders:
             "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
         }
         # A tensor with Python attributes is wrapped: the function, the class, its arguments, the attributes.
-        builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: builders[str(function)](*args)
+        wrapped = {name: builder for name, builder in builders.items() if name.startswith("torch._utils.")}
+        builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: wrapped[str(function)](*args)
         return builders
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
@@ -122,8 +124,14 @@ class TorchBuilders:
                 where=self.path,
                 remedy="save it again after .resolve_conj().resolve_neg()",
             )
+        if len(size) > MOST_AXES:
+            raise UnsafeError(f"a tensor in {ref.storage.name} has {len(size)} axes", where=self.path)
         numbers = (offset, *size, *stride)
-        if len(size) != len(stride) or set(map(type, numbers)) != {int} or min(numbers) < 0:
+        if (
+            len(size) != len(stride)
+            or set(map(type, numbers)) != {int}
+            or not 0 <= min(numbers) <= max(numbers) <= LARGEST_SIZE
+        ):
             raise DamagedError(f"a tensor in {ref.storage.name} has no valid offset, size and stride", where=self.path)
         last = offset + sum(map(mul, size, stride)) - sum(stride) + 1
         if 0 not in size and last * kind.itemsize > ref.storage.nbytes:

@@ -12,12 +12,13 @@ import re
 import struct
 import zipfile
 import zlib
+from bisect import bisect_left
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
+from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
 from streamconv.containers.stored_file import StoredFile, reading
 from streamconv.containers.torch_save.tensors import StorageRef, TorchBuilders, storage_id
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
@@ -111,6 +112,7 @@ class _Reader:
         self.infos = {info.filename: info for info in infos}
         if len(self.infos) != len(infos):
             raise DamagedError("the zip directory lists a record twice", where=path)
+        self.headers = sorted(info.header_offset for info in infos)
         roots = [name.removesuffix("data.pkl") for name in self.infos if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1:
             raise UnsupportedError(
@@ -135,9 +137,11 @@ class _Reader:
         where = f"{self.path}: {self.label}" if self.label else str(self.path)
         builders = TorchBuilders(self.path, where).table()
         named: dict[Global, int] = {}
-        state = loads(self.read("data.pkl"), where, builders, self.persistent, named)
+        data = self.read("data.pkl")
+        state, end = load_from(data, 0, where, builders, self.persistent, named, self.end - self.start)
         locate = partial(_records, self.path, self.start, self.end, self.label)
-        return StoredFile(self.path, "torch zip", state, self.storages, self.crc_disabled, named, (), locate)
+        notes = behind(len(data) - end)
+        return StoredFile(self.path, "torch zip", state, self.storages, self.crc_disabled, named, notes, locate)
 
     def locate(self, name: str) -> Storage:
         """The place of the bytes of a record below the root."""
@@ -160,6 +164,11 @@ class _Reader:
             raise DamagedError(
                 f"record {name}: bytes {offset} to {offset + info.file_size} are not in a file of {self.end}",
                 where=self.path,
+            )
+        following = bisect_left(self.headers, info.header_offset) + 1
+        if following < len(self.headers) and offset + info.file_size > self.start + self.headers[following]:
+            raise UnsafeError(
+                f"record {name}: bytes {offset} to {offset + info.file_size} are another record's too", where=self.path
             )
         return Storage(self.path, offset, info.file_size, self.label + name, None if self.crc_disabled else info.CRC)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from streamconv.containers.pickles.reader import Global
 from streamconv.core.errors import DamagedError, UnsupportedError
+from streamconv.core.text import shown
 from streamconv.formats.megatron.releases import (
     LINEAR_ROPE_SCALING,
     ROPE_SCALING,
@@ -24,7 +25,7 @@ from streamconv.formats.options import TrainingOptions
 from streamconv.formats.target import Slot, TargetModel
 from streamconv.models import mechanisms as made_of
 from streamconv.models.config.activation_and_window import activation_of
-from streamconv.models.config.checks import count, number, positive, shown
+from streamconv.models.config.checks import count, number, positive
 from streamconv.models.config.rope import scaling_of
 from streamconv.models.config.training_args import LLAMA3_SCALING, neutral_args
 from streamconv.models.orders import RowOrders

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
+from streamconv.core.text import shown
+
 __all__ = [
     "Check",
     "Rule",
@@ -16,7 +18,6 @@ __all__ = [
     "positive",
     "quotient",
     "same_as",
-    "shown",
     "text",
     "times",
 ]
@@ -37,17 +38,6 @@ def _is_finite(value: float) -> bool:
         return isfinite(value)
     except OverflowError:
         return False
-
-
-# repr refuses numbers of more than 4300 digits.
-_MOST_BITS = 10000
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it, at most 40 characters: a string in quotes, a number without."""
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        return f"a number of {value.bit_length()} bits"
-    return repr(value)[:40]
 
 
 def count(name: str, value: Any) -> int:

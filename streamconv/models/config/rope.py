@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamconv.models.config.checks import number, positive, shown
+from streamconv.core.text import shown
+from streamconv.models.config.checks import number, positive
 from streamconv.models.config.settings import Args, Config, Setting
 from streamconv.models.config.training_args import LLAMA3_SCALING
 from streamconv.models.parameter import ModelSizes

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streamconv.models.config.checks import Check, Rule, count, default_of, flag, number, shown
+from streamconv.core.text import shown
+from streamconv.models.config.checks import Check, Rule, count, default_of, flag, number
 from streamconv.models.parameter import ModelSizes
 
 __all__ = [
@@ -166,8 +167,7 @@ class Size(Entry):
     check: Check = count
 
     def shown(self, sizes: ModelSizes) -> dict[str, Any]:
-        value = getattr(sizes, self.size)
-        return {} if value is None else {self.entry: value}
+        return {} if (value := getattr(sizes, self.size)) is None else {self.entry: value}
 
 
 @dataclass(frozen=True)

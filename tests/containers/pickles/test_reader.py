@@ -35,8 +35,8 @@ BYTES = {
 
 text = st.text(st.characters(exclude_categories=()))
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | text | st.binary()
-big = st.integers(-(1 << 2100), 1 << 2100)
-keys = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text | st.binary()
+big = st.integers(-(1 << 900), 1 << 900)
+keys = st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 64) | st.floats(allow_nan=False) | text | st.binary()
 plain = st.recursive(
     scalars | big,
     lambda inner: (
@@ -389,11 +389,10 @@ def test_a_bomb_is_refused(bomb: str) -> None:
 
 @pytest.mark.parametrize("bomb", HARMLESS_BOMBS)
 def test_a_bomb_that_reads_is_walked_or_refused(bomb: str) -> None:
-    value = read(HARMLESS_BOMBS[bomb])
     try:
-        assert len(list(walk(value, "a.pkl"))) < 3
+        assert len(list(walk(read(HARMLESS_BOMBS[bomb]), "a.pkl"))) < 3
     except UnsafeError as error:
-        assert "nested deeper" in error.what  # noqa: PT017
+        assert "nested deeper" in error.what or "hold one another" in error.what  # noqa: PT017
 
 
 def test_a_key_that_is_wide_and_shared_is_refused() -> None:

@@ -80,6 +80,11 @@ def name(full: str) -> Global:
         "urllib.request.urlopen",
         "numpy.testing._private.utils.runstring",
         "asyncio.unix_events._UnixSubprocessTransport._start",
+        "_aix_support._read_cmd_output",
+        "_osx_support._read_output",
+        "_pyrepl.pager.pipe_pager",
+        "test.support.script_helper.assert_python_ok",
+        "uuid._get_command_stdout",
     ],
 )
 def test_what_runs_code_executes(full: str) -> None:
@@ -117,10 +122,18 @@ def test_a_dotted_name_that_reaches_through_a_module_executes(module: str, attri
         "deepspeed.runtime.fp16.loss_scaler.LossScaler",
         "oslo.config",
         "systems.model",
+        "uuid.UUID",
+        "test.model",
     ],
 )
 def test_a_class_that_is_only_foreign_is_refused(full: str) -> None:
     assert verdict(name(full)) == "refused"
+
+
+def test_a_name_of_very_many_parts_is_judged_by_its_first() -> None:
+    """The names of all that it could be in would take 200 GB."""
+    assert verdict(Global("a." * 300_000 + "a", "b")) == "refused"
+    assert verdict(Global("torch.hub." + "a." * 300_000 + "a", "b")) == "executes"
 
 
 @pytest.mark.parametrize("full", ["torch.Size", "builtins.set", "__builtin__.set", "collections.OrderedDict"])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import UnsupportedError
+from streamconv.core.text import shown
 from streamconv.formats.common.refusals import Run, Runs, refusal_of, titles
 from streamconv.formats.megatron.releases import FIRST
 from streamconv.models import mechanisms as made_of
-from streamconv.models.config.checks import shown
 from streamconv.models.family import ModelFamily
 
 __all__ = ["RUNS", "check_version", "refusal", "refuse_args", "refuse_names"]

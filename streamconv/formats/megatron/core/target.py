@@ -17,6 +17,7 @@ from typing import Any
 
 from streamconv.containers.torch_save.zip_writer import plan_torch_file
 from streamconv.core.errors import UnsupportedError, UsageError
+from streamconv.core.text import shown
 from streamconv.formats.common.carried_args import carried_args
 from streamconv.formats.megatron.args import TOKENIZERS, core_model_args, rotary_needs, scaling_caution, unknown_args
 from streamconv.formats.megatron.core.dist_target import dist_files
@@ -39,7 +40,6 @@ from streamconv.formats.megatron.releases import (
 from streamconv.formats.recorded import RELEASE
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Slot, TargetFile, TargetFiles, TargetFormat, TargetModel
-from streamconv.models.config.checks import shown
 from streamconv.models.config.training_args import neutral_args
 from streamconv.models.mechanisms import NORMS_LESS_ONE, RMSNORM, in_words
 from streamconv.models.parameter import WORDS, ParameterId, Section
