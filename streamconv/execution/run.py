@@ -19,7 +19,8 @@ from streamconv.execution.staging import Staging, check_destination, clear_lefto
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.open_files import allow_open_files
-from streamconv.io.output import DiscardedOutput, OutputFileWriter, refused_by_system
+from streamconv.io.output import DiscardedOutput, OutputFileWriter
+from streamconv.io.refusals import refused_by_system
 from streamconv.io.source import OPEN_FILES
 from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
 from streamconv.planning.plan import OutputFile, Plan

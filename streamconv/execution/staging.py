@@ -24,7 +24,7 @@ from pathlib import Path
 from streamconv.core.errors import DamagedError, DifferenceError, DiskSpaceError
 from streamconv.execution.destination import WORK_FOLDER, check_destination, lock_destination
 from streamconv.io.durable import exchange, sync_folder, write_text
-from streamconv.io.output import refused_by_system
+from streamconv.io.refusals import refused_by_system
 from streamconv.io.whole_file import copy_file, write_file
 from streamconv.memory.budget import format_bytes
 

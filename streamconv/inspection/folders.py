@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import SourceError, StreamconvError, UsageError
+from streamconv.core.errors import SourceError, StorageError, StreamconvError, UsageError
 from streamconv.core.options import Given
 from streamconv.execution.staging import JOURNAL, WORK_FOLDER
 from streamconv.formats.common.faults import Collected
@@ -89,7 +89,7 @@ def _tracked(path: Path, tag: str | None) -> Path:
 def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> Inspected:
     try:
         source, model, named_family = open_supplied(folder, given)
-    except UsageError:
+    except (UsageError, StorageError):
         raise
     except StreamconvError as error:
         return _unopened(folder, error, report)

@@ -18,8 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from streamconv.core.errors import DamagedError, StorageError, UsageError
+from streamconv.core.errors import UsageError
 from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+from streamconv.io.reading import ended_early, fill, refused_read
 
 __all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
 
@@ -45,7 +46,7 @@ class _Positional:
         self.low, self.high, self.undropped = sys.maxsize, 0, 0
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
-        done = _read(self.fd, offset, memoryview(buffer)[position : position + nbytes])
+        done = fill(self.fd, offset, memoryview(buffer)[position : position + nbytes])
         self.low, self.high = min(self.low, offset), max(self.high, offset + done)
         self.undropped += done
         if self.undropped >= _DROP_NBYTES:
@@ -71,7 +72,7 @@ class _Direct:
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         if self.warm:
-            return _read(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
+            return fill(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
         if self.direct and is_direct(offset, buffer, position, nbytes):
             before, end = offset - page_start(offset), page_end(offset + nbytes)
             pages = memoryview(buffer)[position - before : position - before + end - page_start(offset)]
@@ -87,14 +88,6 @@ class _Direct:
     def close(self) -> None:
         self.buffered.close()
         os.close(self.fd)
-
-
-def _read(fd: int, offset: int, buffer: memoryview) -> int:
-    """Fill the buffer as far as the file reaches; returns the number of bytes read."""
-    done = 0
-    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
-        done += count
-    return done
 
 
 def _mostly_cached(fd: int) -> bool:
@@ -161,20 +154,17 @@ class SourceFiles:
         A direct read (:func:`streamconv.io.direct.is_direct`) may also overwrite the rest of the first and the last
         page of these bytes in the buffer.
 
+        Whoever knows these bytes has seen the file when it was long enough for them.
+
         Raises:
-            DamagedError: the file ends before ``offset + nbytes``.
-            StorageError: the system refused.
+            StorageError: the system refused, or the file ends before ``offset + nbytes``.
         """
         try:
             count = self._file(path).read_into(offset, buffer, position, nbytes)
         except OSError as error:
-            raise StorageError(f"cannot read {nbytes} bytes at {offset}: {error.strerror}", where=path) from error
+            raise refused_read(path, offset, nbytes, error) from error
         if count != nbytes:
-            raise DamagedError(
-                f"the file ends at byte {offset + count}, {nbytes} bytes from {offset} were to be read",
-                where=path,
-                remedy="it was cut off after it was opened, or is not copied completely",
-            )
+            raise ended_early(path, offset, nbytes, count)
 
     def _file(self, path: Path) -> _OpenFile:
         if path in self._open:

@@ -8,7 +8,6 @@ whose ``storage_data`` records the file, the offset and the length of each chunk
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 from streamconv.containers.pickles.machine import Global, Record
 from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, loads
-from streamconv.containers.stored_file import reading
 from streamconv.containers.torch_save.tensors import TorchBuilders
 from streamconv.core.dtypes import DType, dtype_named
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.tiling import Box, tiling_fault
+from streamconv.io.reading import reading
 
 __all__ = ["NAME", "Chunk", "Item", "Metadata", "TensorEntry", "read_metadata"]
 
@@ -98,10 +97,9 @@ def read_metadata(path: Path) -> Metadata:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_PICKLE_NBYTES:
-            raise UnsafeError(f"{size} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
-        data = file.read(size)
+        if file.nbytes > MAX_PICKLE_NBYTES:
+            raise UnsafeError(f"{file.nbytes} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
+        data = file.read(0, file.nbytes)
     named: dict[Global, int] = {}
     root = loads(data, str(path), TorchBuilders(path, str(path)).table(), named=named)
     return _Parser(path).parse(root, named)

@@ -11,7 +11,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import mmap
 from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsafeError
@@ -82,7 +81,7 @@ class PickleMachine:
     __slots__ = ("below", "builders", "called", "data", "end", "memo", "named", "persistent", "stack", "where")
 
     def __init__(
-        self, data: bytes | mmap, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
+        self, data: bytes, where: str, builders: Mapping[str, Builder], persistent: Callable[[Any], Any] | None
     ) -> None:
         self.data, self.where, self.builders, self.persistent = data, where, builders, persistent
         self.stack: list[Any] = []
