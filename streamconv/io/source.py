@@ -1,9 +1,9 @@
 """Read a source's bytes at given offsets, and release the pages that were read.
 
-The user chooses one of three ways with ``--io``. ``direct`` goes past the page cache, unless the cache already has most
+The user chooses one of two ways with ``--io``. ``direct`` goes past the page cache, unless the cache already has most
 of the file; where the file system has no direct transfers it works like ``pread``. ``pread`` goes through the page
-cache and drops what it read. ``mmap`` copies from a map of the file: an I/O error there is a SIGBUS, and the mapped
-pages count as resident memory.
+cache and drops what it read. A map of the file is not offered: it was slower, its pages count as resident memory, and
+an I/O error or a file that becomes shorter is a SIGBUS there, which no Python code can turn into a message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamconv.io.reading import ended_early, fill, refused_read
 
 __all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
 
-IO_MODES = ("direct", "pread", "mmap")
+IO_MODES = ("direct", "pread")
 OPEN_FILES = 32
 """The most files that one thread has open."""
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
@@ -99,35 +99,7 @@ def _mostly_cached(fd: int) -> bool:
     return int(counts[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
 
 
-class _Mapped:
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with ExitStack() as undo:
-            undo.callback(os.close, self.fd)
-            size = os.fstat(self.fd).st_size
-            self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
-            undo.pop_all()
-
-    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
-        if self.map is None:
-            return 0
-        # The size may have changed since the map was made; reading past the end would raise SIGBUS.
-        count = max(0, min(nbytes, os.fstat(self.fd).st_size - offset))
-        with memoryview(self.map) as view:
-            memoryview(buffer)[position : position + count] = view[offset : offset + count]
-        # The whole map, not just what was read: the kernel may have mapped a huge page around it.
-        self.map.madvise(mmap.MADV_DONTNEED)
-        start = max(0, offset - _DROP_LAG)
-        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
-        return count
-
-    def close(self) -> None:
-        if self.map is not None:
-            self.map.close()
-        os.close(self.fd)
-
-
-_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional, "mmap": _Mapped}
+_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional}
 
 
 def check_io_mode(mode: str) -> None:

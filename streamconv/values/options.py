@@ -25,8 +25,7 @@ class ReadingOptions:
     )
     io: str = option(
         Choice(IO_MODES),
-        "direct (default): past the page cache, where the file system can; pread: through it, dropping what was used; "
-        "mmap: read by memory maps",
+        "direct (default): past the page cache, where the file system can; pread: through it, dropping what was used",
         default="direct",
     )
     jobs: int | None = option(Count(), "threads that read and write (default: as many as help within the budget)")

@@ -48,7 +48,7 @@ def compare_replicas(replicas: Sequence[Replica], policy: str, io: str, block: i
     Args:
         replicas: what to compare.
         policy: ``fail`` refuses a difference.
-        io: ``pread`` or ``mmap``.
+        io: ``direct`` or ``pread``.
         block: bytes that the comparison may take.
 
     Raises:

@@ -73,7 +73,7 @@ def test_parts_of_any_tensor_are_the_tensor(data: st.DataObject, tmp_path: Path)
     base = stored(tmp_path / "t.pt", first, second.t(), counted(2 * rows, columns, dtype=dtype)[::2])
     tensor = grown(data, base)
     nbytes = data.draw(st.sampled_from([8, 16, 40, 100, 1000, 1 << 20]))
-    assert_covered([tensor], nbytes, data.draw(st.sampled_from(["pread", "mmap", "direct"])))
+    assert_covered([tensor], nbytes, data.draw(st.sampled_from(["pread", "direct"])))
 
 
 @pytest.mark.slow
