@@ -15,6 +15,7 @@ from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.program import PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
+from streamconv.io.refusals import refused_by_system
 
 __all__ = ["guarded", "main"]
 
@@ -84,8 +85,9 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
         _say(f"terminated; {_STATE}", verbosity)
         return end.exit_code
     except OSError as error:
-        _say(f"error: {error.strerror}\n  where: {error.filename}", verbosity)
-        return 5
+        refusal = refused_by_system("go on", error)
+        _say(f"error: {refusal}", verbosity)
+        return refusal.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must say that it is one
         _say(
             f"unexpected {type(error).__name__}: {error}\n  this is a bug; run with -vv and report what it prints",

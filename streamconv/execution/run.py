@@ -181,7 +181,8 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
 def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
     """Whether to resume from the staged files; if not, they are discarded."""
     if stage.is_resumable and not restart:
-        noted = list(islice(journal.read(), 1))
+        with _noting(stage, "read"):
+            noted = list(islice(journal.read(), 1))
         if noted:
             refuse_another(noted[0], identity, stage.destination)
             refuse_incomplete({stage.new / file.path: file.layout.nbytes for file in work.files})
@@ -191,11 +192,11 @@ def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, A
 
 
 @contextmanager
-def _noting(stage: Staging) -> Iterator[None]:
+def _noting(stage: Staging, verb: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refused_by_system("write the journal", error, stage.journal) from error
+        raise refused_by_system(f"{verb} the journal", error, stage.journal) from error
 
 
 def _counter(work: Plan, done: int, progress: Progress | None) -> Callable[[int], None]:

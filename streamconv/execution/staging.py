@@ -244,7 +244,7 @@ def staging(destination: Path) -> Iterator[Staging]:
 
     Raises:
         DestinationError: another run holds the lock.
-        DiskSpaceError, StorageError: the folder cannot be made.
+        DiskSpaceError, StorageError: the system refused to make the folder, or something in it.
     """
     made = [folder for folder in (destination, *destination.parents) if not folder.exists()]
     stage = Staging(destination)
@@ -261,6 +261,8 @@ def staging(destination: Path) -> Iterator[Staging]:
             raise refused_by_system("write there", error, destination) from error
         try:
             yield stage
+        except OSError as error:
+            raise refused_by_system("write there", error, destination) from error
         except (DamagedError, DifferenceError):
             stage.journal.unlink(missing_ok=True)
             raise

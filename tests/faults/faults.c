@@ -1,6 +1,6 @@
 // A library to preload: one call of the C library on a path below FAULT_BELOW goes wrong.
 //
-// FAULT_CALL  which calls count: open, read, mkdir, sync, rename. read is every way to read a file; rename is every way.
+// FAULT_CALL  which calls count: open, read (a file, in any way), list (a folder), mkdir, sync, rename (in any way).
 // FAULT_AT    which of them, from 1; FAULT_EVER=1: all from that one on.
 // FAULT_HOW   error:N   the call fails with errno N.
 //             short     a read delivers half.
@@ -10,6 +10,7 @@
 //
 // The variables are looked up at each call, so a process can set its own; fault_begin counts from 1 again.
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -117,6 +118,11 @@ PREADV(preadv, off_t, NOTHING, NOTHING)
 PREADV(preadv64, off64_t, NOTHING, NOTHING)
 PREADV(preadv2, off_t, FLAGS_TYPE, FLAGS)
 PREADV(preadv64v2, off64_t, FLAGS_TYPE, FLAGS)
+
+DIR *opendir(const char *path) {
+    NEXT(DIR *, opendir, const char *);
+    return fate_at("list", AT_FDCWD, path) < 0 ? NULL : next(path);
+}
 
 int mkdir(const char *path, mode_t mode) {
     NEXT(int, mkdir, const char *, mode_t);
