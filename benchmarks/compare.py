@@ -11,7 +11,7 @@ dropped (`/proc/sys/vm/drop_caches`), or without root the source's files are dro
 weaker; the report says which. What is read past the page cache (streamconv-direct) does not gain from --warm.
 
   cp               `cp -r`: the job of copying the bytes, no conversion
-  streamconv       with its default way of reading; streamconv-direct, -pread and -mmap choose one
+  streamconv       with its default way of reading; streamconv-direct and -pread choose one
   torch            benchmarks/plain_torch.py: torch.load, cat, torch.save for each target rank
   torch-mmap       the same with torch.load(mmap=True)
   safetensors      the same, mapped, with one safetensors file for each target rank: another format, and no arguments

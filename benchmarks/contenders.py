@@ -18,7 +18,7 @@ from typing import Any
 import measure
 from options import HERE, words
 
-STREAMCONV = ("streamconv", "streamconv-direct", "streamconv-pread", "streamconv-mmap")
+STREAMCONV = ("streamconv", "streamconv-direct", "streamconv-pread")
 CONTENDERS = ("cp", *STREAMCONV, "torch", "torch-mmap", "safetensors", "original")
 BELOW_FLOOR = 4
 """streamconv's exit code when the budget (or the disk) is too small."""

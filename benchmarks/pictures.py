@@ -18,7 +18,7 @@ from typing import Any
 
 Report = dict[str, Any]
 OURS, RIVALS = "#1b6ca8", ("#7a7a7a", "#c26a2d", "#8a5a9e", "#4f8a5b", "#a08a2f", "#3c3c3c")
-DASHES = {"streamconv-direct": "--", "streamconv-pread": ":", "streamconv-mmap": "-."}
+DASHES = {"streamconv-direct": "--", "streamconv-pread": ":"}
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,

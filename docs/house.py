@@ -35,10 +35,10 @@ PLACES: dict[str, tuple[float, int]] = {
     "formats": (0.5, 8),
     "moves": (1.6, 8),
     "containers": (0, 9),
-    "models": (1, 9),
-    "io": (2, 9),
-    "memory": (3, 9),
-    "core": (1.5, 10),
+    "models": (0.9, 9),
+    "memory": (3.4, 9),
+    "io": (2, 10),
+    "core": (2, 12),
 }
 """Column and row of each room; arrows point down."""
 

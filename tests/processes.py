@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -43,26 +44,33 @@ for line in sys.stdin:
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
+def _server(preload: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", IMPORT_ALL + SERVER]
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    variables = {**os.environ, "LD_PRELOAD": preload} if preload else None
+    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     atexit.register(process.communicate, timeout=60)
     return process
 
 
-def start(command: list[str], *words: object) -> subprocess.CompletedProcess[str]:
-    """What a new interpreter says, and its exit code."""
-    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False)
+def start(
+    command: list[str], *words: object, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What a new interpreter says, and its exit code; ``variables`` are added to the environment."""
+    environment = {**os.environ, **(variables or {})}
+    return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False, env=environment)
 
 
 def run_main(
-    *words: object, module: str = "streamconv.cli.main", variables: Mapping[str, str] | None = None
+    *words: object,
+    module: str = "streamconv.cli.main",
+    variables: Mapping[str, str] | None = None,
+    preload: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """What the ``main`` of a module says to the words of a command line, and its exit code.
 
-    ``variables`` are added to the environment.
+    ``variables`` are added to the environment; ``preload`` is a library that is loaded before the others.
     """
-    process = _server()
+    process = _server(preload)
     assert process.stdin is not None
     assert process.stdout is not None
     said = [*map(str, words)]

@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from streamconv.bigscience.degree_files import Degrees, RankedFolder, layer_shapes
-from streamconv.core.errors import DamagedError, StreamconvError, UsageError
+from streamconv.core.errors import DamagedError, StorageError, StreamconvError, UsageError
 from streamconv.formats.deepspeed.partition import uniform_bounds
 from streamconv.formats.deepspeed.source import open_model
 from streamconv.formats.options import RowOrderOptions
@@ -152,6 +152,8 @@ def _own_stages(folder: RankedFolder, count: int) -> list[int] | None:
     """The source's own layers on each stage if known; a final norm among the ``count`` layers is on the last."""
     try:
         stages = open_model(folder.home, RowOrderOptions()).stages
+    except StorageError:
+        raise
     except StreamconvError:
         return None
     if stages is None or len(stages) != folder.degrees.pp or not 0 <= count - sum(stages) <= 1:

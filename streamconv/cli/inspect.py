@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from streamconv.api import verbs
 from streamconv.cli.command import Command, Invocation, Place
 from streamconv.cli.options import InspectViewOptions
 from streamconv.cli.output import print_blocks, print_log, progress_on
-from streamconv.core.errors import StorageError, UsageError
+from streamconv.core.errors import UsageError
 from streamconv.inspection.options import InspectOptions
+from streamconv.io.refusals import refused_by_system
 
 __all__ = ["command", "run"]
 
@@ -44,11 +47,18 @@ def _write_pictures(report: dict[str, Any], html: str | None, plot: str | None) 
         from streamconv.report.html import html_report
 
         page = html_report(report)
-        try:
+        with _writing("the page", Path(html)):
             Path(html).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write the page: {error.strerror}", where=html) from error
     if plot:
         from streamconv.report.plot import plot_norms
 
-        plot_norms(report, Path(plot))
+        with _writing("the picture", Path(plot)):
+            plot_norms(report, Path(plot))
+
+
+@contextmanager
+def _writing(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_system(f"write {what}", error, path) from error

@@ -18,6 +18,7 @@ from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import Count, InvalidValue
 from streamconv.core.options import ENVIRONMENT
 from streamconv.core.text import printable_lines
+from streamconv.io.refusals import refused_by_system
 
 __all__ = ["guarded", "main"]
 
@@ -90,8 +91,9 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
         _say(f"terminated; {_STATE}", verbosity)
         return end.exit_code
     except OSError as error:
-        _say(f"error: {error.strerror}\n  where: {error.filename}", verbosity)
-        return 5
+        refusal = refused_by_system("go on", error)
+        _say(f"error: {refusal}", verbosity)
+        return refusal.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must say that it is one
         _say(
             f"unexpected {type(error).__name__}: {error}\n  this is a bug; run with -vv and report what it prints",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.measure import check_effort
-from streamconv.containers.stored_file import reading
 from streamconv.core.effort import Effort
 from streamconv.core.errors import DamagedError, UsageError
+from streamconv.io.reading import reading
 
 __all__ = ["read_config", "read_entries"]
 
@@ -34,10 +34,9 @@ def read_entries(path: Path, what: str, limit: int) -> dict[str, Any]:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise DamagedError(f"{nbytes} bytes of {what}; the limit is {limit}", where=path, remedy=_CORRECT)
+        if file.nbytes > limit:
+            raise DamagedError(f"{file.nbytes} bytes of {what}; the limit is {limit}", where=path, remedy=_CORRECT)
+        data = file.read(0, file.nbytes)
     try:
         entries = json.loads(data, parse_int=_int)
         check_effort(entries, Effort(str(path), len(data)))

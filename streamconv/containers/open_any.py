@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamconv.containers.safetensors.reader import open_safetensors
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
+from streamconv.io.reading import reading
 
 __all__ = ["CHECKPOINT_SUFFIXES", "checkpoint_files", "open_any"]
 
@@ -25,7 +26,7 @@ def open_any(path: Path) -> StoredFile:
         StorageError: the system refused.
     """
     with reading(path) as file:
-        head = file.read(9)
+        head = file.read(0, 9)
     if path.suffix == ".distcp":
         # Imported here: a torch file, which is the usual case, does not need it.
         from streamconv.containers.dcp.reader import open_distcp

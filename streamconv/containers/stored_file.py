@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from streamconv.containers.pickles.machine import Global
 from streamconv.containers.pickles.reader import leaves_of
-from streamconv.core.errors import DamagedError, SourceError, StorageError
+from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import Storage
 
-__all__ = ["StoredFile", "reading"]
+__all__ = ["StoredFile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +67,3 @@ class StoredFile:
         """
         records = self.storages.values() if self.locate is None else self.locate()
         return tuple(sorted((record for record in records if record.nbytes), key=lambda record: record.offset))
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; an error of the system is raised as one of ours.
-
-    Raises:
-        SourceError: there is no such file, or it is a folder or a device.
-        StorageError: the system refused to read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SourceError("not a file", where=path)
-        with path.open("rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise SourceError("no such file", where=path) from error
-    except OSError as error:
-        raise StorageError(f"cannot read: {error.strerror}", where=path) from error

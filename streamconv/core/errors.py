@@ -8,7 +8,7 @@
     ├── CapacityError               4   the job does not fit
     │   ├── MemoryBudgetError       4   --max-ram is below the workable floor
     │   └── DiskSpaceError          4   the destination has too little room
-    ├── StorageError                5   the system refused a read or a write; run again
+    ├── StorageError                5   the system did not do a read or a write
     ├── DamagedError                6   the input is broken
     │   └── UnsafeError             6   the input asks for what no data file should
     ├── DifferenceError             7   values differ where they must not
@@ -94,7 +94,7 @@ class DiskSpaceError(CapacityError):
 
 
 class StorageError(StreamconvError):
-    """The operating system refused a read or a write."""
+    """The operating system refused a read or a write, or a file became shorter while it was read."""
 
     exit_code = 5
 

@@ -131,7 +131,13 @@ class LazyTensor:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def numpy(self) -> NDArray:
-        """The elements: mapped and read-only if they are one stored view of this dtype, else a new array."""
+        """The elements: mapped and read-only if they are one stored view of this dtype, else a new array.
+
+        As with every map, a file that is made shorter while the array is in use, or a disk that fails, is a SIGBUS.
+
+        Raises:
+            StorageError: the file is shorter than when it was opened.
+        """
         import numpy as np
 
         if len(self.pieces) == 1:

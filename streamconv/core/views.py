@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import DamagedError
+from streamconv.core.errors import StorageError
 
 __all__ = ["Piece", "Storage", "View", "flatten_piece", "merge_along", "put", "unflatten_piece"]
 
@@ -57,7 +57,7 @@ class View:
         """The elements of a box of ``shape``, mapped and read-only.
 
         Raises:
-            DamagedError: the file has become shorter than the box needs.
+            StorageError: the file has become shorter than the box needs.
         """
         import numpy as np
 
@@ -67,7 +67,10 @@ class View:
         first, extent = self.span(shape)
         start = self.storage.offset + first
         if start + extent > path.stat().st_size:
-            raise DamagedError(f"{self.storage.name}: the file ends before byte {start + extent}", where=path)
+            raise StorageError(
+                f"{self.storage.name}: the file ends before byte {start + extent}, and was longer when opened",
+                where=path,
+            )
         flat = np.memmap(path, np.uint8, "r", start, (extent,))
         box: NDArray = np.ndarray(
             tuple(shape), self.dtype.numpy, flat, 0, tuple(s * self.dtype.itemsize for s in self.strides)

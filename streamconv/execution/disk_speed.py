@@ -21,7 +21,8 @@ from streamconv.execution.settings import EngineSettings
 from streamconv.execution.tile_log import TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.direct import page_end
-from streamconv.io.output import DiscardedOutput, Output, OutputFileWriter, refused_by_system
+from streamconv.io.output import DiscardedOutput, Output, OutputFileWriter
+from streamconv.io.refusals import refused_by_system
 from streamconv.memory.budget import MIB, format_bytes
 from streamconv.moves.jobs import Target
 from streamconv.moves.lower import lower

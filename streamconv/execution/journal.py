@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamconv.core.errors import DamagedError, DestinationError
+from streamconv.core.errors import DamagedError, DestinationError, SourceError
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
+from streamconv.io.reading import status_of
 from streamconv.planning.plan import Plan
 
 __all__ = ["Journal", "identity_of", "refuse_another", "refuse_changed_source", "refuse_incomplete"]
@@ -122,7 +123,7 @@ def identity_of(plan: Plan) -> dict[str, Any]:
     """The identity of a run: its sources as they are now, its choices in words, and a digest of all it writes."""
     sources = {}
     for path in (*plan.source_paths, *plan.copied.values()):
-        status = path.stat()
+        status = status_of(path)
         sources[str(path)] = [status.st_size, status.st_mtime_ns]
     digest = hashlib.sha256()
     for job in plan.jobs:
@@ -195,11 +196,12 @@ def refuse_changed_source(identity: Mapping[str, Any]) -> None:
 
     Raises:
         DamagedError: a file is gone, or its size or time of change has changed.
+        StorageError: the system refused.
     """
     for name, facts in identity["sources"].items():
         try:
-            status = Path(name).stat()
-        except OSError:
+            status = status_of(Path(name))
+        except SourceError:
             status = None
         if status is None or [status.st_size, status.st_mtime_ns] != facts:
             raise DamagedError(

@@ -19,7 +19,8 @@ from streamconv.execution.staging import Staging, check_destination, clear_lefto
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.open_files import allow_open_files
-from streamconv.io.output import DiscardedOutput, OutputFileWriter, refused_by_system
+from streamconv.io.output import DiscardedOutput, OutputFileWriter
+from streamconv.io.refusals import refused_by_system
 from streamconv.io.source import OPEN_FILES
 from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
@@ -184,7 +185,8 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
 def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
     """Whether to resume from the staged files; if not, they are discarded."""
     if stage.is_resumable and not restart:
-        noted = list(islice(journal.read(), 1))
+        with _noting(stage, "read"):
+            noted = list(islice(journal.read(), 1))
         if noted:
             refuse_another(noted[0], identity, stage.destination)
             refuse_incomplete({stage.new / file.path: file.layout.nbytes for file in work.files})
@@ -194,11 +196,11 @@ def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, A
 
 
 @contextmanager
-def _noting(stage: Staging) -> Iterator[None]:
+def _noting(stage: Staging, verb: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refused_by_system("write the journal", error, stage.journal) from error
+        raise refused_by_system(f"{verb} the journal", error, stage.journal) from error
 
 
 class _Counter:

@@ -32,9 +32,9 @@ def run_tiles(
             and at the end, also after an error. It is not called again once it or a sync has failed.
 
     Raises:
-        DamagedError: the source ends early, or a record's CRC is not the recorded one.
+        DamagedError: a record's CRC is not the recorded one.
         DifferenceError: a value does not fit the type that it is cast to.
-        StorageError, DiskSpaceError: the system refused.
+        StorageError, DiskSpaceError: the system refused, or the source has become shorter.
     """
     assignment = Assignment(log, outputs, workers, progress, journal)
     try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from streamconv.core.errors import DamagedError, DifferenceError, DiskSpaceError
 from streamconv.execution.destination import WORK_FOLDER, check_destination, lock_destination
 from streamconv.io.durable import exchange, sync_folder, write_text
-from streamconv.io.output import refused_by_system
+from streamconv.io.refusals import refused_by_system
 from streamconv.io.whole_file import copy_file, write_file
 from streamconv.memory.budget import format_bytes
 
@@ -244,7 +244,7 @@ def staging(destination: Path) -> Iterator[Staging]:
 
     Raises:
         DestinationError: another run holds the lock.
-        DiskSpaceError, StorageError: the folder cannot be made.
+        DiskSpaceError, StorageError: the system refused to make the folder, or something in it.
     """
     made = [folder for folder in (destination, *destination.parents) if not folder.exists()]
     stage = Staging(destination)
@@ -261,6 +261,8 @@ def staging(destination: Path) -> Iterator[Staging]:
             raise refused_by_system("write there", error, destination) from error
         try:
             yield stage
+        except OSError as error:
+            raise refused_by_system("write there", error, destination) from error
         except (DamagedError, DifferenceError):
             stage.journal.unlink(missing_ok=True)
             raise

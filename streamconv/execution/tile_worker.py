@@ -56,9 +56,8 @@ class TileWorker:
         """Read, move and write a tile; returns the CRC-32s of its reads and of its writes, in order.
 
         Raises:
-            DamagedError: a source file ends early.
             DifferenceError: a value does not fit the type that it is cast to.
-            StorageError, DiskSpaceError: the system refused.
+            StorageError, DiskSpaceError: the system refused, or a source file has become shorter.
         """
         reads = []
         for read in tile.reads:

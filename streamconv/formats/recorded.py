@@ -9,6 +9,7 @@ from typing import Any
 
 from streamconv.containers.pickles.machine import Record
 from streamconv.core.errors import DamagedError, SourceError
+from streamconv.io.reading import reading
 
 __all__ = [
     "RELEASE",
@@ -51,9 +52,14 @@ RELEASE = "release"
 
 
 def first_line(path: Path) -> str:
-    """The text of a commit record, stripped; bytes that are not UTF-8 are replaced."""
-    with path.open("rb") as file:
-        return file.read(4096).decode("utf-8", errors="replace").strip()
+    """The text of a commit record, stripped; bytes that are not UTF-8 are replaced.
+
+    Raises:
+        SourceError: there is no such file.
+        StorageError: the system refused to read.
+    """
+    with reading(path) as file:
+        return file.read(0, 4096).decode("utf-8", errors="replace").strip()
 
 
 def is_child_name(name: str) -> bool:

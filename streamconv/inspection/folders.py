@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError, UsageError
+from streamconv.core.errors import SourceError, StorageError, StreamconvError, UnsupportedError, UsageError
 from streamconv.core.options import Given
 from streamconv.execution.staging import JOURNAL, WORK_FOLDER
 from streamconv.formats.common.faults import Collected
@@ -96,7 +96,7 @@ def _tracked(path: Path, tag: str | None) -> Path:
 def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> Inspected:
     try:
         source, model, named_family = open_supplied(folder, given)
-    except UsageError:
+    except (UsageError, StorageError):
         raise
     except UnsupportedError as error:
         refuse_unread(given, f"the folder is shown file by file, for what is in it is not translated: {error.what}")

@@ -11,7 +11,7 @@ from isal import isal_zlib
 from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, open_any
 from streamconv.containers.pickles.machine import Global
 from streamconv.core.dtypes import DTYPES
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import StorageError, StreamconvError
 from streamconv.core.lazy import LazyTensor, Storage, View
 from streamconv.inspection.report import Finding, finding_of
 from streamconv.io.checksums import crc32
@@ -53,6 +53,8 @@ def check_files(
         try:
             file = open_any(path)
             stored = file.records()
+        except StorageError:
+            raise
         except StreamconvError as error:
             verdict.findings.append(Finding("damage", error.what, error.where or str(path), error.remedy, 6))
             continue

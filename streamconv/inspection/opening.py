@@ -11,6 +11,7 @@ from streamconv.containers.pickles.verdicts import verdict
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import StreamconvError
 from streamconv.inspection.report import BROKEN, UNSAFE, Finding, GlobalRow, finding_of
+from streamconv.io.reading import reading
 
 __all__ = ["broken_file", "global_rows", "joined_globals", "open_all", "unfinished_zips", "unsafe_globals"]
 
@@ -68,11 +69,9 @@ def _ends_of(path: Path) -> tuple[bool, bool]:
     """Whether a file begins as a zip, and whether it ends as one."""
     if not path.is_file():
         return False, False
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        begins = file.read(4) == b"PK\x03\x04"
-        file.seek(max(0, size - 22))
-        return begins, file.read(22).startswith(b"PK\x05\x06")
+    with reading(path) as file:
+        ends = file.read(max(0, file.nbytes - 22), 22)
+        return file.read(0, 4) == b"PK\x03\x04", ends.startswith(b"PK\x05\x06")
 
 
 def global_rows(files: Sequence[tuple[str, dict[Global, int]]]) -> list[GlobalRow]:

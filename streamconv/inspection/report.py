@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from streamconv.core.errors import DamagedError, StreamconvError, UnsafeError
+from streamconv.core.errors import DamagedError, StorageError, StreamconvError, UnsafeError
 from streamconv.core.result import Result
 from streamconv.values.statistics import Statistics
 
@@ -51,7 +51,13 @@ class Finding:
 
 
 def finding_of(error: StreamconvError, severity: str | None = None) -> Finding:
-    """An error as a finding."""
+    """An error as a finding.
+
+    Raises:
+        StorageError: it is one; what the system refused says nothing of a checkpoint.
+    """
+    if isinstance(error, StorageError):
+        raise error
     broken = isinstance(error, DamagedError)
     kind = severity or ("damage" if broken else "note")
     what = f"{UNSAFE}{error.what}" if isinstance(error, UnsafeError) else error.what

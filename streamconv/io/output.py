@@ -19,13 +19,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
-from streamconv.core.errors import DiskSpaceError, StorageError
 from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+from streamconv.io.refusals import refused_by_system
 
-__all__ = ["DiscardedOutput", "Output", "OutputFileWriter", "refused_by_system"]
+__all__ = ["DiscardedOutput", "Output", "OutputFileWriter"]
 
 _WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_CALL = (errno.ESPIPE, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -191,16 +190,6 @@ def _write(fd: int, offset: int, view: memoryview) -> None:
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)
-
-
-def refused_by_system(what: str, error: OSError, where: Path) -> DiskSpaceError | StorageError:
-    """The error to raise when the system refused to ``what``: :class:`DiskSpaceError` if the disk is full."""
-    full = error.errno in _FULL
-    return (DiskSpaceError if full else StorageError)(
-        f"cannot {what}: {error.strerror}",
-        where=error.filename or where,
-        remedy="free disk space and run the same command again" if full else "run the same command again",
-    )
 
 
 class _Reported:

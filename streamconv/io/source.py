@@ -1,9 +1,9 @@
 """Read a source's bytes at given offsets, and release the pages that were read.
 
-The user chooses one of three ways with ``--io``. ``direct`` goes past the page cache, unless the cache already has most
+The user chooses one of two ways with ``--io``. ``direct`` goes past the page cache, unless the cache already has most
 of the file; where the file system has no direct transfers it works like ``pread``. ``pread`` goes through the page
-cache and drops what it read. ``mmap`` copies from a map of the file: an I/O error there is a SIGBUS, and the mapped
-pages count as resident memory.
+cache and drops what it read. A map of the file is not offered: it was slower, its pages count as resident memory, and
+an I/O error or a file that becomes shorter is a SIGBUS there, which no Python code can turn into a message.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
-from streamconv.core.errors import DamagedError, StorageError, UsageError
+from streamconv.core.errors import UsageError
 from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+from streamconv.io.reading import ended_early, fill, refused_read
 
 __all__ = ["IO_MODES", "OPEN_FILES", "SourceFiles", "check_io_mode"]
 
-IO_MODES = ("direct", "pread", "mmap")
+IO_MODES = ("direct", "pread")
 OPEN_FILES = 32
 """The most files that one thread has open."""
 # One drop of the pages just read leaves some behind (readahead still holds them): they are dropped again later.
@@ -45,7 +46,7 @@ class _Positional:
         self.low, self.high, self.undropped = sys.maxsize, 0, 0
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
-        done = _read(self.fd, offset, memoryview(buffer)[position : position + nbytes])
+        done = fill(self.fd, offset, memoryview(buffer)[position : position + nbytes])
         self.low, self.high = min(self.low, offset), max(self.high, offset + done)
         self.undropped += done
         if self.undropped >= _DROP_NBYTES:
@@ -71,7 +72,7 @@ class _Direct:
 
     def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
         if self.warm:
-            return _read(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
+            return fill(self.buffered.fd, offset, memoryview(buffer)[position : position + nbytes])
         if self.direct and is_direct(offset, buffer, position, nbytes):
             before, end = offset - page_start(offset), page_end(offset + nbytes)
             pages = memoryview(buffer)[position - before : position - before + end - page_start(offset)]
@@ -89,14 +90,6 @@ class _Direct:
         os.close(self.fd)
 
 
-def _read(fd: int, offset: int, buffer: memoryview) -> int:
-    """Fill the buffer as far as the file reaches; returns the number of bytes read."""
-    done = 0
-    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
-        done += count
-    return done
-
-
 def _mostly_cached(fd: int) -> bool:
     """Whether most of a file is in the page cache: Linux's ``cachestat`` (6.5), which Python does not wrap."""
     syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -106,35 +99,7 @@ def _mostly_cached(fd: int) -> bool:
     return int(counts[0]) * mmap.PAGESIZE * 2 > os.fstat(fd).st_size
 
 
-class _Mapped:
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with ExitStack() as undo:
-            undo.callback(os.close, self.fd)
-            size = os.fstat(self.fd).st_size
-            self.map = mmap.mmap(self.fd, size, access=mmap.ACCESS_READ) if size else None
-            undo.pop_all()
-
-    def read_into(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> int:
-        if self.map is None:
-            return 0
-        # The size may have changed since the map was made; reading past the end would raise SIGBUS.
-        count = max(0, min(nbytes, os.fstat(self.fd).st_size - offset))
-        with memoryview(self.map) as view:
-            memoryview(buffer)[position : position + count] = view[offset : offset + count]
-        # The whole map, not just what was read: the kernel may have mapped a huge page around it.
-        self.map.madvise(mmap.MADV_DONTNEED)
-        start = max(0, offset - _DROP_LAG)
-        os.posix_fadvise(self.fd, start, offset + count - start, os.POSIX_FADV_DONTNEED)
-        return count
-
-    def close(self) -> None:
-        if self.map is not None:
-            self.map.close()
-        os.close(self.fd)
-
-
-_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional, "mmap": _Mapped}
+_OPENERS: dict[str, Callable[[Path], _OpenFile]] = {"direct": _Direct, "pread": _Positional}
 
 
 def check_io_mode(mode: str) -> None:
@@ -161,20 +126,17 @@ class SourceFiles:
         A direct read (:func:`streamconv.io.direct.is_direct`) may also overwrite the rest of the first and the last
         page of these bytes in the buffer.
 
+        Whoever knows these bytes has seen the file when it was long enough for them.
+
         Raises:
-            DamagedError: the file ends before ``offset + nbytes``.
-            StorageError: the system refused.
+            StorageError: the system refused, or the file ends before ``offset + nbytes``.
         """
         try:
             count = self._file(path).read_into(offset, buffer, position, nbytes)
         except OSError as error:
-            raise StorageError(f"cannot read {nbytes} bytes at {offset}: {error.strerror}", where=path) from error
+            raise refused_read(path, offset, nbytes, error) from error
         if count != nbytes:
-            raise DamagedError(
-                f"the file ends at byte {offset + count}, {nbytes} bytes from {offset} were to be read",
-                where=path,
-                remedy="it was cut off after it was opened, or is not copied completely",
-            )
+            raise ended_early(path, offset, nbytes, count)
 
     def _file(self, path: Path) -> _OpenFile:
         if path in self._open:

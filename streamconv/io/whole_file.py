@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from streamconv.core.errors import DamagedError, SourceError
-from streamconv.io.output import OutputFileWriter, refused_by_system
+from streamconv.core.errors import DamagedError
+from streamconv.io.output import OutputFileWriter
+from streamconv.io.reading import InputFile, reading, status_of
+from streamconv.io.refusals import refused_by_system
 
 __all__ = ["copy_file", "write_file"]
 
 _PIECE = 1 << 20
 
 
-def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> int:
-    """Write a file of ``nbytes``, replacing an existing one; returns how many bytes the pieces had.
+def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> None:
+    """Write a file of ``nbytes``, replacing an existing one.
 
     Raises:
         DiskSpaceError, StorageError: the system refused.
@@ -32,7 +34,6 @@ def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> int:
             writer.finish()
     except OSError as error:
         raise refused_by_system("write the file", error, path) from error
-    return done
 
 
 def copy_file(origin: Path, path: Path) -> None:
@@ -41,27 +42,17 @@ def copy_file(origin: Path, path: Path) -> None:
     Raises:
         SourceError: ``origin`` is not a regular file, nor a link to one.
         DamagedError: ``origin`` was changed while it was copied.
-        DiskSpaceError, StorageError: the system refused.
+        DiskSpaceError, StorageError: the system refused, or ``origin`` has become shorter.
     """
-    try:
-        if not origin.is_file():
-            raise SourceError("not a regular file; it cannot be copied", where=origin)
-        with origin.open("rb", buffering=0) as file:
-            nbytes = os.fstat(file.fileno()).st_size
-            copied = write_file(path, nbytes, _pieces(file.fileno(), origin))
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError as error:
-        raise refused_by_system("copy the file", error, origin) from error
-    if copied != nbytes:
+    with reading(origin) as file:
+        write_file(path, file.nbytes, _pieces(file))
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    if status_of(origin).st_size != file.nbytes:
         raise DamagedError(
             "the file was changed while it was copied", where=origin, remedy="convert when nothing writes to it"
         )
 
 
-def _pieces(fd: int, origin: Path) -> Iterable[bytes]:
-    """The rest of an open file, in pieces."""
-    try:
-        while piece := os.read(fd, _PIECE):
-            yield piece
-    except OSError as error:
-        raise refused_by_system("read the file", error, origin) from error
+def _pieces(file: InputFile) -> Iterable[bytes]:
+    """A file in pieces."""
+    return (file.read(offset, _PIECE) for offset in range(0, file.nbytes, _PIECE))

@@ -1,8 +1,7 @@
 """The memory budget: what ``--max-ram`` means, and how much memory this host has.
 
-The budget bounds the resident memory of the whole process: interpreter, plan, buffers and, in mapped mode, the
-mapped pages. It also sets how much written data may wait in the page cache, so that a run finishes inside a
-memory cgroup of the same size.
+The budget bounds the resident memory of the whole process: interpreter, plan and buffers. It also sets how much written
+data may wait in the page cache, so that a run finishes inside a memory cgroup of the same size.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def settle_biases(model: StoredModel, family: ModelFamily, target: TargetFormat,
     switches it on.
 
     Raises:
-        DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
-        StorageError: the system refused to read.
+        DamagedError: a record's CRC-32 is not the recorded one.
+        StorageError: the system refused to read, or a file has become shorter.
     """
     stored = family.chosen
     if target.is_sharded:

@@ -26,8 +26,7 @@ class ReadingOptions:
     )
     io: str = option(
         Choice(IO_MODES),
-        "direct (default): past the page cache, where the file system can; pread: through it, dropping what was used; "
-        "mmap: read by memory maps",
+        "direct (default): past the page cache, where the file system can; pread: through it, dropping what was used",
         default="direct",
         purpose="the way to read values",
     )

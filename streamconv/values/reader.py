@@ -79,8 +79,8 @@ class TensorReader:
         Zeros that are stored nowhere have the tensor's own type.
 
         Raises:
-            DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
-            StorageError: the system refused.
+            DamagedError: a record's CRC-32 is not the recorded one.
+            StorageError: the system refused, or a file has become shorter.
         """
         if len(tensor.pieces) == 1 and tensor.pieces[0].is_stored:
             return self._view(tensor.pieces[0].views[0], tensor.pieces[0].shape)

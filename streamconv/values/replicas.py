@@ -51,7 +51,7 @@ def compare_replicas(
     Args:
         replicas: what to compare.
         policy: ``fail`` refuses a difference.
-        io: ``pread`` or ``mmap``.
+        io: ``direct`` or ``pread``.
         block: bytes that the comparison may take.
         read_later: the checksums of a reader of the same source, who completes those of records that are read in part;
             None: they are completed here.

@@ -23,8 +23,8 @@ def all_zero(tensors: Iterable[LazyTensor]) -> bool:
     It needs two buffers of 256 KiB.
 
     Raises:
-        DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
-        StorageError: the system refused.
+        DamagedError: a record's CRC-32 is not the recorded one.
+        StorageError: the system refused, or a file has become shorter.
     """
     with closing(TensorReader("pread", _BLOCK, SourceChecksums())) as reader:
         boxes = (box for tensor in tensors for _, (box,) in parts((tensor,), _BLOCK))

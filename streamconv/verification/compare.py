@@ -50,8 +50,8 @@ def compare(
         progress: called with (bytes done, bytes in all).
 
     Raises:
-        DamagedError: a record is not what its file says, or a file ends early.
-        StorageError: the system refused to read.
+        DamagedError: a record is not what its file says.
+        StorageError: the system refused to read, or a file has become shorter.
     """
     result = Comparison(a, b)
     only_a, only_b = ([name for name in x.tensors if name not in y.tensors] for x, y in ((a, b), (b, a)))

@@ -23,8 +23,8 @@ def without_zeros(names: Sequence[str], side: Side, other: Side, where: tuple[st
         where: the names of the two sides in the notes.
 
     Raises:
-        DamagedError: a file ends early, or a record's CRC-32 is not the recorded one.
-        StorageError: the system refused to read.
+        DamagedError: a record's CRC-32 is not the recorded one.
+        StorageError: the system refused to read, or a file has become shorter.
     """
     lacking = [name for name in names if {name, name.rpartition(".")[0]} & other.lacks]
     zero = {name for name in lacking if all_zero([side.tensors[name]])}

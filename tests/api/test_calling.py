@@ -208,7 +208,7 @@ def test_the_data_of_a_disk_is_what_the_command_line_prints_with_json(tmp_path: 
         ({"tokenizer": 3}, "tokenizer=3: an int, not a path"),
         ({"tag": 5}, "tag=5: an int, not text"),
         ({"tag": ""}, "tag='': empty"),
-        ({"io": 3}, "io=3: an int, not one of the words direct, pread, mmap"),
+        ({"io": 3}, "io=3: an int, not one of the words direct, pread"),
         ({"overwrite": "yes"}, "overwrite='yes': a str, neither True nor False"),
         ({"keep_args": 0}, "keep_args=0: an int, neither True nor False"),
         ({"progress": 5}, "progress=5: not a function"),

@@ -106,6 +106,7 @@ def test_the_old_scripts_command_keeps_its_defaults_and_says_so(tmp_path: Path) 
         (["plan", "{bloom}", "--pp-layers", "1,2"], 2, "adds up to 3"),
         (["plan", "{bloom}", "--pp-layers", "1;3"], 2, "list of numbers"),
         (["convert", "{bloom}", "{out}", "--io", "telepathy"], 2, "--io telepathy"),
+        (["convert", "{bloom}", "{out}", "--io", "mmap"], 2, "choose one of direct, pread"),
         (["convert", "{bloom}", "{out}", "--engine", "gpu"], 2, "choose one of serial, threads"),
         (["convert", "{bloom}", "{out}", "--engine", "serial", "--jobs", "2"], 2, "--jobs 2: the engine serial"),
         (["plan", "{out}"], 3, "no such folder"),
@@ -276,7 +277,7 @@ def test_a_destination_is_said_or_not_wanted(words: tuple[str, ...], tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.disk
-@pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
+@pytest.mark.parametrize("io", ["direct", "pread"])
 def test_a_disk_is_measured_and_a_conversion_predicted(io: str, tmp_path: Path) -> None:
     words = ("bench", tmp_path, "--size", "1M", "--src", BLOOM.folder, "--io", io, "--jobs", "1", "--json")
     done = run(*words)

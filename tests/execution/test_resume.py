@@ -157,7 +157,7 @@ def bloom(run: Runs, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 HOW = (
     (),
     ("--jobs", 1, "--io", "pread"),
-    ("--jobs", 2, "--io", "mmap", "--block-size", "64K"),
+    ("--jobs", 2, "--io", "direct", "--block-size", "64K"),
     ("--jobs", 4, "--block-size", "128K"),
     ("--max-ram", "160M"),
 )

@@ -26,7 +26,7 @@ def check(source: Source, out: Path, has_tp: int, has_pp: int, **choices: Any) -
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-@pytest.mark.parametrize("io", ["pread", "mmap"])
+@pytest.mark.parametrize("io", ["pread", "direct"])
 def test_own_layout_is_kept_bit_for_bit(source: Source, io: str, tmp_path: Path) -> None:
     check(source, tmp_path / "out", source.tp, source.pp, io=io)
     files = oracle.result_files(tmp_path / "out", source.tp, source.pp)

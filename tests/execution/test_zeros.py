@@ -74,7 +74,7 @@ def test_zeros_that_an_earlier_run_noted_are_not_written_again(work: Plan, tmp_p
             assert again.targets.whole((0, offset), nbytes) == zlib.crc32(bytes(nbytes))
 
 
-@pytest.mark.parametrize("io", ["direct", "pread", "mmap"])
+@pytest.mark.parametrize("io", ["direct", "pread"])
 def test_torch_opens_what_was_written(work: Plan, io: str, tmp_path: Path) -> None:
     convert(work.source, tmp_path / "core", to="megatron-core", container="torch", max_ram="1G", io=io)
     path = tmp_path / "core" / "release" / "mp_rank_00" / "model_optim_rng.pt"

@@ -198,7 +198,7 @@ def test_the_last_page_of_a_file_is_written_to_its_last_byte_and_no_further(fold
 
 
 def test_pages_are_wanted_only_where_they_are_written_directly(tmp_path: Path) -> None:
-    for io in ("direct", "pread", "mmap"):
+    for io in ("direct", "pread"):
         with closing(OutputFileWriter(tmp_path / io, PAGE, 4096, io)) as writer:
             fd, can = open_file(tmp_path / io, os.O_RDWR, direct=True)
             os.close(fd)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamconv.core.errors import DamagedError, StorageError, UsageError
+from streamconv.core.errors import StorageError, UsageError
 from streamconv.io.direct import DIRECT_NBYTES, PAGE, congruent, is_direct, new_buffer, page_end, page_start
 from streamconv.io.source import IO_MODES, SourceFiles
 from tests.places import ROOT
@@ -158,10 +158,10 @@ def test_a_read_beyond_the_end_says_where_the_file_ends(shift: int, io: str, pat
     with closing(SourceFiles(io)) as files:
         for nbytes, beyond in product((5, DIRECT_NBYTES, 2 * DIRECT_NBYTES + 9), (1, 3, PAGE, 2 * PAGE + 1)):
             offset = SIZE - nbytes + beyond
-            end = max(SIZE, offset)
-            with pytest.raises(DamagedError, match=f"ends at byte {end}, {nbytes} bytes from {offset} ") as caught:
+            there = max(0, SIZE - offset)
+            with pytest.raises(StorageError, match=f"cannot read {nbytes} bytes at {offset}: {there} are ") as caught:
                 files.read_into(path, offset, buffer, congruent(0, offset) + shift, nbytes)
-            assert "not copied completely" in str(caught.value)
+            assert "cut off meanwhile" in str(caught.value)
             assert str(path) in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_a_file_that_is_cut_off_after_it_was_opened_says_so(left: int, io: str, 
         check_read(files, path, 100, 2 * DIRECT_NBYTES, 100)
         os.truncate(path, left)
         for position in (100, 101):
-            with pytest.raises(DamagedError, match=f"ends at byte {max(100, left)}, "):
+            with pytest.raises(StorageError, match=f"at 100: {max(0, left - 100)} are there, all were when"):
                 files.read_into(path, 100, buffer, position, 2 * DIRECT_NBYTES)
         if left > 100:
             check_read(files, path, 100, left - 100, 100, LABELS[:left])
@@ -183,7 +183,7 @@ def test_a_file_that_is_cut_off_after_it_was_opened_says_so(left: int, io: str, 
 def test_an_empty_file_has_nothing_to_read(io: str, tmp_path: Path) -> None:
     with closing(SourceFiles(io)) as files:
         files.read_into(put(tmp_path / "file", b""), 0, new_buffer(1), 0, 0)
-        with pytest.raises(DamagedError, match="ends at byte 0"):
+        with pytest.raises(StorageError, match=f"{DIRECT_NBYTES} bytes at 0: 0 are there"):
             files.read_into(tmp_path / "file", 0, new_buffer(DIRECT_NBYTES), 0, DIRECT_NBYTES)
 
 

@@ -8,7 +8,6 @@ whose ``storage_data`` records the file, the offset and the length of each chunk
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 from streamconv.containers.pickles.machine import Global, Record
 from streamconv.containers.pickles.measure import check_effort
 from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
-from streamconv.containers.stored_file import reading
 from streamconv.containers.torch_save.tensors import TorchBuilders
 from streamconv.core.dtypes import DType, dtype_named
 from streamconv.core.effort import LARGEST_SIZE, MOST_AXES, Effort
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.text import shown
 from streamconv.core.tiling import Box, tiling_fault
+from streamconv.io.reading import reading
 
 __all__ = ["NAME", "Chunk", "Item", "Metadata", "TensorEntry", "read_metadata"]
 
@@ -102,15 +101,14 @@ def read_metadata(path: Path) -> Metadata:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_PICKLE_NBYTES:
-            raise UnsafeError(f"{size} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
-        data = file.read(size)
+        if file.nbytes > MAX_PICKLE_NBYTES:
+            raise UnsafeError(f"{file.nbytes} bytes; the limit is {MAX_PICKLE_NBYTES}", where=path)
+        data = file.read(0, file.nbytes)
     named: dict[Global, int] = {}
     # What describes tensors is not walked, but taken apart here: measuring it would take as long as reading it.
     builders = TorchBuilders(path, str(path)).table()
     root, end = load_from(data, 0, str(path), builders, named=named, measured=False)
-    return replace(_Parser(path, size).parse(root, named), notes=behind(len(data) - end))
+    return replace(_Parser(path, file.nbytes).parse(root, named), notes=behind(len(data) - end))
 
 
 def _named(name: Any) -> str:

@@ -8,7 +8,6 @@ chunk. An object is stored as the bytes that the planner made of it, by default 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from typing import Any
 from streamconv.containers.dcp.metadata_reader import NAME, Item, Metadata, TensorEntry, read_metadata
 from streamconv.containers.dcp.scan import scan
 from streamconv.containers.pickles.machine import Global
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.zip_reader import open_part
 from streamconv.core.errors import DamagedError, SourceError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import Piece, Storage
+from streamconv.io.reading import InputFile, reading, status_of
 
 __all__ = ["DistributedCheckpoint", "open_distcp", "open_distributed"]
 
@@ -89,22 +89,20 @@ def open_distcp(path: Path, metadata: Metadata | None = None) -> StoredFile:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
+        if not file.nbytes:
             raise UnsupportedError("an empty file", where=path)
         beside = path.with_name(NAME)
         if metadata is None and beside.is_file():
-            status = beside.stat()
+            status = status_of(beside)
             metadata = _metadata_beside(beside, status.st_mtime_ns, status.st_size)
         items = [] if metadata is None else [item for item in metadata.items.values() if item.file == path.name]
         if metadata is not None and items:
-            named = dict(_named(metadata, items, path, file))
+            named = dict(_named(metadata, items, file))
             notes: tuple[str, ...] = ()
         else:
-            places = scan(file.fileno(), size, path)
+            places = scan(file)
             named = {
-                f"item_{n}": open_part(path, file, start, nbytes, f"item_{n}/")
-                for n, (start, nbytes) in enumerate(places)
+                f"item_{n}": open_part(file, start, nbytes, f"item_{n}/") for n, (start, nbytes) in enumerate(places)
             }
             missing = "the .metadata beside it does not know it" if metadata else "there is no .metadata beside it"
             notes = (f"read by scanning: {missing}; the names of its items are not known",)
@@ -144,13 +142,13 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     calls: Counter[Global] = Counter(metadata.globals)
     for name, items in sorted(by_file.items()):
         with reading(folder / name) as file:
-            ordered = _ordered(items, os.fstat(file.fileno()).st_size, folder / name)
+            ordered = _ordered(items, file)
             files[name] = tuple(_label(metadata, item) for item in ordered)
             for item in ordered:
                 if item.start is None:
                     objects[item.name] = Storage(folder / name, item.offset, item.nbytes, item.name)
                 else:
-                    part = _open_chunk(metadata, item, folder / name, file)
+                    part = _open_chunk(metadata, item, file)
                     pieces[item.name] += _moved(part.state, item.start)
                     calls.update(part.globals)
     tensors = {name: _assembled(entry, pieces[name]) for name, entry in metadata.tensors.items()}
@@ -167,63 +165,62 @@ def _label(metadata: Metadata, item: Item) -> str:
     return f"{item.name}[{', '.join(f'{a}:{a + n}' for a, n in zip(chunk.start, chunk.shape, strict=True))}]"
 
 
-def _ordered(items: Iterable[Item], size: int, path: Path) -> list[Item]:
+def _ordered(items: Iterable[Item], file: InputFile) -> list[Item]:
     """The items of a file by offset, checked to lie inside it and not to overlap."""
     ordered = sorted(items, key=lambda item: (item.offset, item.nbytes))
     for item in ordered:
-        if item.offset + item.nbytes > size:
+        if item.offset + item.nbytes > file.nbytes:
             raise DamagedError(
-                f"{item.name[:_SHOWN]}: bytes {item.offset} to {item.offset + item.nbytes} are not in a file of {size}",
-                where=path,
+                f"{item.name[:_SHOWN]}: bytes {item.offset} to {item.offset + item.nbytes} are not in a file of "
+                f"{file.nbytes}",
+                where=file.path,
             )
     for left, right in pairwise(ordered):
         if left.offset + left.nbytes > right.offset:
-            raise DamagedError(f"{left.name[:_SHOWN]} and {right.name[:_SHOWN]} share bytes", where=path)
+            raise DamagedError(f"{left.name[:_SHOWN]} and {right.name[:_SHOWN]} share bytes", where=file.path)
     return ordered
 
 
-def _named(
-    metadata: Metadata, items: Iterable[Item], path: Path, file: Any
-) -> Iterator[tuple[str, StoredFile | Storage]]:
+def _named(metadata: Metadata, items: Iterable[Item], file: InputFile) -> Iterator[tuple[str, StoredFile | Storage]]:
     seen = set()
-    for item in _ordered(items, os.fstat(file.fileno()).st_size, path):
+    for item in _ordered(items, file):
         label = _label(metadata, item)
         if label in seen:
-            raise DamagedError(f"two items are named {label[:_SHOWN]}", where=path)
+            raise DamagedError(f"two items are named {label[:_SHOWN]}", where=file.path)
         seen.add(label)
         if item.start is not None:
-            yield label, _open_chunk(metadata, item, path, file)
+            yield label, _open_chunk(metadata, item, file)
         else:
-            place = Storage(path, item.offset, item.nbytes, item.name)
+            place = Storage(file.path, item.offset, item.nbytes, item.name)
             yield label, _open_object(place, file) or place
 
 
-def _open_object(place: Storage, file: Any) -> StoredFile | None:
+def _open_object(place: Storage, file: InputFile) -> StoredFile | None:
     """The object at ``place`` if its bytes are a torch zip; otherwise None."""
-    if os.pread(file.fileno(), min(4, place.nbytes), place.offset) != b"PK\x03\x04":
+    if file.read(place.offset, min(4, place.nbytes)) != b"PK\x03\x04":
         return None
-    return open_part(place.path, file, place.offset, place.nbytes, f"{place.name}/")
+    return open_part(file, place.offset, place.nbytes, f"{place.name}/")
 
 
-def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> StoredFile:
+def _open_chunk(metadata: Metadata, item: Item, file: InputFile) -> StoredFile:
     """Open an item, and check that it is a tensor of the shape and the dtype that ``.metadata`` records."""
     entry, chunk = metadata.tensors.get(item.name), metadata.chunk(item)
-    part = open_part(path, file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
+    part = open_part(file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
     tensor = part.state
     if entry is None or not isinstance(tensor, LazyTensor):
-        raise DamagedError(f"{item.name[:_SHOWN]}: byte {item.offset} begins no tensor", where=path)
+        raise DamagedError(f"{item.name[:_SHOWN]}: byte {item.offset} begins no tensor", where=file.path)
     if tensor.shape != chunk.shape or tensor.dtype != entry.dtype:
         raise DamagedError(
             f"{item.name[:_SHOWN]} at {item.start} is {tensor.dtype} {tensor.shape}, {NAME} says {entry.dtype} "
             f"{chunk.shape}",
-            where=path,
+            where=file.path,
         )
     if tensor.nbytes > item.nbytes:
         # Only an expanded tensor is larger than its item, and the planner clones such a tensor before it is written.
         raise DamagedError(
             f"{item.name[:_SHOWN]} at {item.start} is {tensor.shape}, {tensor.nbytes} bytes: they are not in "
             f"{item.nbytes}",
-            where=path,
+            where=file.path,
         )
     return part
 

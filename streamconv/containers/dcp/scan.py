@@ -8,11 +8,10 @@ where the zip before it ends. Nothing else is read.
 
 from __future__ import annotations
 
-import os
 import struct
-from pathlib import Path
 
 from streamconv.core.errors import DamagedError
+from streamconv.io.reading import InputFile
 
 __all__ = ["scan"]
 
@@ -22,21 +21,22 @@ _END64 = struct.Struct("<4sQHHIIQQQQ")
 _END_MAGIC, _LOCATOR_MAGIC, _END64_MAGIC, _FIRST_MAGIC = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06", b"PK\x03\x04"
 
 
-def scan(descriptor: int, size: int, path: Path) -> list[tuple[int, int]]:
-    """(offset, nbytes) of each zip in an open file of ``size`` bytes, in the order of the file.
+def scan(file: InputFile) -> list[tuple[int, int]]:
+    """(offset, nbytes) of each zip in a file, in the order of the file.
 
     Raises:
         DamagedError: the file does not consist of whole zips.
-        OSError: the system refused to read.
+        StorageError: the system refused to read.
     """
     zips: list[tuple[int, int]] = []
-    end = size
+    end = file.nbytes
     while end > 0:
-        start = _start_of(descriptor, end)
+        start = _start_of(file, end)
         if start is None:
             raise DamagedError(
-                f"no zip ends at byte {end} of {size}: the file is cut off, or holds something else than torch zips",
-                where=path,
+                f"no zip ends at byte {end} of {file.nbytes}: the file is cut off, or holds something else than torch "
+                "zips",
+                where=file.path,
                 remedy="put the .metadata of its folder beside it, which says where its parts are",
             )
         zips.append((start, end - start))
@@ -44,11 +44,11 @@ def scan(descriptor: int, size: int, path: Path) -> list[tuple[int, int]]:
     return zips[::-1]
 
 
-def _start_of(descriptor: int, end: int) -> int | None:
+def _start_of(file: InputFile, end: int) -> int | None:
     """The offset of the zip that ends at ``end``; None if none does."""
     tail_nbytes = min(end, _END64.size + _LOCATOR.size + _END.size)
-    tail = os.pread(descriptor, tail_nbytes, end - tail_nbytes)
-    if tail_nbytes < _END.size or len(tail) < tail_nbytes:
+    tail = file.read(end - tail_nbytes, tail_nbytes)
+    if tail_nbytes < _END.size:
         return None
     magic, *_, length, place, comment = _END.unpack(tail[-_END.size :])
     if magic != _END_MAGIC or comment:
@@ -63,6 +63,6 @@ def _start_of(descriptor: int, end: int) -> int | None:
         if located != place + length:
             return None
     start = after - length - place
-    if start < 0 or os.pread(descriptor, len(_FIRST_MAGIC), start) != _FIRST_MAGIC:
+    if start < 0 or file.read(start, len(_FIRST_MAGIC)) != _FIRST_MAGIC:
         return None
     return int(start)

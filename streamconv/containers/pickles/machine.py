@@ -11,7 +11,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import mmap
 from typing import Any
 
 from streamconv.core.effort import Effort
@@ -96,7 +95,7 @@ class PickleMachine:
 
     def __init__(
         self,
-        data: bytes | mmap,
+        data: bytes,
         effort: Effort,
         builders: Mapping[str, Builder],
         persistent: Callable[[Any], Any] | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from mmap import mmap
 from typing import Any, TypeVar
 
 from streamconv.containers.pickles.machine import Builder, Global, PickleMachine, Record
@@ -50,7 +49,7 @@ def loads(
 
 
 def load_from(
-    data: bytes | mmap,
+    data: bytes,
     start: int,
     where: str,
     builders: Mapping[str, Builder] | None = None,

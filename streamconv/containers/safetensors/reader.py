@@ -9,18 +9,18 @@ checksums.
 from __future__ import annotations
 
 import json
-import os
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.core.dtypes import DTYPES, DType
 from streamconv.core.effort import LARGEST_SIZE, MOST_AXES
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, View
 from streamconv.core.views import Storage
+from streamconv.io.reading import reading
 
 __all__ = ["DTYPE_NAMES", "MAX_HEADER_NBYTES", "METADATA", "open_safetensors"]
 
@@ -63,15 +63,15 @@ def open_safetensors(path: Path) -> StoredFile:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+        size = file.nbytes
+        length = int.from_bytes(file.read(0, 8), "little")
         if size < 8:
             raise DamagedError(f"a file of {size} bytes is too short for safetensors", where=path)
         if length > MAX_HEADER_NBYTES:
             raise UnsafeError(f"its header has {length} bytes; the limit is {MAX_HEADER_NBYTES}", where=path)
         if 8 + length > size:
             raise DamagedError(f"its header has {length} bytes, the file {size}", where=path)
-        entries = _parse(os.pread(file.fileno(), length, 8), path)
+        entries = _parse(file.read(8, length), path)
     state: dict[str, Any] = {METADATA: _words(entries.pop(METADATA), path)} if METADATA in entries else {}
     data = 8 + length
     tensors = {name: _tensor(name, entry, data, path) for name, entry in entries.items()}

@@ -8,25 +8,25 @@ follows from the sizes of those before it, and the object's pickle contains thei
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global
 from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, load_from
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.tensors import StorageId, StorageRef, TorchBuilders, storage_id
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.text import shown
 from streamconv.core.views import Storage
+from streamconv.io.reading import InputFile, reading
 
 __all__ = ["is_torch_old", "open_torch_old"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _HEAD_NBYTES = 64
+_BEGINNING = 32 << 10
 _COUNT = struct.Struct("<q")
 
 
@@ -51,34 +51,45 @@ def open_torch_old(path: Path) -> StoredFile:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not is_torch_old(file.read(_HEAD_NBYTES)):
+        if not is_torch_old(file.read(0, _HEAD_NBYTES)):
             raise UnsupportedError("not a file of torch before 1.6", where=path)
-        # A map, so that only the pages that the pickles are in are read.
-        with mmap.mmap(file.fileno(), min(size, MAX_PICKLE_NBYTES), access=mmap.ACCESS_READ) as head:
-            return _Reader(path, file.fileno(), size).open(head)
+        return _opened(file)
+
+
+def _opened(file: InputFile) -> StoredFile:
+    """The file, read by as much of its beginning as holds the pickles: nothing says where they end."""
+    nbytes = _BEGINNING
+    while True:
+        try:
+            return _Reader(file).open(file.read(0, nbytes))
+        except UnsafeError:
+            raise
+        except DamagedError:
+            if nbytes >= min(file.nbytes, MAX_PICKLE_NBYTES):
+                raise
+        nbytes = min(8 * nbytes, MAX_PICKLE_NBYTES)
 
 
 class _Reader:
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
-        self.path, self.where, self.descriptor, self.size = path, str(path), descriptor, size
+    def __init__(self, file: InputFile) -> None:
+        self.file, self.path, self.where = file, file.path, str(file.path)
         self.ids: dict[str, StorageId] = {}
         self.storages: dict[str, Storage] = {}
         self.views: dict[str, StorageRef] = {}
 
-    def open(self, head: mmap.mmap) -> StoredFile:
+    def open(self, head: bytes) -> StoredFile:
         start = self.check_preamble(head)
         _, end = load_from(head, start, self.where, None, self.note)
         keys, end = load_from(head, end, self.where)
         end = self.place(keys, end)
         named: dict[Global, int] = {}
         builders = TorchBuilders(self.path, self.where).table()
-        state, _ = load_from(head, start, self.where, builders, self.persistent, named, self.size)
-        left = self.size - end
+        state, _ = load_from(head, start, self.where, builders, self.persistent, named, self.file.nbytes)
+        left = self.file.nbytes - end
         notes = (f"{left} bytes behind the last tensor are not read",) if left else ()
         return StoredFile(self.path, "torch before 1.6", state, self.storages, globals=named, notes=notes)
 
-    def check_preamble(self, head: mmap.mmap) -> int:
+    def check_preamble(self, head: bytes) -> int:
         """Check the pickles before the object's; returns where that one begins."""
         magic, end = load_from(head, 0, self.where)
         protocol, end = load_from(head, end, self.where)
@@ -103,9 +114,11 @@ class _Reader:
                 where=self.path,
             )
         for key in keys:
-            count = os.pread(self.descriptor, _COUNT.size, position)
+            count = self.file.read(position, _COUNT.size)
             if len(count) < _COUNT.size:
-                raise DamagedError(f"the file of {self.size} bytes ends before storage {key[:40]}", where=self.path)
+                raise DamagedError(
+                    f"the file of {self.file.nbytes} bytes ends before storage {key[:40]}", where=self.path
+                )
             (numel,), expected = _COUNT.unpack(count), self.ids[key]
             # As caffe2's readers do in torch/csrc/serialization.cpp:THPStorage_readFileRaw.
             if numel != expected.numel:
@@ -113,9 +126,9 @@ class _Reader:
                     f"storage {key[:40]} has {numel} elements, its pickle says {expected.numel}", where=self.path
                 )
             offset, position = position + _COUNT.size, position + _COUNT.size + expected.nbytes
-            if position > self.size:
+            if position > self.file.nbytes:
                 raise DamagedError(
-                    f"storage {key[:40]}: bytes {offset} to {position} are not in a file of {self.size}",
+                    f"storage {key[:40]}: bytes {offset} to {position} are not in a file of {self.file.nbytes}",
                     where=self.path,
                 )
             self.storages[key] = Storage(self.path, offset, expected.nbytes, key)

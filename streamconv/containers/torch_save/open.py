@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.legacy_reader import is_torch_old, open_torch_old
 from streamconv.containers.torch_save.zip_reader import open_torch_zip
 from streamconv.core.errors import UnsupportedError
+from streamconv.io.reading import reading
 
 __all__ = ["looks_like", "open_torch"]
 
@@ -39,7 +40,7 @@ def open_torch(path: Path) -> StoredFile:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        head = file.read(_HEAD_NBYTES)
+        head = file.read(0, _HEAD_NBYTES)
     if head.startswith(b"PK\x03\x04"):
         return open_torch_zip(path)
     if is_torch_old(head):

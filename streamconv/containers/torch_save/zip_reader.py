@@ -19,21 +19,16 @@ from typing import Any
 
 from streamconv.containers.pickles.machine import Global
 from streamconv.containers.pickles.reader import MAX_PICKLE_NBYTES, behind, load_from
-from streamconv.containers.stored_file import StoredFile, reading
+from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.tensors import StorageRef, TorchBuilders, storage_id
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.views import Storage
+from streamconv.io.reading import InputFile, reading
 
-__all__ = ["is_torch_zip", "open_part", "open_torch_zip"]
+__all__ = ["open_part", "open_torch_zip"]
 
 _LOCAL_HEADER = struct.Struct("<IHHHHHIIIHH")
 _LOCAL_MAGIC = 0x04034B50
-
-
-def is_torch_zip(path: Path) -> bool:
-    """Whether the file begins as a zip does."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def open_torch_zip(path: Path) -> StoredFile:
@@ -47,16 +42,16 @@ def open_torch_zip(path: Path) -> StoredFile:
         StorageError: the system refused to read.
     """
     with reading(path) as file:
-        if file.read(4) != b"PK\x03\x04":
+        if file.read(0, 4) != b"PK\x03\x04":
             raise UnsupportedError(
                 "not a torch zip file",
                 where=path,
                 remedy="if torch before 1.6 wrote it, load and save it once with a newer torch",
             )
-        return _Reader(path, file, 0, os.fstat(file.fileno()).st_size).open()
+        return _Reader(file, 0, file.nbytes).open()
 
 
-def open_part(path: Path, file: Any, start: int, nbytes: int, label: str) -> StoredFile:
+def open_part(file: InputFile, start: int, nbytes: int, label: str) -> StoredFile:
     """Read the metadata of a torch zip inside an open file: ``nbytes`` from ``start``.
 
     Its records are named by their names in the zip, with ``label`` before them.
@@ -65,18 +60,19 @@ def open_part(path: Path, file: Any, start: int, nbytes: int, label: str) -> Sto
         UnsupportedError: it is a zip of something else, or big-endian.
         DamagedError: the zip or its pickle is cut off, or a record is smaller than its tensor.
         UnsafeError: the pickle is too large or does what no checkpoint needs.
+        StorageError: the system refused to read.
     """
-    return _Reader(path, _Window(file.fileno(), start, nbytes), start, start + nbytes, label).open()
+    return _Reader(file, start, start + nbytes, label).open()
 
 
 class _Window:
-    """A part of an open file, with as much of a file's interface as ``zipfile`` uses."""
+    """A part of an open file, with as much of a file's interface as ``zipfile`` uses.
 
-    def __init__(self, descriptor: int, start: int, nbytes: int) -> None:
-        self.descriptor, self.start, self.nbytes, self.position = descriptor, start, nbytes, 0
+    ``zipfile`` takes an ``OSError`` for the end of a file that is no zip; a :class:`StorageError` it lets pass.
+    """
 
-    def fileno(self) -> int:
-        return self.descriptor
+    def __init__(self, file: InputFile, start: int, nbytes: int) -> None:
+        self.file, self.start, self.nbytes, self.position = file, start, nbytes, 0
 
     def tell(self) -> int:
         return self.position
@@ -84,20 +80,20 @@ class _Window:
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.nbytes}[whence]
         if base + offset < 0:
-            raise ValueError(f"seek to {base + offset}")
+            raise ValueError(f"it would begin at byte {base + offset}")
         self.position = base + offset
         return self.position
 
     def read(self, count: int = -1) -> bytes:
         left = max(0, self.nbytes - self.position)
-        data = os.pread(self.descriptor, left if count < 0 else min(count, left), self.start + self.position)
+        data = self.file.read(self.start + self.position, left if count < 0 else min(count, left))
         self.position += len(data)
         return data
 
 
-def _directory(path: Path, file: Any) -> list[zipfile.ZipInfo]:
+def _directory(path: Path, window: Any) -> list[zipfile.ZipInfo]:
     try:
-        return zipfile.ZipFile(file).infolist()
+        return zipfile.ZipFile(window).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         # zipfile raises the others for a version, a name or a field that no writer makes.
         raise DamagedError(f"the zip directory cannot be read: {error}", where=path) from error
@@ -106,17 +102,17 @@ def _directory(path: Path, file: Any) -> list[zipfile.ZipInfo]:
 class _Reader:
     """One zip: bytes ``start`` to ``end`` of an open file."""
 
-    def __init__(self, path: Path, file: Any, start: int, end: int, label: str = "") -> None:
-        self.path, self.descriptor, self.start, self.end, self.label = path, file.fileno(), start, end, label
-        infos = _directory(path, file)
+    def __init__(self, file: InputFile, start: int, end: int, label: str = "") -> None:
+        self.path, self.file, self.start, self.end, self.label = file.path, file, start, end, label
+        infos = _directory(self.path, _Window(file, start, end - start))
         self.infos = {info.filename: info for info in infos}
         if len(self.infos) != len(infos):
-            raise DamagedError("the zip directory lists a record twice", where=path)
+            raise DamagedError("the zip directory lists a record twice", where=self.path)
         self.headers = sorted(info.header_offset for info in infos)
         roots = [name.removesuffix("data.pkl") for name in self.infos if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(roots) != 1:
             raise UnsupportedError(
-                f"a zip with {len(roots)} records */data.pkl, not one that torch.save wrote", where=path
+                f"a zip with {len(roots)} records */data.pkl, not one that torch.save wrote", where=self.path
             )
         self.root = roots[0]
         self.storages: dict[str, Storage] = {}
@@ -157,7 +153,7 @@ class _Reader:
         place = self.start + info.header_offset
         if not self.start <= place <= self.end - _LOCAL_HEADER.size:
             raise DamagedError(f"record {name} begins outside the file", where=self.path)
-        header = os.pread(self.descriptor, _LOCAL_HEADER.size, place)
+        header = self.file.read(place, _LOCAL_HEADER.size)
         magic, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         offset = place + _LOCAL_HEADER.size + name_length + extra_length
         if magic != _LOCAL_MAGIC or offset + info.file_size > self.end:
@@ -175,7 +171,7 @@ class _Reader:
     def read(self, name: str) -> bytes:
         """A small record, checked against its CRC-32 if it has one."""
         record = self.locate(name)
-        data = os.pread(self.descriptor, record.nbytes, record.offset)
+        data = self.file.read(record.offset, record.nbytes)
         recorded, crc = self.infos[self.root + name].CRC, zlib.crc32(data)
         if recorded not in (0, crc):
             raise DamagedError(f"record {name}: its CRC-32 is {crc:08x}, recorded is {recorded:08x}", where=self.path)
@@ -212,5 +208,4 @@ class _Reader:
 
 def _records(path: Path, start: int, end: int, label: str) -> tuple[Storage, ...]:
     with reading(path) as file:
-        window = _Window(file.fileno(), start, end - start)
-        return _Reader(path, window, start, end, label).records()
+        return _Reader(file, start, end, label).records()

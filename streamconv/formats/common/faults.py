@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import StorageError, StreamconvError
 
 __all__ = ["COPY_AGAIN", "REMOVE_OTHERS", "Collected", "Faults", "listed"]
 
@@ -49,9 +49,15 @@ class Collected(Faults):
         self.found.append(fault)
 
     def opened(self, path: Path, read: Callable[[Path], Opened]) -> Opened | None:
-        """The result of ``read``, None if it fails; its error is kept."""
+        """The result of ``read``, None if it fails; its error is kept.
+
+        Raises:
+            StorageError: the system refused to read, which is no fault of the checkpoint.
+        """
         try:
             return read(path)
+        except StorageError:
+            raise
         except StreamconvError as error:
             self.unopened[path] = error
             return None

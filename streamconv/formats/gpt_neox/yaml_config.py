@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import DamagedError
+from streamconv.io.reading import reading
 
 __all__ = ["FOLDER", "plain_values", "read_configs"]
 
@@ -30,6 +31,7 @@ def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, A
 
     Raises:
         DamagedError: a file is too large or not YAML, a value of ``plain`` is nested, or two files disagree.
+        StorageError: the system refused to read.
     """
     values: dict[str, Any] = {}
     names: list[str] = []
@@ -49,10 +51,12 @@ def read_configs(folder: Path, plain: Collection[str] = ()) -> tuple[dict[str, A
 
 
 def _read(path: Path, plain: Collection[str]) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_NBYTES:
-        raise DamagedError(f"a configuration of {path.stat().st_size} bytes; the limit is {_MAX_NBYTES}", where=path)
+    with reading(path) as file:
+        if file.nbytes > _MAX_NBYTES:
+            raise DamagedError(f"a configuration of {file.nbytes} bytes; the limit is {_MAX_NBYTES}", where=path)
+        data = file.read(0, file.nbytes)
     try:
-        return plain_values(path.read_bytes().decode(), plain)
+        return plain_values(data.decode(), plain)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"no YAML: {str(error)[:80]}", where=path) from error
 

@@ -137,6 +137,19 @@ def test_a_huge_file_opens_without_being_read(tmp_path: Path) -> None:
     assert read_nbytes() - before < 64 << 10
 
 
+@pytest.mark.parametrize("count", [500, 5000, 20000])
+def test_a_pickle_of_any_length_is_read_to_its_end(count: int, tmp_path: Path) -> None:
+    words = [f"a word of thirty-two bytes {number:05d}" for number in range(count)]
+    path = saved(tmp_path, {"words": words, "w": torch.arange(4.0)})
+    state = open_torch(path).state
+    assert state["words"] == words
+    assert torch.equal(state["w"].torch(), torch.arange(4.0))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DamagedError, match=f"pickle ends at byte {len(data) // 2}, "):
+        open_torch(path)
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.torch_save.open import open_torch
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import StorageError, StreamconvError
 from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.megatron.core.names import parse_core_name
 from streamconv.formats.megatron.folder import CONFIG_FILE, find_ranks, holds_ranks, is_distributed, iteration_folders
@@ -38,13 +38,18 @@ def dist_folder(path: Path) -> Path | None:
 def is_core(path: Path) -> bool:
     """Whether the first rank's file of the checkpoint at ``path``, or below it, has Megatron-Core's names.
 
-    False if the file cannot be opened; the reader of the checkpoint reports why.
+    False if the file is no such file; the reader of the checkpoint reports why.
+
+    Raises:
+        StorageError: the system refused to read it.
     """
     folders = [path] if holds_ranks(path) else [f for f in iteration_folders(path)[:1] if holds_ranks(f)]
     for folder in folders:
         try:
             file = open_torch(folder / find_ranks(folder).files[FIRST_RANK])
             model = file.state[model_names(file)[0]]
+        except StorageError:
+            raise
         except StreamconvError:
             return False
         names = [key for key in model if isinstance(key, str)] if isinstance(model, dict) else []
