@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import StorageError
+from streamconv.core.errors import DamagedError, StorageError
+from streamconv.core.identity import FileIdentity
 
 __all__ = ["Piece", "Storage", "View", "flatten_piece", "merge_along", "put", "unflatten_piece"]
 
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One record of bytes in a file: ``nbytes`` from ``offset``; ``crc`` is its recorded CRC-32, if it has one."""
+    """One record of bytes in a file: ``nbytes`` from ``offset``; ``crc`` is its recorded CRC-32, if it has one.
+
+    ``identity`` is the file as it was when it was opened, None for bytes whose place no metadata says.
+    """
 
     path: Path
     offset: int
     nbytes: int
     name: str
     crc: int | None = None
+    identity: FileIdentity | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,8 @@ class View:
         """The elements of a box of ``shape``, mapped and read-only.
 
         Raises:
-            StorageError: the file has become shorter than the box needs.
+            DamagedError: the file is gone, or was changed after it was opened.
+            StorageError: the file has become shorter than the box needs, or the system refused.
         """
         import numpy as np
 
@@ -66,11 +72,19 @@ class View:
         path = self.storage.path
         first, extent = self.span(shape)
         start = self.storage.offset + first
-        if start + extent > path.stat().st_size:
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            raise DamagedError("the file is gone since it was opened", where=path) from error
+        except OSError as error:
+            raise StorageError(f"cannot find the file: {error.strerror}", where=path) from error
+        if start + extent > status.st_size:
             raise StorageError(
                 f"{self.storage.name}: the file ends before byte {start + extent}, and was longer when opened",
                 where=path,
             )
+        if self.storage.identity is not None and not self.storage.identity.matches(status):
+            raise DamagedError("the file was changed after it was opened", where=path, remedy="open it again")
         flat = np.memmap(path, np.uint8, "r", start, (extent,))
         box: NDArray = np.ndarray(
             tuple(shape), self.dtype.numpy, flat, 0, tuple(s * self.dtype.itemsize for s in self.strides)

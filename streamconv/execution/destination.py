@@ -43,6 +43,7 @@ def check_destination(
     owned: Sequence[str] = (),
     beside: Sequence[str] = (),
     sources: Iterable[Path] = (),
+    root: Path | None = None,
 ) -> list[str]:
     """Refuse a destination that must not be written.
 
@@ -54,6 +55,7 @@ def check_destination(
         owned: patterns (:mod:`fnmatch`) of further names that make a checkpoint of the result's kind.
         beside: patterns of names that belong to such a checkpoint only if there is one.
         sources: files that are read, wherever they are; the targets of links below ``source`` are read too.
+        root: the folder that was given as the source, if ``source`` is below it; nothing is written into it either.
 
     Returns:
         The names of files and links there that match ``owned``, or ``beside`` if there is an older checkpoint, and that
@@ -68,6 +70,7 @@ def check_destination(
     retired = sorted(
         {child.name for child in old if child.name not in entries and (child.is_symlink() or child.is_file())}
     )
+    _refuse_inside({source, root or source}, destination)
     _refuse_sources(source, destination, (*entries, *retired), sources)
     if destination.exists() and not destination.is_dir():
         raise DestinationError("the destination is not a folder", where=destination)
@@ -90,13 +93,23 @@ def _matches(child: Path, patterns: Sequence[str]) -> bool:
     return child.name != WORK_FOLDER and any(fnmatchcase(child.name, pattern) for pattern in patterns)
 
 
+def _refuse_inside(folders: Iterable[Path], destination: Path) -> None:
+    """Refuse to write below the source, or the folder that was given as it: that would change what it is."""
+    if not {folder.resolve() for folder in folders}.isdisjoint(destination.resolve().parents):
+        raise DestinationError(
+            "the destination is inside the source; a source is never written",
+            where=destination,
+            remedy="choose a folder beside it",
+        )
+
+
 def _refuse_sources(source: Path, destination: Path, names: Sequence[str], sources: Iterable[Path]) -> None:
     """Refuse to replace a source: its folder, or a file elsewhere that its folder links to."""
     real, origin = destination.resolve(), source.resolve()
     replaced = {(real / name).resolve() for name in names}
     # The path as given counts too: its last folder may be a link into another place.
     source_roots = {origin, origin.parent, source.absolute().parent.resolve()}
-    if real in source_roots or origin in real.parents or replaced & {origin, *origin.parents}:
+    if real in source_roots or replaced & {origin, *origin.parents}:
         raise DestinationError(
             "the destination is the source's own folder; a source is never written", where=destination
         )

@@ -1,9 +1,9 @@
 """The journal of a run: its identity, and which of its tiles are durable. A killed run is resumed from it.
 
 It is a text file. Each line is a JSON value and its CRC-32. A line that is not whole was being written when the run
-ended; it and all that follows are ignored. The first line identifies the run: its source files by size and time of
-change, the user's choices, and a digest of every byte move and of every byte that does not come from the source. Each
-further line names tiles whose bytes were durable before the line was written.
+ended; it and all that follows are ignored. The first line identifies the run: its source files by size, time of change
+and a digest of their metadata, the user's choices, and a digest of every byte move and of every byte that does not come
+from the source. Each further line names tiles whose bytes were durable before the line was written.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamconv.core.errors import DamagedError, DestinationError, SourceError
+from streamconv.core.errors import DestinationError
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
 from streamconv.io.reading import status_of
 from streamconv.planning.plan import Plan
 
-__all__ = ["Journal", "identity_of", "refuse_another", "refuse_changed_source", "refuse_incomplete"]
+__all__ = ["Journal", "identity_of", "refuse_another", "refuse_incomplete"]
 
-_VERSION = 1
+_VERSION = 2
 _FINISH_OTHERS = "run the command that began it, or say --restart to discard what it did"
 
 
@@ -188,22 +188,4 @@ def refuse_incomplete(staged: Mapping[Path, int]) -> None:
                 f"an unfinished conversion is there, and a file of it is gone or is not of {nbytes} bytes",
                 where=path,
                 remedy="say --restart to begin anew",
-            )
-
-
-def refuse_changed_source(identity: Mapping[str, Any]) -> None:
-    """Refuse a source that was written to while it was read.
-
-    Raises:
-        DamagedError: a file is gone, or its size or time of change has changed.
-        StorageError: the system refused.
-    """
-    for name, facts in identity["sources"].items():
-        try:
-            status = status_of(Path(name))
-        except SourceError:
-            status = None
-        if status is None or [status.st_size, status.st_mtime_ns] != facts:
-            raise DamagedError(
-                "the file was changed while it was converted", where=name, remedy="convert when nothing writes to it"
             )

@@ -12,12 +12,13 @@ from typing import Any
 
 from streamconv.core.result import Result
 from streamconv.execution.fit import Fit, check_budget
-from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
+from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_incomplete
 from streamconv.execution.options import RunOptions
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
+from streamconv.io.identity import identity_now, refuse_changed
 from streamconv.io.open_files import allow_open_files
 from streamconv.io.output import DiscardedOutput, OutputFileWriter
 from streamconv.io.refusals import refused_by_system
@@ -76,7 +77,8 @@ def run_plan(
     """Carry out a plan; see :func:`streamconv.convert`."""
     began = time.monotonic()
     fit = check_budget(work, options)
-    log = TileLog(work.jobs)
+    log, opened = TileLog(work.jobs), [*work.identities, *map(identity_now, work.copied.values())]
+    refuse_changed(opened)
     if destination is not None:
         allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
@@ -85,9 +87,11 @@ def run_plan(
     resumed = 0
     if destination is None:
         _discard(work, log, fit, progress)
+        refuse_changed(opened)
     else:
         with staging(destination) as stage:
             resumed = _write(work, log, stage, fit, restart, progress)
+            refuse_changed(opened)
             for name, text in work.small.items():
                 stage.text(name, text)
             for name, path in work.copied.items():
@@ -121,6 +125,7 @@ def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[s
         owned=work.owned,
         beside=work.beside,
         sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
+        root=work.root,
     )
 
 
@@ -174,7 +179,6 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
         with closing(Workers(fit.settings)) as workers:
             run_tiles(log, writers, workers, count, note)
             log.read_nbytes += read_unread(log.sources, workers.readers, count.expect, count)
-        refuse_changed_source(identity)
         for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
             for offset, data in file.layout.frame(_crcs(log, number, file)):
                 writer.write(offset, data, 0, len(data))

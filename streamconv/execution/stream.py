@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamconv.core.dtypes import DType
+from streamconv.core.identity import FileIdentity
 from streamconv.core.layout import RankCoordinates
 from streamconv.core.log import log
 from streamconv.execution.fit import Fit, check_budget
@@ -19,6 +20,7 @@ from streamconv.execution.tile_log import TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.direct import Buffer, new_buffer, page_end
+from streamconv.io.identity import refuse_changed
 from streamconv.io.unread import read_unread
 from streamconv.models.parameter import Section
 from streamconv.moves.jobs import Target
@@ -60,6 +62,7 @@ def stream_plan(work: Plan, how: StreamOptions, options: RunOptions) -> Iterator
     groups = _groups(work)
     largest = max((page_end(member.entry.tensor.nbytes) for group in groups for member in group), default=0)
     fit = check_budget(work, options, held=largest * (2 if how.copy else 1))
+    refuse_changed(work.identities)
     sources = SourceChecksums()
     for drift in compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block, sources):
         warnings.warn(
@@ -67,11 +70,16 @@ def stream_plan(work: Plan, how: StreamOptions, options: RunOptions) -> Iterator
             f"the {work.replicated_policy} counts",
             stacklevel=3,
         )
-    return _stream(groups, fit, largest, how, sources)
+    return _stream(groups, fit, largest, how, sources, work.identities)
 
 
 def _stream(
-    groups: Sequence[Sequence[_Member]], fit: Fit, largest: int, how: StreamOptions, sources: SourceChecksums
+    groups: Sequence[Sequence[_Member]],
+    fit: Fit,
+    largest: int,
+    how: StreamOptions,
+    sources: SourceChecksums,
+    opened: Sequence[FileIdentity],
 ) -> Iterator[StreamedTensor]:
     whole = max((sum(page_end(member.entry.tensor.nbytes) for member in group) for group in groups), default=0)
     pool = new_buffer(min(whole, largest + fit.spare))
@@ -81,6 +89,7 @@ def _stream(
                 for batch in _batches(group, len(pool)):
                     yield from _tensors(batch, _fill(batch, pool, workers, sources), pool, how)
             read_unread(sources, workers.readers, lambda _: None, lambda _: None)
+            refuse_changed(opened)
     except GeneratorExit:
         _report_unchecked(sources)
         raise

@@ -8,13 +8,15 @@ the file and the offset. A read that the system cuts short is continued.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from streamconv.core.errors import DiskSpaceError, SourceError, StorageError
+from streamconv.core.identity import FileIdentity
 from streamconv.io.refusals import refused_by_system
 
 __all__ = ["InputFile", "ended_early", "fill", "reading", "refused_read", "status_of"]
@@ -47,10 +49,14 @@ def ended_early(path: Path, offset: int, nbytes: int, count: int) -> StorageErro
 
 
 class InputFile:
-    """A file that is open to be read, and the number of bytes that it had when it was opened."""
+    """A file that is open to be read, the number of bytes that it had when it was opened, and its identity: that has
+    all that is read until it is closed.
+    """
 
-    def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
-        self.path, self.descriptor, self.nbytes = path, descriptor, nbytes
+    def __init__(self, path: Path, descriptor: int, status: os.stat_result) -> None:
+        self.path, self.descriptor, self.nbytes = path, descriptor, status.st_size
+        self.identity = FileIdentity(path, status.st_size, status.st_mtime_ns)
+        self._digest = hashlib.sha256()
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """``nbytes`` from ``offset``; fewer only where the file ended when it was opened.
@@ -65,7 +71,14 @@ class InputFile:
             raise refused_read(self.path, offset, len(data), error) from error
         if count < len(data):
             raise ended_early(self.path, offset, len(data), count)
+        self.identity.ranges.append((offset, len(data)))
+        self._digest.update(data)
         return bytes(data)
+
+    def close(self) -> None:
+        """Close the file; its identity is then complete."""
+        self.identity.digest = self._digest.digest()
+        os.close(self.descriptor)
 
 
 def status_of(path: Path) -> os.stat_result:
@@ -97,9 +110,10 @@ def reading(path: Path) -> Iterator[InputFile]:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             opened.callback(os.close, descriptor)
-            nbytes = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
         except FileNotFoundError as error:
             raise SourceError("no such file", where=path) from error
         except OSError as error:
             raise refused_by_system("open the file", error, path) from error
-        yield InputFile(path, descriptor, nbytes)
+        opened.pop_all()
+        yield opened.enter_context(closing(InputFile(path, descriptor, status)))

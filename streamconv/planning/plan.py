@@ -14,12 +14,15 @@ from pathlib import Path
 
 from streamconv.core.coverage import Coverage
 from streamconv.core.dtypes import DType
+from streamconv.core.identity import FileIdentity
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.core.result import Result
 from streamconv.formats.source import Dropped, Fact
 from streamconv.formats.target import FileLayout
+from streamconv.io.identity import identities_of
+from streamconv.io.reading import status_of
 from streamconv.memory.budget import BudgetedMemory
 from streamconv.models.parameter import ParameterId
 from streamconv.moves.jobs import Job, Target
@@ -58,13 +61,14 @@ class OutputFile:
 class Plan(Result):
     """A complete, checked conversion.
 
-    ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
+    ``root`` is the folder that was given; ``source``, the one of the checkpoint, may be below it. ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
     ``choices`` are decisions for the target, ``notes`` facts about it. ``texts`` are the commit record, ``small`` other
     small files of the result, and ``copied`` files that are copied byte for byte; all by their names in the result.
     ``owned`` are patterns of names in the destination that make up a checkpoint of this kind, ``beside`` patterns of
     names that accompany one. ``memory`` is the budget that it was planned for, if any.
     """
 
+    root: Path
     source: Path
     source_format: str
     family: str
@@ -110,12 +114,18 @@ class Plan(Result):
         pieces = (piece for file in self.files for entry in file.entries for piece in entry.tensor.pieces)
         return tuple(sorted({view.storage.path for piece in pieces for view in piece.views}))
 
+    @cached_property
+    def identities(self) -> tuple[FileIdentity, ...]:
+        """The files that tensor bytes are read from, those of compared replicas too, as they were when opened."""
+        read = [entry.tensor for file in self.files for entry in file.entries]
+        return tuple(identities_of([*read, *(copy for replica in self.replicas for copy in replica.copies)]))
+
     @property
     def write_nbytes(self) -> int:
         """Bytes of all output files: also the disk space that the conversion needs."""
         small = (*self.texts.values(), *self.small.values())
         texts = sum(len(text.encode() if isinstance(text, str) else text) for text in small)
-        copied = sum(path.stat().st_size for path in self.copied.values())
+        copied = sum(status_of(path).st_size for path in self.copied.values())
         return sum(file.layout.nbytes for file in self.files) + texts + copied
 
     @property

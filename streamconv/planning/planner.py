@@ -87,6 +87,7 @@ def make_plan(path: Path, given: Given) -> Plan:
     need_heads(model, sizes, layout.tp, moved=laid_out.orders.qkv != model.orders.qkv, cuts_groups=target.is_core)
     files, roles = filler.fill(laid_out)
     return Plan(
+        root=path,
         source=model.path,
         source_format=model.format,
         family=family.title,

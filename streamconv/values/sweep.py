@@ -13,6 +13,7 @@ import numpy.typing as npt
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
+from streamconv.io.identity import identities_of, refuse_changed
 from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MIB, parse_budget
 from streamconv.memory.fit import MemoryNeed, fit_budget
@@ -84,7 +85,8 @@ def sweep(
             a part of is read too, at the end.
 
     Raises:
-        DamagedError, StorageError: a file cannot be read as its metadata says.
+        DamagedError: a record's CRC-32 is not the recorded one, or a file was changed since it was opened.
+        StorageError: the system refused to read.
     """
     collected = _Sweep(items, look, progress)
     sides = max((len(item) for item in items), default=1)
@@ -97,6 +99,7 @@ def sweep(
         if checksums is not None:
             own = [readers[0].own for readers in workers]
             read_unread(checksums, own, collected.expect, collected.count)
+    refuse_changed(identities_of(tensor for item in items for tensor in item))
     return [[result for _, result in sorted(pairs, key=lambda pair: pair[0])] for pairs in collected.results]
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from streamconv import convert, plan
 from streamconv.core.errors import DamagedError, DestinationError
-from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_changed_source, refuse_incomplete
+from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_incomplete
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
 from streamconv.moves.jobs import RunJob
@@ -210,7 +210,7 @@ def test_another_source_and_another_digest_are_refused(work: Plan, tmp_path: Pat
         refuse_another(identity_of(work) | {"digest": "0"}, identity_of(work), tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_a_journal_of_another_version_is_refused(version: Any, work: Plan) -> None:
     with pytest.raises(DestinationError, match="of another version"):
         refuse_another(identity_of(work) | {"journal": version}, identity_of(work), Path("out"))
@@ -238,22 +238,12 @@ def change(path: Path, what: str) -> None:
 @pytest.mark.parametrize("what", ["time", "size"])
 def test_a_source_that_has_changed_since_is_refused_by_its_name(what: str, copy: tuple[Path, Path]) -> None:
     root, path = copy
-    noted, now = json.loads(json.dumps(identity_of(plan(root, to="megatron-legacy")))), plan(root, to="megatron-legacy")
+    noted = json.loads(json.dumps(identity_of(plan(root, to="megatron-legacy"))))
     change(path, what)
+    now = plan(root, to="megatron-legacy")
     with pytest.raises(DestinationError, match=f"its source has changed since: .*{path.name}") as caught:
         refuse_another(noted, identity_of(now), root)
     assert "--restart" in str(caught.value)
-
-
-@pytest.mark.parametrize("what", ["time", "size", "gone"])
-def test_a_source_that_was_changed_while_it_was_read_is_damaged(what: str, copy: tuple[Path, Path]) -> None:
-    root, path = copy
-    identity = identity_of(plan(root, to="megatron-legacy"))
-    refuse_changed_source(identity)
-    change(path, what)
-    with pytest.raises(DamagedError, match="changed while it was converted") as caught:
-        refuse_changed_source(identity)
-    assert path.name in str(caught.value)
 
 
 # -- journals that do not fit ------------------------------------------------------------------------------------------

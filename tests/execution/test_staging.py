@@ -556,3 +556,14 @@ def test_a_root_whose_tag_is_a_link_is_still_the_sources_own(tmp_path: Path) -> 
     (tmp_path / "root" / "global_step3").symlink_to(tmp_path / "elsewhere" / "global_step3")
     with pytest.raises(DestinationError, match="never written"):
         check_destination(tmp_path / "root" / "global_step3", tmp_path / "root", [ITER, TRACKER], overwrite=True)
+
+
+@pytest.mark.parametrize("inside", ["root/out", "root/a/b", "root/global_step3/out", "elsewhere/global_step3/out"])
+def test_a_destination_inside_the_source_is_refused(inside: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (tmp_path / "elsewhere" / "global_step3").mkdir(parents=True)
+    root.mkdir()
+    (root / "global_step3").symlink_to(tmp_path / "elsewhere" / "global_step3")
+    with pytest.raises(DestinationError, match="inside the source; a source is never written"):
+        check_destination(root / "global_step3", tmp_path / inside, [ITER, TRACKER], overwrite=True, root=root)
+    check_destination(root / "global_step3", tmp_path / "beside", [ITER, TRACKER], overwrite=False, root=root)

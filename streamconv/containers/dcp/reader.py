@@ -146,7 +146,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
             files[name] = tuple(_label(metadata, item) for item in ordered)
             for item in ordered:
                 if item.start is None:
-                    objects[item.name] = Storage(folder / name, item.offset, item.nbytes, item.name)
+                    objects[item.name] = _place(item, file)
                 else:
                     part = _open_chunk(metadata, item, file)
                     pieces[item.name] += _moved(part.state, item.start)
@@ -191,8 +191,12 @@ def _named(metadata: Metadata, items: Iterable[Item], file: InputFile) -> Iterat
         if item.start is not None:
             yield label, _open_chunk(metadata, item, file)
         else:
-            place = Storage(file.path, item.offset, item.nbytes, item.name)
+            place = _place(item, file)
             yield label, _open_object(place, file) or place
+
+
+def _place(item: Item, file: InputFile) -> Storage:
+    return Storage(file.path, item.offset, item.nbytes, item.name, None, file.identity)
 
 
 def _open_object(place: Storage, file: InputFile) -> StoredFile | None:

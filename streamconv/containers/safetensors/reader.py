@@ -18,6 +18,7 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.core.dtypes import DTYPES, DType
 from streamconv.core.effort import LARGEST_SIZE, MOST_AXES
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
+from streamconv.core.identity import FileIdentity
 from streamconv.core.lazy import LazyTensor, View
 from streamconv.core.views import Storage
 from streamconv.io.reading import reading
@@ -72,9 +73,10 @@ def open_safetensors(path: Path) -> StoredFile:
         if 8 + length > size:
             raise DamagedError(f"its header has {length} bytes, the file {size}", where=path)
         entries = _parse(file.read(8, length), path)
+        identity = file.identity
     state: dict[str, Any] = {METADATA: _words(entries.pop(METADATA), path)} if METADATA in entries else {}
     data = 8 + length
-    tensors = {name: _tensor(name, entry, data, path) for name, entry in entries.items()}
+    tensors = {name: _tensor(name, entry, data, identity) for name, entry in entries.items()}
     storages = {name: view.storage for name, (view, _) in tensors.items()}
     _check_tiling(list(storages.values()), data, size, path)
     state |= {name: LazyTensor.stored(view, shape) for name, (view, shape) in tensors.items()}
@@ -118,8 +120,9 @@ def _is_counts(value: Any) -> bool:
     )
 
 
-def _tensor(name: str, entry: Any, data: int, path: Path) -> tuple[View, list[int]]:
+def _tensor(name: str, entry: Any, data: int, identity: FileIdentity) -> tuple[View, list[int]]:
     """One entry of the header as a view of its bytes, and its shape."""
+    path = identity.path
     if not isinstance(entry, dict) or entry.keys() != _FIELDS or not isinstance(entry["dtype"], str):
         raise DamagedError(f"{name[:_SHOWN]} is not described by dtype, shape and data_offsets", where=path)
     dtype = _dtype(name, entry["dtype"], path)
@@ -132,7 +135,8 @@ def _tensor(name: str, entry: Any, data: int, path: Path) -> tuple[View, list[in
             f"{name[:_SHOWN]}: {dtype} of shape {str(shape)[:_SHOWN]} does not fill bytes {start} to {end}", where=path
         )
     strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return View(Storage(path, data + start, end - start, name), dtype, 0, tuple(strides)), shape
+    storage = Storage(path, data + start, end - start, name, None, identity)
+    return View(storage, dtype, 0, tuple(strides)), shape
 
 
 def _dtype(name: str, word: str, path: Path) -> DType:

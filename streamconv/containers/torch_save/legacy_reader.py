@@ -9,6 +9,7 @@ follows from the sizes of those before it, and the object's pickle contains thei
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class _Reader:
                     f"storage {key[:40]}: bytes {offset} to {position} are not in a file of {self.file.nbytes}",
                     where=self.path,
                 )
-            self.storages[key] = Storage(self.path, offset, expected.nbytes, key)
+            self.storages[key] = Storage(self.path, offset, expected.nbytes, key, None, self.file.identity)
         return position
 
     def note(self, identifier: Any) -> Global | None:
@@ -178,5 +179,6 @@ class _Reader:
                     f"{numel} elements from {offset} are not in storage {whole.key[:40]} of {storage.nbytes} bytes",
                     where=self.path,
                 )
-            self.views[key] = StorageRef(Storage(self.path, storage.offset + first, nbytes, key), whole.dtype)
+            part = replace(storage, offset=storage.offset + first, nbytes=nbytes, name=key)
+            self.views[key] = StorageRef(part, whole.dtype)
         return self.views[key]

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from bisect import bisect_left
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ class _Reader:
             raise UnsafeError(
                 f"record {name}: bytes {offset} to {offset + info.file_size} are another record's too", where=self.path
             )
-        return Storage(self.path, offset, info.file_size, self.label + name, None if self.crc_disabled else info.CRC)
+        crc = None if self.crc_disabled else info.CRC
+        return Storage(self.path, offset, info.file_size, self.label + name, crc, self.file.identity)
 
     def read(self, name: str) -> bytes:
         """A small record, checked against its CRC-32 if it has one."""
@@ -201,7 +203,7 @@ class _Reader:
             name = info.filename.removeprefix(self.root)
             record = self.located(info, name)
             if not name.startswith("data/"):
-                record = Storage(self.path, record.offset, record.nbytes, record.name, info.CRC or None)
+                record = replace(record, crc=info.CRC or None)
             records.append(record)
         return tuple(records)
 
