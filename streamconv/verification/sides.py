@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
@@ -75,14 +75,16 @@ def open_sides(
         DamagedError: a side is broken.
         AmbiguousError: a side needs an option to be understood.
     """
-    first = _canonical(a, given_a, replicated)
-    try:
-        second = _canonical(b, given_b, "first")
-    except AmbiguousError:
-        if otherwise is None:
-            raise
-        given_b = otherwise
-        second = _canonical(b, given_b, "first")
+    with given_a.naming_its_own():
+        first = _canonical(a, given_a, replicated)
+    with given_b.naming_its_own():
+        try:
+            second = _canonical(b, given_b, "first")
+        except AmbiguousError:
+            if otherwise is None:
+                raise
+            given_b = replace(otherwise, own_flags=given_b.own_flags)
+            second = _canonical(b, given_b, "first")
     if isinstance(first, Side) and isinstance(second, Side):
         heads = second.heads if first.heads is None else first.heads
         if (first.heads is None) != (second.heads is None):
@@ -149,5 +151,6 @@ def _stored(path: Path, given: Given) -> Side:
     if not path.is_dir():
         report, tensors = inspect_file(path)
         return Side(report.path, report.what, "stored", tensors)
-    inspected = inspect_folder(path, given)
+    with given.naming_its_own():
+        inspected = inspect_folder(path, given)
     return Side(inspected.report.path, inspected.report.what, "stored", inspected.stored())
