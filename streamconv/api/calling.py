@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from streamconv.api import typed
 from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import InvalidValue, PathTo
@@ -26,17 +27,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def verb(function: F) -> F:
-    """Give a function the keywords of its verb, as ``help`` and notebooks show them, and errors in these words."""
-    own = [p for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    """Give a function the keywords of its verb, as ``help`` and notebooks show them, and errors in these words.
+
+    The type of its result stays a name, which is imported when somebody asks for it.
+    """
+    result = function.__annotations__.pop("return")
+    function.__annotations__.pop("options", None)
+    own = [p for p in signature(function, eval_str=True).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     known = options_of_verb(function.__name__).values()
-    keywords = [Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in known]
+    types = get_type_hints(getattr(typed, f"{function.__name__.title()}Keywords", object))
+    keywords = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default, annotation=types[e.name]) for e in known]
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         with in_words_of_python():
             return function(*args, **options)
 
-    call.__signature__ = Signature([*own, *keywords])  # type: ignore[attr-defined]
+    call.__signature__ = Signature([*own, *keywords], return_annotation=result)  # type: ignore[attr-defined]
+    call.__annotations__ = {**{each.name: each.annotation for each in (*own, *keywords)}, "return": result}
     lines = "\n".join(f"        {each.name}: {each.keyword_help}." for each in known)
     call.__doc__ = (function.__doc__ or "").replace("        options: see below.", lines)
     return call  # type: ignore[return-value]

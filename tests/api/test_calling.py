@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import pickle
+import pydoc
 import re
 import shutil
+import sys
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +30,7 @@ from streamconv.core.options import Option, all_options
 from streamconv.core.result import LONGEST_LINE, Result
 from streamconv.memory.options import SizeText
 from tests.places import FRAMEWORKS, ROOT
-from tests.processes import run_main
+from tests.processes import run_main, start
 
 SRC = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 LAYER = SRC / "global_step3" / "layer_03-model_00-model_states.pt"
@@ -181,6 +185,39 @@ def test_the_data_of_a_disk_is_what_the_command_line_prints_with_json(tmp_path: 
         assert mine[name] == printed[name]
     for name in ("read_nbytes", "write_nbytes", "same_disk"):
         assert mine["prediction"][name] == printed["prediction"][name]
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*(verb for verb in VERBS), "open_checkpoint"])
+def test_the_types_of_a_function_can_be_asked_for(name: str) -> None:
+    function = getattr(streamconv, name)
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    assert hints.keys() == {*parameters, "return"}
+    result = hints["return"]
+    assert getattr(streamconv, typing.get_args(result)[0].__name__ if name == "stream" else result.__name__)
+    for option in options_of_verb(name).values() if name in VERBS else ():
+        assert type(None) in typing.get_args(hints[option.name])
+        assert typing.get_args(hints[option.name])[0] is not Any
+
+
+def test_help_says_what_a_keyword_takes() -> None:
+    text = pydoc.plain(pydoc.render_doc(streamconv.plan))
+    for words in ("src: str | os.PathLike[str], *, ", "tp: int | None = None", "-> 'streamconv.Plan'"):
+        assert words in text
+    assert "AnyPath" not in text
+
+
+def test_a_type_is_imported_when_it_is_asked_for() -> None:
+    program = (
+        "import sys, streamconv\n"
+        "names = [getattr(streamconv, name) for name in ('plan', 'inspect', 'stream')]\n"
+        "assert 'numpy' not in sys.modules\n"
+    )
+    done = start([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
