@@ -15,6 +15,7 @@ from streamconv.api import typed
 from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import InvalidValue, PathTo
+from streamconv.core.log import WORDS
 from streamconv.core.options import Given
 from streamconv.core.shown import as_written
 from streamconv.report.progress import progress_bar
@@ -36,12 +37,21 @@ def verb(function: F) -> F:
     own = [p for p in signature(function, eval_str=True).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     known = options_of_verb(function.__name__).values()
     types = get_type_hints(getattr(typed, f"{function.__name__.title()}Keywords", object))
-    keywords = [Parameter(e.name, Parameter.KEYWORD_ONLY, default=e.default, annotation=types[e.name]) for e in known]
+    keywords = [  # a field is an option before docs/options.py has written its type
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=types.get(each.name, Any))
+        for each in known
+    ]
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        with in_words_of_python():
-            return function(*args, **options)
+        from streamconv.api.words import in_keywords, result_in_keywords
+
+        before = WORDS.set(in_keywords)
+        try:
+            with in_words_of_python():
+                return result_in_keywords(function(*args, **options))
+        finally:
+            WORDS.reset(before)
 
     call.__signature__ = Signature([*own, *keywords], return_annotation=result)  # type: ignore[attr-defined]
     call.__annotations__ = {**{each.name: each.annotation for each in (*own, *keywords)}, "return": result}

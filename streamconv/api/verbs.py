@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from streamconv.api.options import options_of_verb, plan_owners, source_names
 from streamconv.core.errors import UsageError
-from streamconv.core.log import log
+from streamconv.core.log import log, warn_of
 from streamconv.core.options import Given, all_options
 from streamconv.formats.frameworks import source_options
 
@@ -43,7 +43,7 @@ def planned(src: Path, given: Given) -> Plan:
     work = make_plan(src, given.only(plan_owners()))
     log.info("planned %r", work)
     for warning in work.warnings:
-        log.warning("%s: %s", src, warning)
+        warn_of(src, warning)
     return work
 
 

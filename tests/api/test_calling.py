@@ -23,7 +23,7 @@ import pytest
 
 import streamconv
 from streamconv.api.options import VERBS, known_options, options_of_verb
-from streamconv.api.words import in_keywords
+from streamconv.api.words import in_keywords, result_in_keywords
 from streamconv.cli.options import OWN_OPTIONS
 from streamconv.core.kinds import Count, Counts
 from streamconv.core.options import Option, all_options
@@ -142,7 +142,7 @@ def test_the_text_of_a_result_is_what_the_command_line_prints(name: str, out: Pa
     def settled(text: str) -> str:
         return re.sub(r"(?<=workable floor ).*", "...", text)  # it has this process's memory in it
 
-    assert settled(f"{SAME[name].call(out)}\n") == settled(said(SAME[name], out))
+    assert settled(f"{SAME[name].call(out)}\n") == settled(in_keywords(said(SAME[name], out)))
 
 
 def test_tensors_that_were_asked_for_are_shown_one_by_one(out: Path) -> None:
@@ -153,9 +153,15 @@ def test_tensors_that_were_asked_for_are_shown_one_by_one(out: Path) -> None:
         assert f">{row.name}<" in report._repr_html_()
 
 
+def in_words(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of JSON whose texts have keywords for flags."""
+    return {name: result_in_keywords(value) for name, value in entry.items()}
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_the_data_of_a_result_is_what_the_command_line_prints_with_json(name: str, out: Path) -> None:
-    mine, printed = json.loads(json.dumps(SAME[name].call(out).to_dict())), json.loads(said(SAME[name], out, "--json"))
+    mine = json.loads(json.dumps(SAME[name].call(out).to_dict()))
+    printed = result_in_keywords(json.loads(said(SAME[name], out, "--json"), object_hook=in_words))
     if name == "families":
         mine = mine["conversions"]
     elif name.startswith("plan"):
@@ -167,7 +173,7 @@ def test_the_data_of_a_result_is_what_the_command_line_prints_with_json(name: st
 def test_the_data_of_a_conversion_is_what_the_command_line_prints_with_json(tmp_path: Path) -> None:
     mine = streamconv.convert(SRC, tmp_path / "out", tp=1, max_ram="1G").to_dict()
     done = run_main("convert", SRC, tmp_path / "out", "--tp", 1, "--max-ram", "1G", "--overwrite", "--json")
-    printed = json.loads(done.stdout)
+    printed = json.loads(done.stdout, object_hook=in_words)
     varying = {"seconds", "nbytes_per_second", "peak_nbytes"}
     assert varying < set(mine)
     assert mine.keys() == printed.keys()
@@ -406,6 +412,49 @@ def test_a_refusal_speaks_of_keywords(options: dict[str, Any], words: str, out: 
 def test_flags_become_keywords(text: str, words: str) -> None:
     assert in_keywords(text) == words
     assert in_keywords(words) == words
+
+
+SPEAKING: dict[str, Call] = {
+    **RESULTS,
+    "a plan with options": lambda _: streamconv.plan(
+        SRC, qkv_layout="interleaved", iteration=5, config={"seed": 3}, max_ram="1G"
+    ),
+    "a conversion with a budget": lambda _: streamconv.convert(SRC, None, max_ram="1G", iteration=5),
+    "findings": lambda _: streamconv.inspect(SRC, num_heads=3, config={"seed": 3}, iteration=7),
+    "findings of a verification": lambda _: streamconv.verify(SRC, num_heads=3, iteration=7),
+    "a folder without latest": lambda out: streamconv.inspect(without_latest(out.parent)),
+}
+
+
+def without_latest(folder: Path) -> Path:
+    """A root of two checkpoints, of which nothing says which is meant."""
+    for name in ("global_step3", "global_step4"):
+        shutil.copytree(SRC / "global_step3", folder / "lost" / name, dirs_exist_ok=True)
+    return folder / "lost"
+
+
+@pytest.mark.parametrize("name", SPEAKING)
+def test_a_result_speaks_of_keywords(name: str, out: Path) -> None:
+    result = SPEAKING[name](out)
+    for text in (str(result), repr(result), json.dumps(result.to_dict()), result._repr_html_()):
+        assert [match[0] for match in FLAG.finditer(text) if match[0] in BY_FLAG] == []
+
+
+def test_findings_and_warnings_name_keywords(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    findings = streamconv.inspect(without_latest(tmp_path)).findings
+    assert [finding.remedy for finding in findings] == ["choose with tag"]
+    plan = streamconv.plan(SRC, iteration=5, max_ram="1G")
+    assert "iteration=5 against the recorded 3" in plan.warnings
+    assert plan.warnings[-1].endswith("write for that loader with keep_args=False")
+    assert plan.memory is not None
+    assert plan.memory.budget.source == 'max_ram="1G"'
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"{SRC}: {warning}" for warning in plan.warnings] == warned
+
+
+def test_the_command_line_logs_flags_though_python_was_there_before() -> None:
+    streamconv.plan(SRC)
+    assert "write for that loader with --no-args" in run_main("plan", SRC, "-v").stderr
 
 
 BY_FLAG = {each.flag: each for each in known_options().values()}
