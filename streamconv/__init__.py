@@ -64,7 +64,7 @@ _HOMES = {
     "inspection.report": ("InspectionReport",),
     "planning.capabilities": ("FamilyTable",),
     "planning.plan": ("Plan",),
-    "verification.compare": ("Comparison",),
+    "verification.comparison": ("Comparison",),
     "verification.verify": ("Verification",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from streamconv.api import typed
 from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import InvalidValue, PathTo
+from streamconv.core.log import WORDS
 from streamconv.core.options import Given
 from streamconv.core.shown import as_written
 from streamconv.report.progress import progress_bar
@@ -26,17 +28,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def verb(function: F) -> F:
-    """Give a function the keywords of its verb, as ``help`` and notebooks show them, and errors in these words."""
-    own = [p for p in signature(function).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    """Give a function the keywords of its verb, as ``help`` and notebooks show them, and errors in these words.
+
+    The type of its result stays a name, which is imported when somebody asks for it.
+    """
+    result = function.__annotations__.pop("return")
+    function.__annotations__.pop("options", None)
+    own = [p for p in signature(function, eval_str=True).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     known = options_of_verb(function.__name__).values()
-    keywords = [Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in known]
+    types = get_type_hints(getattr(typed, f"{function.__name__.title()}Keywords", object))
+    keywords = [  # a field is an option before docs/options.py has written its type
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=types.get(each.name, Any))
+        for each in known
+    ]
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        with in_words_of_python():
-            return function(*args, **options)
+        from streamconv.api.words import in_keywords, result_in_keywords
 
-    call.__signature__ = Signature([*own, *keywords])  # type: ignore[attr-defined]
+        before = WORDS.set(in_keywords)
+        try:
+            with in_words_of_python():
+                return result_in_keywords(function(*args, **options))
+        finally:
+            WORDS.reset(before)
+
+    call.__signature__ = Signature([*own, *keywords], return_annotation=result)  # type: ignore[attr-defined]
+    call.__annotations__ = {**{each.name: each.annotation for each in (*own, *keywords)}, "return": result}
     lines = "\n".join(f"        {each.name}: {each.keyword_help}." for each in known)
     call.__doc__ = (function.__doc__ or "").replace("        options: see below.", lines)
     return call  # type: ignore[return-value]

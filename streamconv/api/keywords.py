@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import streamconv
 from streamconv.api import verbs
 from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb
 
@@ -12,21 +13,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from streamconv.api import typed
-    from streamconv.execution.disk_speed import DiskReport
-    from streamconv.execution.run import ConversionReport
-    from streamconv.execution.stream import StreamedTensor
-    from streamconv.inspection.open_checkpoint import Checkpoint
-    from streamconv.inspection.report import InspectionReport
-    from streamconv.planning.capabilities import FamilyTable
-    from streamconv.planning.plan import Plan
-    from streamconv.verification.comparison import Comparison
-    from streamconv.verification.verify import Verification
 
 __all__ = ["bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
 
 
 @verb
-def plan(src: AnyPath, **options: Unpack[typed.PlanKeywords]) -> Plan:
+def plan(src: AnyPath, **options: Unpack[typed.PlanKeywords]) -> streamconv.Plan:
     """Plan a conversion: nothing is written, and metadata is read; for Hugging Face also biases that may be zero.
 
     >>> streamconv.plan("checkpoints/bloom", tp=1, pp=3)
@@ -46,7 +38,7 @@ def plan(src: AnyPath, **options: Unpack[typed.PlanKeywords]) -> Plan:
 @verb
 def convert(
     src: AnyPath, dst: AnyPath | None, *, progress: Progress = None, **options: Unpack[typed.ConvertKeywords]
-) -> ConversionReport:
+) -> streamconv.ConversionReport:
     """Convert a checkpoint, inside a memory budget. If a run ended early, the same call goes on where it was.
 
     >>> streamconv.convert("checkpoints/bloom", "out", tp=1, pp=3, max_ram="1G")
@@ -68,7 +60,7 @@ def convert(
         return verbs.convert(source, destination, given, show)
 
 
-def stream(src: AnyPath, **options: Unpack[typed.StreamKeywords]) -> Iterator[StreamedTensor]:
+def stream(src: AnyPath, **options: Unpack[typed.StreamKeywords]) -> Iterator[streamconv.StreamedTensor]:
     """The tensors that :func:`convert` would write, one layer at a time, ready to load into a model.
 
     The shards of one parameter come one after the other, for each rank. A tensor shares memory with a pool that is
@@ -92,7 +84,7 @@ def stream(src: AnyPath, **options: Unpack[typed.StreamKeywords]) -> Iterator[St
     return _streamed(tensors)
 
 
-def _streamed(tensors: Iterator[StreamedTensor]) -> Iterator[StreamedTensor]:
+def _streamed(tensors: Iterator[streamconv.StreamedTensor]) -> Iterator[streamconv.StreamedTensor]:
     with in_words_of_python():
         yield from tensors
 
@@ -101,7 +93,9 @@ stream = verb(stream)
 
 
 @verb
-def inspect(path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.InspectKeywords]) -> InspectionReport:
+def inspect(
+    path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.InspectKeywords]
+) -> streamconv.InspectionReport:
     """What is inside a checkpoint file or folder, from its metadata; no code in it is executed.
 
     >>> streamconv.inspect("checkpoints/bloom")
@@ -130,7 +124,7 @@ def verify(
     *,
     progress: Progress = None,
     **options: Unpack[typed.VerifyKeywords],
-) -> Verification:
+) -> streamconv.Verification:
     """Check that a checkpoint is whole, and that it holds what another one does.
 
     Containers first: every record's CRC-32, headers, indexes, and that no rank, layer or shard is missing. Then, if
@@ -160,7 +154,9 @@ def verify(
 
 
 @verb
-def diff(a: AnyPath, b: AnyPath, *, progress: Progress = None, **options: Unpack[typed.DiffKeywords]) -> Comparison:
+def diff(
+    a: AnyPath, b: AnyPath, *, progress: Progress = None, **options: Unpack[typed.DiffKeywords]
+) -> streamconv.Comparison:
     """The differences between two checkpoints, under canonical names if both are translated models, else under stored
     names. Where dtypes differ, values are compared as numbers.
 
@@ -184,7 +180,7 @@ def diff(a: AnyPath, b: AnyPath, *, progress: Progress = None, **options: Unpack
 
 
 @verb
-def bench(folder: AnyPath, src: AnyPath | None = None, **options: Unpack[typed.BenchKeywords]) -> DiskReport:
+def bench(folder: AnyPath, src: AnyPath | None = None, **options: Unpack[typed.BenchKeywords]) -> streamconv.DiskReport:
     """How fast a folder's disk is, and how long a conversion would take on it.
 
     >>> streamconv.bench(".", src="checkpoints/bloom", tp=1, size="16M")
@@ -204,7 +200,7 @@ def bench(folder: AnyPath, src: AnyPath | None = None, **options: Unpack[typed.B
 
 
 @verb
-def families() -> FamilyTable:
+def families() -> streamconv.FamilyTable:
     """Which model families go from which source to which target, and why others do not.
 
     >>> streamconv.families()
@@ -213,7 +209,7 @@ def families() -> FamilyTable:
     return verbs.families()
 
 
-def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> Checkpoint:
+def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> streamconv.Checkpoint:
     """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
 
     >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")

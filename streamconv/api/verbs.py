@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from streamconv.api.options import options_of_verb, plan_owners, source_names
 from streamconv.core.errors import UsageError
-from streamconv.core.log import log
+from streamconv.core.log import log, warn_of
 from streamconv.core.options import Given, all_options
+from streamconv.formats.frameworks import source_options
 
 if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
@@ -42,7 +43,7 @@ def planned(src: Path, given: Given) -> Plan:
     work = make_plan(src, given.only(plan_owners()))
     log.info("planned %r", work)
     for warning in work.warnings:
-        log.warning("%s: %s", src, warning)
+        warn_of(src, warning)
     return work
 
 
@@ -131,6 +132,7 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
         refuse_unused_for({"dst": dst, "against": against}, given, shared={"dst": _ABOUT_BOTH})
         of_src = given.forgiving(_ABOUT_BOTH).side("against", source_names())
         own = given.forgiving(_ABOUT_BOTH).side("dst", source_names(), shared=_ABOUT_BOTH)
+        own = own.called("dst", all_options(source_options()).values())
     policy = given.take(ReplicaOptions).replicated
     found = check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
     log.info("verified %r", found)
@@ -146,7 +148,8 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
     from streamconv.verification.verify import diff as compare
 
     refuse_unused_for({"a": a, "b": b}, given)
-    of_a, of_b = (given.forgiving(source_names()).side(side, source_names()) for side in ("a", "b"))
+    known, for_both = all_options(source_options()), given.forgiving(source_names())
+    of_a, of_b = (for_both.side(side, known).called(side, known.values()) for side in ("a", "b"))
     everything = given.take(DiffOptions).everything
     found = compare(a, b, of_a, of_b, given.take(ReadingOptions), progress, everything=everything)
     log.info("compared %r", found)

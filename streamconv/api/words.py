@@ -1,4 +1,4 @@
-"""Messages in the words of their reader: the package speaks of flags, and a caller in Python knows keywords.
+"""Messages and results in their reader's words: the package speaks of flags, and a caller in Python knows keywords.
 
 Only streamconv's own options are translated: messages also name flags of Megatron-LM.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from functools import cache
+from typing import Any
 
 from streamconv.api.options import known_options
 from streamconv.core.errors import StreamconvError
@@ -15,10 +17,25 @@ from streamconv.core.kinds import Choice, Count, Counts, InvalidValue, PathTo, T
 from streamconv.core.options import Option
 from streamconv.memory.options import SizeText
 
-__all__ = ["in_keywords", "reworded"]
+__all__ = ["in_keywords", "result_in_keywords", "reworded"]
 
 _FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
 _AFTER = ",;:.)"
+# What of a result is words, or has words in it, by the names of the classes, which are imported with the result.
+_SAID = {
+    "BudgetedMemory": ("budget",),
+    "Comparison": ("a", "b", "notes"),
+    "ConversionReport": ("plan", "fit"),
+    "Evidence": ("what", "evidence"),
+    "Fact": ("what", "evidence"),
+    "Finding": ("what", "remedy"),
+    "Fit": ("budget",),
+    "InspectionReport": ("evidence", "findings"),
+    "MemoryBudget": ("source",),
+    "Plan": ("facts", "choices", "notes", "warnings", "memory"),
+    "Side": ("notes",),
+    "Verification": ("report", "broken", "comparison"),
+}
 # Flags for paths, which Python takes as arguments.
 _PATHS = ("--against", "--src")
 
@@ -29,6 +46,19 @@ def reworded(error: StreamconvError) -> StreamconvError:
     error.remedy = None if error.remedy is None else in_keywords(error.remedy)
     error.args = (error.what,)
     return error
+
+
+def result_in_keywords(value: Any) -> Any:
+    """The same result with keywords for flags, wherever it speaks to its reader."""
+    if isinstance(value, str):
+        return in_keywords(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(result_in_keywords, value))
+    said = _SAID.get(type(value).__name__, ())
+    again = copy(value) if said else value
+    for name in said:
+        object.__setattr__(again, name, result_in_keywords(getattr(value, name)))
+    return again
 
 
 def in_keywords(text: str) -> str:

@@ -13,9 +13,20 @@ from streamconv.bigscience.arguments import path
 from streamconv.cli import convert
 from streamconv.cli.main import guarded
 from streamconv.cli.options import OutputOptions
+from streamconv.core.errors import StreamconvError
 from streamconv.core.options import Given, all_options
+from streamconv.core.shown import FLAG, with_flags
 
 __all__ = ["main"]
+
+_OWN_FLAGS = {
+    "--tp": "--target_tp",
+    "--pp": "--target_pp",
+    "--for-release": "--for_release",
+    "--max-ram": "--max-ram",
+    "--overwrite": "--overwrite",
+}
+"""What this command calls the options of ``streamconv convert`` that it has."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,4 +68,17 @@ def _run(words: list[str]) -> int:
     }
     known = {**options_of_verb("convert"), **all_options([OutputOptions])}
     given = Given.checked(known, options, {name: f"--target_{name} {options[name]}" for name in ("tp", "pp")})
-    return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)
+    try:
+        return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)
+    except StreamconvError as error:
+        _name_own_flags(error)
+        raise
+
+
+def _name_own_flags(error: StreamconvError) -> None:
+    """Flags of this command for those of ``streamconv convert``; what it does not have is said to be there."""
+    error.what = with_flags(error.what, _OWN_FLAGS)
+    if error.remedy is not None:
+        named = sorted(set(FLAG.findall(error.remedy)) - _OWN_FLAGS.keys())
+        there = f" (`streamconv convert` has {', '.join(named)})" if named else ""
+        error.remedy = f"{with_flags(error.remedy, _OWN_FLAGS)}{there}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,5 +224,7 @@ def _named_target(words: Sequence[str]) -> str | None:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         said = following if word == "--to" else word.removeprefix("--to=") if word.startswith("--to=") else None
         if said is not None:
-            return said.lower() if said.lower() in target_options() else nearest(said, target_options())
+            with suppress(InvalidValue):
+                said = str(options_of_verb("plan")["to"].kind.read(said))
+            return said if said in target_options() else nearest(said, target_options())
     return None

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from threading import current_thread, main_thread
 from types import FrameType
 
 import click
@@ -68,19 +69,18 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
 
 def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     verbosity = _verbosity(words)
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
-        signal.signal(signal.SIGHUP, _terminate)
+    if current_thread() is main_thread():  # another one gets no signals, and sets no handlers
+        signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+            signal.signal(signal.SIGHUP, _terminate)
     try:
-        code = command(words)
+        code = _code_of(command, words)
         if code == 0:
             check_printed()
         return code
     except StreamconvError as error:
         _say(f"error: {error}", verbosity)
         return error.exit_code
-    except click.exceptions.Exit as end:
-        return end.exit_code
     except click.ClickException as error:
         _say(f"error: {_readable(error)}", verbosity)
         return UsageError.exit_code
@@ -100,6 +100,16 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
             verbosity,
         )
         return 1
+
+
+def _code_of(command: Callable[[list[str]], int], words: list[str]) -> int:
+    """The exit code of a command, also of one that ends with its help."""
+    try:
+        return command(words)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except SystemExit as end:  # argparse's
+        return end.code if isinstance(end.code, int) else 0
 
 
 def _readable(error: click.ClickException) -> str:

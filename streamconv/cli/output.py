@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from streamconv.core.result import Result
 from streamconv.core.text import printable_lines
-from streamconv.report.progress import progress_bar
+from streamconv.report.progress import progress_bar, without_bar
 
 if TYPE_CHECKING:
     from streamconv.cli.options import OutputOptions
@@ -50,13 +51,18 @@ def progress_on(
 
 def print_log(output: OutputOptions) -> None:
     """With ``-v``, print what happens meanwhile on stderr."""
-    if not output.verbose:
-        return
-    import logging
-
     from streamconv.core.log import log
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO if output.verbose == 1 else logging.DEBUG)
+    for handler in [handler for handler in log.handlers if isinstance(handler, _OnStderr)]:
+        log.removeHandler(handler)  # of a command that ran before in this process
+    if output.verbose:
+        log.addHandler(_OnStderr())
+        log.setLevel(logging.INFO if output.verbose == 1 else logging.DEBUG)
+
+
+class _OnStderr(logging.Handler):
+    """Prints what is logged on stderr, above the bar that may be there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = f"{record.relativeCreated:7.0f} ms  {record.getMessage()}"
+        print(f"{without_bar(sys.stderr)}{words}", file=sys.stderr, flush=True)

@@ -90,7 +90,7 @@ def _with_verb(words: list[str], *, is_unfinished: bool) -> list[str]:
     if first is None:
         return words or ["--help"]
     if first in ("-h", "--help", "--version"):
-        return [first]
+        return [first] if first == "--version" else _helped(words, first)
     place = _first_place(words)
     if place is None:
         return ["convert", *words]
@@ -102,6 +102,15 @@ def _with_verb(words: list[str], *, is_unfinished: bool) -> list[str]:
     if meant is not None:
         raise UsageError(f"{first}: no such verb, and no such folder to convert", remedy=f"did you mean {meant}?")
     return ["convert", *words]
+
+
+def _helped(words: list[str], asks: str) -> list[str]:
+    """``streamconv --help plan`` is ``streamconv plan --help``; options alone are ``convert``'s."""
+    rest = [word for word in words if word != asks and not ANYWHERE.fullmatch(word)]
+    place = _first_place(rest)
+    if not rest or (place is not None and rest[place] not in VERBS):
+        return [asks]
+    return ["convert", asks, *rest] if place is None else [rest[place], asks, *rest[:place], *rest[place + 1 :]]
 
 
 def _first_place(words: Sequence[str]) -> int | None:

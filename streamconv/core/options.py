@@ -11,13 +11,13 @@ the tables in the documentation are made from the declarations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from streamconv.core.errors import UsageError
+from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.core.kinds import AnyOf, Flag, InvalidValue, ValueKind, nearest
-from streamconv.core.shown import as_shown, as_written
+from streamconv.core.shown import as_shown, as_written, with_flags
 
 __all__ = ["ENVIRONMENT", "Given", "Option", "all_options", "option", "options_of"]
 
@@ -164,12 +164,13 @@ class Given:
 
     ``spelled`` has the words that gave an option its value, for messages. ``ambient`` are the names of those that are
     no mistake where they have no effect: the environment gave them, for every command, or they are for something else
-    too.
+    too. ``own_flags`` are the flags by which one of several checkpoints has its options: ``--a-tag`` for ``--tag``.
     """
 
     values: Mapping[str, Any]
     ambient: frozenset[str] = frozenset()
     spelled: Mapping[str, str] = field(default_factory=dict)
+    own_flags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def keywords(cls, known: Mapping[str, Option], keywords: Mapping[str, Any]) -> Given:
@@ -182,9 +183,7 @@ class Given:
         spelled: dict[str, str] = {}
         for name, value in keywords.items():
             if name not in known:
-                meant = nearest(name, known)
-                remedy = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
-                raise UsageError(f"{name}: no such option", remedy=remedy)
+                raise UsageError(f"{name}: no such option", remedy=_meant(name, known))
             if value is not None:
                 spelled[name] = f"{name}={as_written(value)}"
                 values[name] = _checked(known[name], value, spelled[name])
@@ -212,20 +211,32 @@ class Given:
     def only(self, owners: Iterable[type]) -> Given:
         """What these dataclasses declare of it."""
         known = all_options(owners)
-        return Given({name: value for name, value in self.values.items() if name in known}, self.ambient, self.spelled)
+        return replace(self, values={name: value for name, value in self.values.items() if name in known})
 
     def without(self, name: str) -> Given:
         """The same, without an option."""
-        values = {other: value for other, value in self.values.items() if other != name}
-        return Given(values, self.ambient, self.spelled)
+        return replace(self, values={other: value for other, value in self.values.items() if other != name})
 
     def forgiving(self, names: Iterable[str]) -> Given:
         """The same; it is no mistake where these options have no effect, because they are for something else too."""
-        return Given(self.values, self.ambient.union(names), self.spelled)
+        return replace(self, ambient=self.ambient.union(names))
+
+    def called(self, prefix: str, known: Iterable[Option]) -> Given:
+        """The same, for the checkpoint called ``prefix``, which has these options apart too."""
+        return replace(self, own_flags={each.flag: each.prefixed(prefix).flag for each in known})
+
+    @contextmanager
+    def naming_its_own(self) -> Iterator[None]:
+        """The remedies of errors inside name the flags of the checkpoint that is meant."""
+        try:
+            yield
+        except StreamconvError as error:
+            error.remedy = None if error.remedy is None else with_flags(error.remedy, self.own_flags)
+            raise
 
     def plus(self, **values: Any) -> Given:
         """The same, with these values."""
-        return Given({**self.values, **values}, self.ambient, self.spelled)
+        return replace(self, values={**self.values, **values})
 
     def side(self, prefix: str, names: Iterable[str], shared: Iterable[str] | None = None) -> Given:
         """Of options for several checkpoints, those of the one called ``prefix``; its own outweigh those for all.
@@ -272,6 +283,14 @@ class Given:
             each = known.get(name)
             if each is not None and name not in taken and name not in self.ambient and not each.asks_nothing(value):
                 yield each
+
+
+def _meant(name: str, known: Mapping[str, Option]) -> str:
+    """What to say for an unknown keyword: the one that was probably meant, or what a flag is in Python."""
+    switches = {each.flag: f"say {each.name}={not each.default}" for each in known.values() if each.is_switch}
+    meant = nearest(name, known)
+    otherwise = f"did you mean {meant}=?" if meant else f"choose among {', '.join(known)}"
+    return switches.get(f"--{name.replace('_', '-')}", otherwise)
 
 
 def _checked(each: Option, value: Any, spelled: str) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from reprlib import Repr
 from typing import Any
 
-__all__ = ["as_shown", "as_written"]
+__all__ = ["FLAG", "as_shown", "as_written", "with_flags"]
+
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
+"""A flag in a message."""
 
 
 class _Short(Repr):
@@ -33,3 +38,8 @@ def as_shown(value: Any) -> str:
 def as_written(value: Any) -> str:
     """The same as Python has it: text in quotes."""
     return repr(as_shown(value)) if isinstance(value, str) and value else as_shown(value)
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A message with other flags in the place of some."""
+    return FLAG.sub(lambda match: flags.get(match[0], match[0]), text)

@@ -61,7 +61,8 @@ class OutputFile:
 class Plan(Result):
     """A complete, checked conversion.
 
-    ``root`` is the folder that was given; ``source``, the one of the checkpoint, may be below it. ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
+    ``root`` is the folder that was given; ``source``, the one of the checkpoint, may be below it.
+    ``facts`` are facts about the source; ``warnings`` are what a user should read before trusting the result;
     ``choices`` are decisions for the target, ``notes`` facts about it. ``texts`` are the commit record, ``small`` other
     small files of the result, and ``copied`` files that are copied byte for byte; all by their names in the result.
     ``owned`` are patterns of names in the destination that make up a checkpoint of this kind, ``beside`` patterns of

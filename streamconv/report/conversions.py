@@ -19,7 +19,7 @@ def conversion_text(report: ConversionReport) -> str:
     """A finished conversion as text."""
     plan = report.plan
     lines = [
-        f"wrote   {report.destination or 'nowhere (--to null)'}: {plural(len(plan.files), 'file')}, "
+        f"wrote   {report.destination or 'nowhere (discarded)'}: {plural(len(plan.files), 'file')}, "
         f"{format_bytes(report.write_nbytes)}",
         f"        {plan.target_format}, {plan.target_layout}",
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
@@ -48,7 +48,7 @@ def conversion_text(report: ConversionReport) -> str:
 def how_text(settings: EngineSettings) -> str:
     """How an engine ran, in words."""
     count = plural(settings.threads, "thread")
-    return f"{count}, blocks of {format_bytes(settings.block)}, --io {settings.io}, --engine {settings.engine}"
+    return f"{count}, blocks of {format_bytes(settings.block)}, io {settings.io}, engine {settings.engine}"
 
 
 def conversion_dict(report: ConversionReport) -> dict[str, Any]:

@@ -1,18 +1,35 @@
-"""Progress with bytes, rate and time left: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress with bytes, rate and time left: a bar on a terminal, a plain line now and then elsewhere.
+
+What draws it must not count: a conversion has the same floor of memory on a terminal as elsewhere.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import TextIO
 
 from streamconv.memory.budget import format_bytes
 
-__all__ = ["progress_bar"]
+__all__ = ["has_cursor", "progress_bar", "without_bar"]
 
-_LINE_SECONDS = 10.0
+_LINE_SECONDS, _BAR_SECONDS = 10.0, 0.1
+_BAR_SIGNS = 12
+# To the start of the line, and delete it [ECMA-48: CR, EL].
+_ANEW = "\r\x1b[2K"
+
+
+def has_cursor(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can write a line anew."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def without_bar(stream: TextIO) -> str:
+    """What to write before a line, so that a bar which may stand there goes; it is drawn again below."""
+    return _ANEW if has_cursor(stream) else ""
 
 
 @contextmanager
@@ -22,34 +39,22 @@ def progress_bar(
     """A function to call with (bytes done, bytes in all) from any thread; None if there is nothing to show."""
     if quiet:
         yield None
-    elif stream.isatty():
-        with _bar(stream, verb) as show:
-            yield show
+    elif has_cursor(stream):
+        bar = _Bar(stream, verb)
+        try:
+            yield bar.show
+        finally:
+            bar.end()
     else:
         lines = _Lines(stream, verb)
         yield lines.show
         lines.end()
 
 
-@contextmanager
-def _bar(stream: TextIO, verb: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 class _Lines:
-    """A line every ten seconds, and one at the end of each pass."""
+    """A line every few seconds, and one at the end of each pass."""
+
+    seconds = _LINE_SECONDS
 
     def __init__(self, stream: TextIO, verb: str) -> None:
         self.stream, self.verb, self.lock = stream, verb, Lock()
@@ -59,22 +64,52 @@ class _Lines:
     def show(self, done: int, total: int) -> None:
         with self.lock:
             if self.done == self.total and done < self.done:
-                self.end()  # another pass begins
+                self._end()  # another pass begins
             self.done, self.total = max(done, self.done), total
-            if time.monotonic() - self.last >= _LINE_SECONDS and done < total:
-                self.print()
+            if time.monotonic() - self.last >= self.seconds and done < total:
+                self._show()
 
     def end(self) -> None:
-        """Print the last line of a pass."""
+        """Write the last line of the last pass."""
+        with self.lock:
+            self._end()
+
+    def _end(self) -> None:
         if self.total:
-            self.print()
+            self._show()
         self.began = time.monotonic()
         self.done = self.total = 0
 
-    def print(self) -> None:
+    def _show(self) -> None:
         self.last = now = time.monotonic()
         rate = self.done / max(now - self.began, 1e-9)
         left = (self.total - self.done) / rate if rate else 0.0
-        share = 100 * self.done // self.total
-        words = f"{format_bytes(self.done)} of {format_bytes(self.total)} ({share}%)"
-        print(f"{self.verb}: {words}, {format_bytes(rate)}/s, {left:.0f} s left", file=self.stream, flush=True)
+        share = self.done / self.total if self.total else 1.0
+        words = f"{format_bytes(self.done)} of {format_bytes(self.total)} ({int(100 * share)}%)"
+        self.write(f"{words}, {format_bytes(rate)}/s, {left:.0f} s left", share)
+
+    def write(self, words: str, share: float) -> None:
+        """Write a line."""
+        print(f"{self.verb}: {words}", file=self.stream, flush=True)
+
+
+class _Bar(_Lines):
+    """A line that is written anew, and is gone at the end."""
+
+    seconds = _BAR_SECONDS
+
+    def write(self, words: str, share: float) -> None:
+        """Write the line anew."""
+        signs = round(share * _BAR_SIGNS)
+        line = f"{self.verb} [{'#' * signs}{'-' * (_BAR_SIGNS - signs)}] {words}"
+        print(f"{_ANEW}{line[: self._width() - 1]}", end="", file=self.stream, flush=True)
+
+    def end(self) -> None:
+        """Delete the line."""
+        with self.lock:
+            print(_ANEW, end="", file=self.stream, flush=True)
+
+    def _width(self) -> int:
+        with suppress(OSError):
+            return os.get_terminal_size(self.stream.fileno()).columns or 80
+        return 80

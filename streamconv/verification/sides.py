@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -94,14 +94,16 @@ def open_sides(
     """
     if everything:
         return _everything(a, given_a), _everything(b, given_b)
-    first = _canonical(a, given_a, replicated)
-    try:
-        second = _canonical(b, given_b, "first")
-    except AmbiguousError:
-        if otherwise is None:
-            raise
-        given_b = otherwise
-        second = _canonical(b, given_b, "first")
+    with given_a.naming_its_own():
+        first = _canonical(a, given_a, replicated)
+    with given_b.naming_its_own():
+        try:
+            second = _canonical(b, given_b, "first")
+        except AmbiguousError:
+            if otherwise is None:
+                raise
+            given_b = replace(otherwise, own_flags=given_b.own_flags)
+            second = _canonical(b, given_b, "first")
     if isinstance(first, Side) and isinstance(second, Side):
         heads = second.heads if first.heads is None else first.heads
         if (first.heads is None) != (second.heads is None):
@@ -182,7 +184,8 @@ def _stored(path: Path, given: Given) -> Side:
     if not path.is_dir():
         report, tensors = inspect_file(path)
         return Side(report.path, report.what, "stored", tensors)
-    inspected = inspect_folder(path, given)
+    with given.naming_its_own():
+        inspected = inspect_folder(path, given)
     report, tensors = inspected.report, inspected.stored()
     flat = FlatParameters() if inspected.flat is None else inspected.flat()
     tensors = tensors | flat.parts
@@ -195,7 +198,8 @@ def _everything(path: Path, given: Given) -> Side:
     """A side under file names and the names in the files, whatever they are."""
     if not path.is_dir():
         return _stored(path, given)
-    report = inspect_folder(path, given).report
+    with given.naming_its_own():
+        report = inspect_folder(path, given).report
     tensors, broken = rest_of(Path(report.path), ())
     missing = list(_missing(report, {each.name for each in broken}))
     return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing])

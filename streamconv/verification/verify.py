@@ -72,7 +72,8 @@ def verify(
     """
     # What the inspection of DST has no use for, the comparison has.
     own = given if against is None else own.forgiving(own.values)
-    report = inspect(dst, own, InspectOptions(check=True), reading, progress)
+    with own.naming_its_own():
+        report = inspect(dst, own, InspectOptions(check=True), reading, progress)
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import pickle
+import pydoc
 import re
 import shutil
+import sys
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,14 +23,14 @@ import pytest
 
 import streamconv
 from streamconv.api.options import VERBS, known_options, options_of_verb
-from streamconv.api.words import in_keywords
+from streamconv.api.words import in_keywords, result_in_keywords
 from streamconv.cli.options import OWN_OPTIONS
 from streamconv.core.kinds import Count, Counts
 from streamconv.core.options import Option, all_options
 from streamconv.core.result import LONGEST_LINE, Result
 from streamconv.memory.options import SizeText
 from tests.places import FRAMEWORKS, ROOT
-from tests.processes import run_main
+from tests.processes import run_main, start
 
 SRC = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 LAYER = SRC / "global_step3" / "layer_03-model_00-model_states.pt"
@@ -138,7 +142,7 @@ def test_the_text_of_a_result_is_what_the_command_line_prints(name: str, out: Pa
     def settled(text: str) -> str:
         return re.sub(r"(?<=workable floor ).*", "...", text)  # it has this process's memory in it
 
-    assert settled(f"{SAME[name].call(out)}\n") == settled(said(SAME[name], out))
+    assert settled(f"{SAME[name].call(out)}\n") == settled(in_keywords(said(SAME[name], out)))
 
 
 def test_tensors_that_were_asked_for_are_shown_one_by_one(out: Path) -> None:
@@ -149,9 +153,15 @@ def test_tensors_that_were_asked_for_are_shown_one_by_one(out: Path) -> None:
         assert f">{row.name}<" in report._repr_html_()
 
 
+def in_words(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of JSON whose texts have keywords for flags."""
+    return {name: result_in_keywords(value) for name, value in entry.items()}
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_the_data_of_a_result_is_what_the_command_line_prints_with_json(name: str, out: Path) -> None:
-    mine, printed = json.loads(json.dumps(SAME[name].call(out).to_dict())), json.loads(said(SAME[name], out, "--json"))
+    mine = json.loads(json.dumps(SAME[name].call(out).to_dict()))
+    printed = result_in_keywords(json.loads(said(SAME[name], out, "--json"), object_hook=in_words))
     if name == "families":
         mine = mine["conversions"]
     elif name.startswith("plan"):
@@ -163,7 +173,7 @@ def test_the_data_of_a_result_is_what_the_command_line_prints_with_json(name: st
 def test_the_data_of_a_conversion_is_what_the_command_line_prints_with_json(tmp_path: Path) -> None:
     mine = streamconv.convert(SRC, tmp_path / "out", tp=1, max_ram="1G").to_dict()
     done = run_main("convert", SRC, tmp_path / "out", "--tp", 1, "--max-ram", "1G", "--overwrite", "--json")
-    printed = json.loads(done.stdout)
+    printed = json.loads(done.stdout, object_hook=in_words)
     varying = {"seconds", "nbytes_per_second", "peak_nbytes"}
     assert varying < set(mine)
     assert mine.keys() == printed.keys()
@@ -181,6 +191,39 @@ def test_the_data_of_a_disk_is_what_the_command_line_prints_with_json(tmp_path: 
         assert mine[name] == printed[name]
     for name in ("read_nbytes", "write_nbytes", "same_disk"):
         assert mine["prediction"][name] == printed["prediction"][name]
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*(verb for verb in VERBS), "open_checkpoint"])
+def test_the_types_of_a_function_can_be_asked_for(name: str) -> None:
+    function = getattr(streamconv, name)
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    assert hints.keys() == {*parameters, "return"}
+    result = hints["return"]
+    assert getattr(streamconv, typing.get_args(result)[0].__name__ if name == "stream" else result.__name__)
+    for option in options_of_verb(name).values() if name in VERBS else ():
+        assert type(None) in typing.get_args(hints[option.name])
+        assert typing.get_args(hints[option.name])[0] is not Any
+
+
+def test_help_says_what_a_keyword_takes() -> None:
+    text = pydoc.plain(pydoc.render_doc(streamconv.plan))
+    for words in ("src: str | os.PathLike[str], *, ", "tp: int | None = None", "-> 'streamconv.Plan'"):
+        assert words in text
+    assert "AnyPath" not in text
+
+
+def test_a_type_is_imported_when_it_is_asked_for() -> None:
+    program = (
+        "import sys, streamconv\n"
+        "names = [getattr(streamconv, name) for name in ('plan', 'inspect', 'stream')]\n"
+        "assert 'numpy' not in sys.modules\n"
+    )
+    done = start([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -369,6 +412,49 @@ def test_a_refusal_speaks_of_keywords(options: dict[str, Any], words: str, out: 
 def test_flags_become_keywords(text: str, words: str) -> None:
     assert in_keywords(text) == words
     assert in_keywords(words) == words
+
+
+SPEAKING: dict[str, Call] = {
+    **RESULTS,
+    "a plan with options": lambda _: streamconv.plan(
+        SRC, qkv_layout="interleaved", iteration=5, config={"seed": 3}, max_ram="1G"
+    ),
+    "a conversion with a budget": lambda _: streamconv.convert(SRC, None, max_ram="1G", iteration=5),
+    "findings": lambda _: streamconv.inspect(SRC, num_heads=3, config={"seed": 3}, iteration=7),
+    "findings of a verification": lambda _: streamconv.verify(SRC, num_heads=3, iteration=7),
+    "a folder without latest": lambda out: streamconv.inspect(without_latest(out.parent)),
+}
+
+
+def without_latest(folder: Path) -> Path:
+    """A root of two checkpoints, of which nothing says which is meant."""
+    for name in ("global_step3", "global_step4"):
+        shutil.copytree(SRC / "global_step3", folder / "lost" / name, dirs_exist_ok=True)
+    return folder / "lost"
+
+
+@pytest.mark.parametrize("name", SPEAKING)
+def test_a_result_speaks_of_keywords(name: str, out: Path) -> None:
+    result = SPEAKING[name](out)
+    for text in (str(result), repr(result), json.dumps(result.to_dict()), result._repr_html_()):
+        assert [match[0] for match in FLAG.finditer(text) if match[0] in BY_FLAG] == []
+
+
+def test_findings_and_warnings_name_keywords(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    findings = streamconv.inspect(without_latest(tmp_path)).findings
+    assert [finding.remedy for finding in findings] == ["choose with tag"]
+    plan = streamconv.plan(SRC, iteration=5, max_ram="1G")
+    assert "iteration=5 against the recorded 3" in plan.warnings
+    assert plan.warnings[-1].endswith("write for that loader with keep_args=False")
+    assert plan.memory is not None
+    assert plan.memory.budget.source == 'max_ram="1G"'
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"{SRC}: {warning}" for warning in plan.warnings] == warned
+
+
+def test_the_command_line_logs_flags_though_python_was_there_before() -> None:
+    streamconv.plan(SRC)
+    assert "write for that loader with --no-args" in run_main("plan", SRC, "-v").stderr
 
 
 BY_FLAG = {each.flag: each for each in known_options().values()}

@@ -208,7 +208,7 @@ def test_help_lists_the_keywords_of_the_verb(outputs: Outputs) -> None:
     text = printed(outputs["help"])
     assert "tp: tensor-parallel size (default: the source's)." in text
     assert re.search(r"convert\(\s*src: .*,\s*dst: .*,\s*\*,\s*progress: ", text)
-    assert "max_ram='auto'" in text
+    assert "max_ram: str | int | None = 'auto'" in text
 
 
 @pytest.mark.parametrize("name", FAILED)

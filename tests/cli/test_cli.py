@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -230,30 +225,6 @@ def test_help_does_not_wait_for_numpy() -> None:
         done = start([*PROGRAM, program], *words)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-
-
-@pytest.mark.slow
-def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    command = [*STREAMCONV, str(BLOOM.folder), str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(leader, 4096)
-        except OSError:  # the other end is closed
-            break
-        seen += chunk
-        if not chunk:
-            break
-    assert process.wait() == 0
-    assert process.stdout is not None
-    process.stdout.close()
-    os.close(leader)
-    assert b"converting" in seen
-    assert b"B/s" in seen
 
 
 def test_null_runs_all_and_writes_nothing(tmp_path: Path) -> None:

@@ -401,6 +401,29 @@ def test_help_shows_what_matters_first_and_a_targets_own_with_it() -> None:
     assert "gpt-neox-2024-08" not in deepspeed
 
 
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        (("convert", "--help", "--to", "hf"), "huggingface"),
+        (("plan", "-h", "--to=mcore"), "megatron-core"),
+        (("--to", "NEOX", "convert", "--help"), "gpt-neox"),
+        (("--help", "--to", "hf"), "huggingface"),
+        (("--help", "plan", "--to", "transformers"), "huggingface"),
+        (("convert", "--help", "--to", "deepspeeed"), "deepspeed"),
+    ],
+)
+def test_help_knows_a_target_by_all_its_names(words: tuple[str, ...], target: str) -> None:
+    done = run(*words)
+    assert done.returncode == 0
+    assert section(done.stdout, f"Options of --to {target}")
+    assert done.stdout.startswith(f"Usage: streamconv {'plan' if 'plan' in words else 'convert'} ")
+
+
+def test_help_of_a_verb_may_be_asked_before_it() -> None:
+    assert run("--help", "inspect").stdout == run("inspect", "--help").stdout
+    assert run("-v", "-h").stdout == run("--help", "no/such/folder").stdout == run().stdout
+
+
 # -- one field --------------------------------------------------------------------------------------------------------
 
 FIELD = """    colour: str | None = option(

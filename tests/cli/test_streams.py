@@ -71,6 +71,19 @@ def test_a_result_that_cannot_be_printed_is_an_error_in_words() -> None:
     assert different.returncode == 7
 
 
+@pytest.mark.parametrize("words", ["--help", "convert --help", "families --help", "--version"])
+def test_a_help_that_cannot_be_printed_is_an_error_in_words(words: str) -> None:
+    done = shell(f"S {words} >/dev/full")
+    assert done.returncode == 5
+    assert done.stderr == "error: the result could not be printed: No space left on device\n  where: stdout\n"
+
+
+def test_a_help_of_argparse_that_cannot_be_printed_is_an_error_too() -> None:
+    program = "import sys; from streamconv.bigscience.deepspeed_to_megatron import main; sys.exit(main())"
+    for words, code in (("--help >/dev/full", 5), ("--help >/dev/null", 0), ("--nothing >/dev/full", 2)):
+        assert shell(f"{sys.executable} -c '{program}' {words}").returncode == code
+
+
 def test_a_reader_that_stays_gets_all(tmp_path: Path) -> None:
     done = shell('S inspect "$1" --json | cat', BLOOM)
     assert json.loads(done.stdout)["kind"] == "folder"
