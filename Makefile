@@ -6,6 +6,7 @@
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
 #                      with a checkout of Megatron-LM in PYTHONPATH, its own parser and load_checkpoint too
+# make fuzz      makes FILES hostile files and FOLDERS folders, and looks at each with every command; SEED names them
 # The tests of the HTML report want a Chromium in PATH, those of completion zsh and fish; they are skipped without.
 # All make the virtual environment themselves. The variables can be overridden: make test PYTHON=python3.12
 # CASES=all takes every case in any of them.
@@ -15,6 +16,9 @@ VENV ?= .venv
 # Installed first: a range that admits something newer would pull a build for GPUs.
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
+FILES ?= 500000
+FOLDERS ?= 3000
+SEED ?= 1
 CASES ?= spread
 # A module is compiled once, not again by each of the processes that tests start.
 export PYTHONDONTWRITEBYTECODE :=
@@ -25,7 +29,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cases $(CASES)
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
-.PHONY: demo test test-all test-deepspeed test-megatron lint check bench clean
+.PHONY: demo test test-all test-deepspeed test-megatron lint check bench fuzz clean
 
 # What a user installs; the demo needs no more.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -83,6 +87,10 @@ lint: $(VENV)/ready
 bench: $(VENV)/ready
 	$(PIP) -c constraints.txt -e ".[bench]"
 	PYTHON=$(BIN)/python sh benchmarks/short.sh
+
+# OUT=counts.json records what was made.
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.fuzz.run --seed $(SEED) --files $(FILES) --folders $(FOLDERS) $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf $(VENV) $(DEMO_DST)

@@ -61,6 +61,7 @@ _LARGEST_KEY = 64
 # Among numbers of more bits many hash alike, and a dictionary compares each with all the others.
 _LARGEST_KEY_BITS = 64
 _SHOWN = 80
+_COPIED = (list, tuple)
 _SIMPLE = (str, int, float, bytes, type(None))
 
 
@@ -193,7 +194,7 @@ class PickleMachine:
             self.spend(1)
             return Record(function, args)
         # A builder copies its arguments and what they hold, which may be the same objects in each call.
-        self.spend(1 + len(args) + sum(len(arg) for arg in args if isinstance(arg, list | tuple)))
+        self.spend(1 + len(args) + sum([len(arg) for arg in args if type(arg) in _COPIED]))
         return builder(*args)
 
     def build(self) -> None:

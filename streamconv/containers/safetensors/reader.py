@@ -127,7 +127,12 @@ def _tensor(name: str, entry: Any, data: int, identity: FileIdentity) -> tuple[V
         raise DamagedError(f"{name[:_SHOWN]} is not described by dtype, shape and data_offsets", where=path)
     dtype = _dtype(name, entry["dtype"], path)
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+    if (
+        not _is_counts(shape)
+        or not _is_counts(offsets)
+        or len(offsets) != 2
+        or prod(filter(None, shape)) > LARGEST_SIZE
+    ):
         raise DamagedError(f"{name[:_SHOWN]} has no valid shape and data_offsets", where=path)
     start, end = offsets
     if end - start != prod(shape) * dtype.itemsize:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,10 @@ class TorchBuilders:
             or not 0 <= min(numbers) <= max(numbers) <= LARGEST_SIZE
         ):
             raise DamagedError(f"a tensor in {ref.storage.name} has no valid offset, size and stride", where=self.path)
+        if prod(filter(None, size)) * kind.itemsize > LARGEST_SIZE:
+            raise UnsafeError(
+                f"a tensor in {ref.storage.name} of {len(size)} axes has 2^63 bytes or more", where=self.path
+            )
         last = offset + sum(map(mul, size, stride)) - sum(stride) + 1
         if 0 not in size and last * kind.itemsize > ref.storage.nbytes:
             raise DamagedError(
@@ -140,4 +145,6 @@ class TorchBuilders:
                 f"of {ref.storage.nbytes} bytes",
                 where=self.path,
             )
-        return LazyTensor.stored(View(ref.storage, kind, offset, tuple(stride)), size)
+        # Along an axis of one element nothing steps, and what is recorded there may be any number.
+        steps = [step if step <= ref.storage.nbytes else 0 for step in stride]
+        return LazyTensor.stored(View(ref.storage, kind, offset, tuple(steps)), size)
