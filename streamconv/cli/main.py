@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 import click
 
 from streamconv.cli.completion import COMPLETION, complete
+from streamconv.cli.ending import Interrupted, Terminated, last_words, outcome, signals_raised
 from streamconv.cli.environment import variables_that_are_not_read
 from streamconv.cli.program import PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
@@ -18,16 +17,6 @@ from streamconv.core.errors import StreamconvError, UsageError
 from streamconv.io.refusals import refused_by_system
 
 __all__ = ["guarded", "main"]
-
-_STATE = "the destination holds what it held before, or the whole result; the same command goes on where this ended"
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP, so that what is staged is cleaned up on the way out; the exit code is 128 and its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,15 +45,13 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
         command: takes the words of the command line, and returns the exit code.
         argv: the words; None takes those of the process.
     """
-    with lasting_streams():
+    outcome.words = outcome.nothing
+    with signals_raised(), lasting_streams():
         return _guarded(command, list(sys.argv[1:] if argv is None else argv))
 
 
 def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     verbosity = _verbosity(words)
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
-        signal.signal(signal.SIGHUP, _terminate)
     try:
         code = command(words)
         if code == 0:
@@ -78,12 +65,10 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     except click.ClickException as error:
         _say(f"error: {_readable(error)}", verbosity)
         return UsageError.exit_code
-    except KeyboardInterrupt:
-        _say(f"interrupted; {_STATE}", verbosity)
-        return 130
-    except Terminated as end:
-        _say(f"terminated; {_STATE}", verbosity)
-        return end.exit_code
+    except (Interrupted, Terminated) as end:
+        number, last = last_words(end)
+        _say(last, verbosity)
+        return number
     except OSError as error:
         refusal = refused_by_system("go on", error)
         _say(f"error: {refusal}", verbosity)
@@ -117,7 +102,3 @@ def _say(text: str, verbosity: int) -> None:
 
         traceback.print_exc()
     print(text, file=sys.stderr)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise Terminated(number)
