@@ -48,6 +48,25 @@ def test_a_signal_while_the_program_is_imported(number: signal.Signals, at: int,
     assert not (tmp_path / "out").exists()
 
 
+def commands() -> dict[str, str]:
+    """The functions of :mod:`streamconv.__main__` that an installation makes commands of."""
+    lines = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]\n")[2].partition("\n\n")[0].splitlines()
+    return {name: door for name, _, door in (line.partition(" = ") for line in lines)}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_each_command_has_a_front_door_that_listens(name: str) -> None:
+    module, _, function = commands()[name].strip('"').partition(":")
+    assert module == "streamconv.__main__"
+    program = f"import sys; from {module} import {function}; sys.exit({function}())"
+    done = start([sys.executable, "-c", program], "--help")
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+    fault = Fault("open", sends(signal.SIGTERM), ROOT / "streamconv", 16)
+    ended = fault.start([sys.executable, "-c", program], "--help")
+    assert (ended.returncode, ended.stderr) == (143, "terminated; no checkpoint was changed\n")
+
+
 @pytest.mark.parametrize(("number", "verb"), list(zip(SIGNALS, ("convert", "inspect", "plan"), strict=True)))
 def test_a_signal_while_a_checkpoint_is_opened(verb: str, number: signal.Signals, tmp_path: Path) -> None:
     words = (verb, BLOOM, *([tmp_path / "out"] if verb == "convert" else []))
