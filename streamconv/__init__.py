@@ -15,9 +15,12 @@ happens meanwhile goes to the logger ``streamconv``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+# typing's own: typing takes longer to import than all that must be there before a signal ends in words.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from streamconv.api.keywords import bench, convert, diff, families, inspect, open_checkpoint, plan, stream, verify
     from streamconv.core.errors import (
         AmbiguousError,

@@ -1,10 +1,48 @@
-"""``python -m streamconv``."""
+"""The front doors of the commands, and ``python -m streamconv``.
+
+What is behind them takes a while to be imported. A signal meanwhile, or at the very end, ends in words too.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
-from streamconv.cli.main import main
+from streamconv.cli.ending import Interrupted, Terminated, end_at_once, ignore_signals, last_words, tell
+
+__all__ = ["deepspeed_to_megatron", "inspect_checkpoint", "inspect_deepspeed_checkpoint", "main"]
+
+
+def main() -> int:
+    """``streamconv``; returns the exit code."""
+    return _run("cli.main")
+
+
+def deepspeed_to_megatron() -> int:
+    """``deepspeed_to_megatron``; returns the exit code."""
+    return _run("bigscience.deepspeed_to_megatron")
+
+
+def inspect_checkpoint() -> int:
+    """``inspect_checkpoint``; returns the exit code."""
+    return _run("bigscience.inspect_checkpoint")
+
+
+def inspect_deepspeed_checkpoint() -> int:
+    """``inspect_deepspeed_checkpoint``; returns the exit code."""
+    return _run("bigscience.inspect_deepspeed_checkpoint")
+
+
+def _run(module: str) -> int:
+    end_at_once()
+    try:
+        code: int = import_module(f"streamconv.{module}").main()
+    except (Interrupted, Terminated) as end:
+        code, words = last_words(end)
+        tell(words)
+    ignore_signals()
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

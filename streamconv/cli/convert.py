@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from streamconv.api import verbs
 from streamconv.cli import plan as plan_verb
 from streamconv.cli.command import Command, Invocation, Place
+from streamconv.cli.ending import outcome
 from streamconv.cli.options import ConvertViewOptions, OutputOptions
 from streamconv.cli.output import print_log, print_result, progress_on
 from streamconv.core.errors import UsageError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from streamconv.planning.plan import Plan
 
 __all__ = ["command", "execute", "run"]
+
+_UNDECIDED = (
+    "the destination holds the whole result, or what it held before: then the same command goes on where this ended"
+)
 
 
 def command(help: str) -> Command:  # noqa: A002 - click's name for it
@@ -55,7 +60,11 @@ def execute(work: Plan, dst: Path | None, given: Given) -> int:
     output = given.take(OutputOptions)
     if not output.json and not output.quiet:
         print(printable_lines(plan_text(work, verbose=output.verbose > 0)), file=sys.stderr)
+    if dst is not None:
+        outcome.words = _UNDECIDED
     with progress_on(output, "converting") as progress:
         report = verbs.carried_out(work, dst, given, progress)
+    if dst is not None:
+        outcome.words = f"{dst} holds the whole result"
     print_result(report, output)
     return 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from threading import current_thread, main_thread
-from types import FrameType
 
 import click
 
 from streamconv.cli.completion import COMPLETION, complete
+from streamconv.cli.ending import Interrupted, Terminated, last_words, outcome, signals_raised
 from streamconv.cli.program import ANYWHERE, PROGRAM, verbs_with
 from streamconv.cli.streams import check_printed, lasting_streams
 from streamconv.core.errors import StreamconvError, UsageError
@@ -22,16 +20,6 @@ from streamconv.core.text import printable_lines
 from streamconv.io.refusals import refused_by_system
 
 __all__ = ["guarded", "main"]
-
-_STATE = "the destination holds what it held before, or the whole result; the same command goes on where this ended"
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP, so that what is staged is cleaned up on the way out; the exit code is 128 and its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,16 +51,13 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
         command: takes the words of the command line, and returns the exit code.
         argv: the words; None takes those of the process.
     """
-    with lasting_streams():
+    outcome.words = outcome.nothing
+    with signals_raised(), lasting_streams():
         return _guarded(command, list(sys.argv[1:] if argv is None else argv))
 
 
 def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     verbosity = _verbosity(words)
-    if current_thread() is main_thread():  # another one gets no signals, and sets no handlers
-        signal.signal(signal.SIGTERM, _terminate)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
-            signal.signal(signal.SIGHUP, _terminate)
     try:
         code = _code_of(command, words)
         if code == 0:
@@ -84,12 +69,10 @@ def _guarded(command: Callable[[list[str]], int], words: list[str]) -> int:
     except click.ClickException as error:
         _say(f"error: {_readable(error)}", verbosity)
         return UsageError.exit_code
-    except KeyboardInterrupt:
-        _say(f"interrupted; {_STATE}", verbosity)
-        return 130
-    except Terminated as end:
-        _say(f"terminated; {_STATE}", verbosity)
-        return end.exit_code
+    except (Interrupted, Terminated) as end:
+        number, last = last_words(end)
+        _say(last, verbosity)
+        return number
     except OSError as error:
         refusal = refused_by_system("go on", error)
         _say(f"error: {refusal}", verbosity)
@@ -133,7 +116,3 @@ def _say(text: str, verbosity: int) -> None:
 
         traceback.print_exc()
     print(printable_lines(text), file=sys.stderr)
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise Terminated(number)

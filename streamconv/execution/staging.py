@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, DifferenceError, DiskSpaceError
+from streamconv.core.signals import signals_blocked
 from streamconv.execution.destination import WORK_FOLDER, check_destination, lock_destination
 from streamconv.io.durable import exchange, sync_folder, write_text
 from streamconv.io.refusals import refused_by_system
@@ -113,7 +113,7 @@ class Staging:
         if not all(_is_name(name) for name in retired):
             raise ValueError(f"not names in the destination: {retired}")
         try:
-            with _signals_blocked(), ExitStack() as undo:
+            with signals_blocked(), ExitStack() as undo:
                 for name in before:
                     self.text(name, texts[name])
                 self.sync()
@@ -223,17 +223,18 @@ class Staging:
         self.new.mkdir()
 
     def leave(self) -> None:
-        """Undo a half-done publication, and remove the work folder unless it has a journal.
+        """Undo a half-done publication, and remove the work folder unless it has a journal. Signals wait for that.
 
         Raises:
             DiskSpaceError, StorageError: the system refused; the next run tries again.
         """
-        try:
-            self.recover()
-        except OSError as error:
-            raise refused_by_system("clear up there", error, self.destination) from error
-        if not self.journal.exists():
-            shutil.rmtree(self.work, ignore_errors=True)
+        with signals_blocked():
+            try:
+                self.recover()
+            except OSError as error:
+                raise refused_by_system("clear up there", error, self.destination) from error
+            if not self.journal.exists():
+                shutil.rmtree(self.work, ignore_errors=True)
 
 
 @contextmanager
@@ -279,15 +280,6 @@ def clear_leftovers(destination: Path) -> None:
     if work.is_dir() and not work.is_symlink():
         with staging(destination):
             pass
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _remove_if_empty(folder: Path) -> None:

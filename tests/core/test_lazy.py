@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamconv.core.dtypes import DTYPES
+from streamconv.core.errors import StorageError
 from streamconv.core.lazy import LazyTensor, concat, mean, share, total
 from tests.stored import counted, stored
 
@@ -126,6 +128,14 @@ def test_a_whole_tensor_is_mapped_and_not_copied(tmp_path: Path) -> None:
     while not isinstance(base, np.memmap):
         base = getattr(base, "base", None)
         assert base is not None
+
+
+def test_a_file_that_has_become_shorter_is_not_mapped(tmp_path: Path) -> None:
+    (lazy,) = stored(tmp_path / "t.pt", counted(100, 10))
+    os.truncate(tmp_path / "t.pt", 4000)
+    with pytest.raises(StorageError, match=r"ends before byte 4[0-9]{3}, and was longer when opened") as caught:
+        lazy.numpy()
+    assert caught.value.where == str(tmp_path / "t.pt")
 
 
 def test_a_mean_is_made_in_double_precision(tmp_path: Path) -> None:

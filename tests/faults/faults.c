@@ -1,6 +1,6 @@
 // A library to preload: one call of the C library on a path below FAULT_BELOW goes wrong.
 //
-// FAULT_CALL  which calls count: open, read (a file, in any way), list (a folder), mkdir, sync, rename (in any way).
+// FAULT_CALL  which calls count: open, read (a file, in any way), write (not pwrite), list (a folder), mkdir, sync, rename.
 // FAULT_AT    which of them, from 1; FAULT_EVER=1: all from that one on.
 // FAULT_HOW   error:N   the call fails with errno N.
 //             short     a read delivers half.
@@ -90,6 +90,11 @@ ssize_t read(int fd, void *to, size_t n) {
     NEXT(ssize_t, read, int, void *, size_t);
     int f = fate_of_file("read", fd);
     return f < 0 ? -1 : next(fd, to, share(f, n));
+}
+
+ssize_t write(int fd, const void *from, size_t n) {
+    NEXT(ssize_t, write, int, const void *, size_t);
+    return fate_of_file("write", fd) < 0 ? -1 : next(fd, from, n);
 }
 
 #define PREAD(name, offset_type) \

@@ -109,9 +109,12 @@ def test_trouble_in_the_middle_keeps_what_is_done(
     os.utime(path, ns=times)
     noted = journal.read_bytes()
     assert noted.count(b"\n") > 1
-    # It can fail at the metadata too, and still nothing is lost.
-    again = Fault("read", IO_ERROR, path).run(*command)
-    assert (again.returncode, journal.read_bytes()) == (5, noted)
+    # It can fail at the metadata too, or at the journal, and still nothing is lost.
+    for failing, said in ((path, "cannot read"), (journal, "cannot read the journal: Input/output error")):
+        again = Fault("read", IO_ERROR, failing).run(*command)
+        assert (again.returncode, journal.read_bytes()) == (5, noted)
+        assert f"error: {said}" in again.stderr
+        assert f"  where: {failing}\n" in again.stderr
     finished = run_main(*command)
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout)["resumed_nbytes"] > 0

@@ -27,7 +27,7 @@ __all__ = ["is_torch_old", "open_torch_old"]
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _HEAD_NBYTES = 64
-_BEGINNING = 32 << 10
+_BEGINNING = 256 << 10
 _COUNT = struct.Struct("<q")
 
 

@@ -134,10 +134,10 @@ def test_a_huge_file_opens_without_being_read(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size + 4 * numel)
     before = read_nbytes()
     assert open_torch(path).state["big"].numpy()[-1] == 0
-    assert read_nbytes() - before < 64 << 10
+    assert read_nbytes() - before < 512 << 10
 
 
-@pytest.mark.parametrize("count", [500, 5000, 20000])
+@pytest.mark.parametrize("count", [500, 20000, 80000])
 def test_a_pickle_of_any_length_is_read_to_its_end(count: int, tmp_path: Path) -> None:
     words = [f"a word of thirty-two bytes {number:05d}" for number in range(count)]
     path = saved(tmp_path, {"words": words, "w": torch.arange(4.0)})
