@@ -5,6 +5,7 @@
 >>> streamconv.plan("checkpoints/bloom", tp=2, pp=3)                   # what would be done, proved complete
 >>> streamconv.convert("checkpoints/bloom", "out", tp=2, max_ram="1G")
 >>> streamconv.verify("out", against="checkpoints/bloom")              # both opened anew, every element compared
+>>> streamconv.digest("out").save("digests.json")                      # what to hold a copy against, when all is gone
 >>> streamconv.inspect("out").model                                   # what is inside any file or folder
 >>> for layer, rank, name, tensor in streamconv.stream("checkpoints/bloom", tp=2): ...   # without writing files
 
@@ -18,7 +19,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamconv.api.keywords import bench, convert, diff, families, inspect, open_checkpoint, plan, stream, verify
+    from streamconv.api.keywords import (
+        bench,
+        convert,
+        diff,
+        digest,
+        families,
+        inspect,
+        open_checkpoint,
+        plan,
+        stream,
+        verify,
+    )
     from streamconv.core.errors import (
         AmbiguousError,
         CapacityError,
@@ -43,13 +55,14 @@ if TYPE_CHECKING:
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.compare import Comparison
+    from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "api.keywords": (
-        *("bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
+        *("bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
     ),
     "core.errors": (
         *("AmbiguousError", "CapacityError", "DamagedError", "DestinationError", "DifferenceError", "DiskSpaceError"),
@@ -65,6 +78,7 @@ _HOMES = {
     "planning.capabilities": ("FamilyTable",),
     "planning.plan": ("Plan",),
     "verification.compare": ("Comparison",),
+    "verification.digests": ("Digests",),
     "verification.verify": ("Verification",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -78,6 +92,7 @@ __all__ = [
     "DamagedError",
     "DestinationError",
     "DifferenceError",
+    "Digests",
     "DiskReport",
     "DiskSpaceError",
     "FamilyTable",
@@ -97,6 +112,7 @@ __all__ = [
     "bench",
     "convert",
     "diff",
+    "digest",
     "families",
     "inspect",
     "open_checkpoint",

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.compare import Comparison
+    from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
 
-__all__ = ["bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+__all__ = ["bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
 
 
 @verb
@@ -144,7 +145,7 @@ def verify(
     Args:
         dst: the checkpoint to verify.
         against: the checkpoint that it was made from, of any format and any parallelism. Options are then about this
-            one, and those that begin with ``dst_`` about ``dst``.
+            one, and those that begin with ``dst_`` about ``dst``. Or a file of its digests, from :func:`digest`.
         progress: called with (bytes done, bytes in all) of the pass that runs; True draws a bar on stderr.
         options: see below.
 
@@ -181,6 +182,33 @@ def diff(a: AnyPath, b: AnyPath, *, progress: Progress = None, **options: Unpack
     sides = path_of("a", a), path_of("b", b)
     with shown(progress, "comparing") as show:
         return verbs.diff(*sides, given, show)
+
+
+@verb
+def digest(path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.DigestKeywords]) -> Digests:
+    """The digest of every parameter, by its canonical name: the same for every layout, framework and parallelism.
+
+    Of a checkpoint of no family that is translated, the digests are by stored names. ``save`` writes them to a file,
+    which :func:`verify` takes in place of the checkpoint.
+
+    >>> streamconv.digest("checkpoints/bloom").save("digests.json")
+    >>> streamconv.verify("checkpoints/bloom", "digests.json").exit_code
+    0
+
+    Args:
+        path: a checkpoint file or folder.
+        progress: called with (bytes done, bytes in all); True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        SourceError: it is not there, or not a checkpoint.
+        AmbiguousError: the true size of the vocabulary or the number of heads is unknown.
+        DamagedError: it is broken.
+        MemoryBudgetError: the budget is too small.
+    """
+    given, place = given_by("digest", options), path_of("path", path)
+    with shown(progress, "digesting") as show:
+        return verbs.digest(place, given, show)
 
 
 @verb

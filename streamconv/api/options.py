@@ -61,6 +61,13 @@ def _verify() -> Owners:
     return (ReplicaOptions, *_diff())
 
 
+def _digest() -> Owners:
+    from streamconv.planning.options import ReplicaOptions
+    from streamconv.verification.options import DigestOptions
+
+    return (DigestOptions, ReplicaOptions, *_diff())
+
+
 def _diff() -> Owners:
     return (*source_options(), ReadingOptions)
 
@@ -72,6 +79,7 @@ _OWNERS: dict[str, Callable[[], Owners]] = {
     "inspect": _inspect,
     "verify": _verify,
     "diff": _diff,
+    "digest": _digest,
     "bench": _bench,
     "families": tuple,
 }

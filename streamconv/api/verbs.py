@@ -22,9 +22,22 @@ if TYPE_CHECKING:
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.compare import Comparison
+    from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
 
-__all__ = ["bench", "carried_out", "convert", "diff", "families", "inspect", "plan", "planned", "stream", "verify"]
+__all__ = [
+    "bench",
+    "carried_out",
+    "convert",
+    "diff",
+    "digest",
+    "families",
+    "inspect",
+    "plan",
+    "planned",
+    "stream",
+    "verify",
+]
 
 Progress = Callable[[int, int], None]
 # What is true of SRC, and so of the result that was made of it; the rest is about how SRC is stored.
@@ -112,12 +125,14 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
     """Whether a checkpoint is whole, and has the values of the one that it was made from."""
     import streamconv.report.differences  # noqa: F401 - gives results their face
     from streamconv.planning.options import ReplicaOptions
-    from streamconv.planning.unused_options import refuse_unused_for, refuse_without
+    from streamconv.planning.unused_options import refuse_all, refuse_unused_for
     from streamconv.values.options import ReadingOptions
+    from streamconv.verification.digests import is_digests
     from streamconv.verification.verify import verify as check
 
-    if against is None:
-        refuse_without("against", [ReplicaOptions], given)
+    if against is None or is_digests(against):
+        missing = "without --against" if against is None else "with digests"
+        refuse_all(missing, [ReplicaOptions], given)
         refuse_unused_for({"dst": dst}, given)
         own = of_src = given.side("dst", source_names())
     else:
@@ -140,6 +155,26 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
     return compare(a, b, of_a, of_b, given.take(ReadingOptions), progress)
 
 
+def digest(path: Path, given: Given, progress: Progress | None = None) -> Digests:
+    """The digest of every parameter."""
+    import streamconv.report.digests  # noqa: F401 - gives results their face
+    from streamconv.planning.options import ReplicaOptions
+    from streamconv.planning.unused_options import refuse_unused_for
+    from streamconv.values.options import ReadingOptions
+    from streamconv.verification.options import DigestOptions
+    from streamconv.verification.taking_digests import digest as take
+
+    refuse_unused_for({"path": path}, given)
+    return take(
+        path,
+        given,
+        given.take(ReadingOptions),
+        algorithm=given.take(DigestOptions).algorithm,
+        replicated=given.take(ReplicaOptions).replicated,
+        progress=progress,
+    )
+
+
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     """How fast a disk is, and how long a conversion would take on it."""
     import streamconv.report.disks  # noqa: F401 - gives reports their face
@@ -149,9 +184,9 @@ def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     from streamconv.memory.budget import parse_size
 
     if src is None:
-        from streamconv.planning.unused_options import refuse_without
+        from streamconv.planning.unused_options import refuse_all
 
-        refuse_without("src", plan_owners(), given)
+        refuse_all("without --src", plan_owners(), given)
     began = time.monotonic()
     work = None if src is None else planned(src, given)
     planning = time.monotonic() - began

@@ -17,7 +17,7 @@ from streamconv.memory.options import SizeText
 
 __all__ = ["in_keywords", "reworded"]
 
-_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*[a-z0-9])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
 _AFTER = ",;:.)"
 # Flags for paths, which Python takes as arguments.
 _PATHS = ("--against", "--src")

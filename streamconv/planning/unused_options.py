@@ -13,7 +13,7 @@ from streamconv.formats.source import SourceFormat
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.options import NOWHERE
 
-__all__ = ["refuse_unused_for", "refuse_unused_options", "refuse_without"]
+__all__ = ["refuse_all", "refuse_unused_for", "refuse_unused_options"]
 
 
 def refuse_unused_options(given: Given, source: SourceFormat, target: TargetFormat, to: str) -> None:
@@ -74,11 +74,11 @@ def refuse_unused_for(paths: Mapping[str, Path], given: Given) -> None:
                 raise _refusal(prefixed[name].prefixed(side), what)
 
 
-def refuse_without(path: str, owners: Iterable[type], given: Given) -> None:
-    """Refuse options that are for a path which is not given, such as ``--replicated`` without ``--against``.
+def refuse_all(where: str, owners: Iterable[type], given: Given) -> None:
+    """Refuse options that are for what is not there, such as ``--replicated`` without ``--against``.
 
     Args:
-        path: the path's name.
+        where: what is not there, in words.
         owners: the dataclasses of the options.
         given: the user's options.
 
@@ -86,7 +86,7 @@ def refuse_without(path: str, owners: Iterable[type], given: Given) -> None:
         UsageError: such an option is given.
     """
     for each in given.without_effect([], all_options(owners)):
-        raise _refusal(each, f"without --{path}")
+        raise _refusal(each, where)
 
 
 def _is_for(name: str, paths: Mapping[str, Path]) -> bool:

@@ -9,15 +9,16 @@ from typing import Any
 import streamconv.report.inspection  # noqa: F401 - gives the report in a verification its face
 from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
+from streamconv.report.blocks import MOST_ROWS as _MOST_ROWS
 from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
+from streamconv.report.blocks import titled as _titled
+from streamconv.report.digests import digest_comparison_blocks, digest_comparison_dict
 from streamconv.report.notebook import blocks_html
 from streamconv.verification.compare import Comparison, TensorPlace, ValueDifference
 from streamconv.verification.sides import Side
 from streamconv.verification.verify import Verification
 
 __all__ = ["comparison_blocks", "comparison_dict", "verification_blocks", "verification_dict"]
-
-_MOST_ROWS = 40
 
 
 def comparison_blocks(found: Comparison) -> list[Block]:
@@ -37,8 +38,7 @@ def _verification(verification: Verification) -> Iterator[Block]:
     if checked.get("without_crc"):
         words += f"; {checked['without_crc']} records have none"
     rows.append(("CRC-32", words))
-    verdict = {0: "whole", 6: "not whole", 7: "whole"}[verification.exit_code]
-    yield Pairs(f"container: {verdict}", tuple(rows))
+    yield Pairs(f"container: {'not whole' if verification.broken else 'whole'}", tuple(rows))
     if report.findings:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
     if verification.drifts:
@@ -51,6 +51,8 @@ def _verification(verification: Verification) -> Iterator[Block]:
     if verification.comparison is not None:
         faithful = verification.comparison.is_faithful
         yield from _comparison(verification.comparison, "the values are the same" if faithful else "different")
+    if verification.digests is not None:
+        yield from digest_comparison_blocks(verification.digests)
 
 
 def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
@@ -70,11 +72,6 @@ def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
         shown = tuple(_value(difference) for difference in result.values[:_MOST_ROWS])
         yield Table(_titled("values differ", result.values), headings, shown)
         yield Table("where first", ("tensor", "", "file", ">byte"), tuple(_places(result.values[:_MOST_ROWS])))
-
-
-def _titled(title: str, items: Sequence[object]) -> str:
-    shown = f", the first {_MOST_ROWS}" if len(items) > _MOST_ROWS else ""
-    return f"{title}: {len(items)}{shown}"
 
 
 def _side(side: Side) -> str:
@@ -160,6 +157,7 @@ def verification_dict(found: Verification) -> dict[str, Any]:
             for d in found.drifts
         ],
         "comparison": None if found.comparison is None else comparison_dict(found.comparison),
+        "digests": None if found.digests is None else digest_comparison_dict(found.digests),
     }
 
 
@@ -169,8 +167,9 @@ def _comparison_line(found: Comparison) -> str:
 
 
 def _verification_line(found: Verification) -> str:
-    verdict = "not whole" if found.broken else "values differ" if found.exit_code else "whole"
-    compared = "" if found.comparison is None else f", {found.comparison.compared} tensors compared"
+    verdict = {0: "whole", 3: "not all compared", 6: "not whole", 7: "values differ"}[found.exit_code]
+    held = found.digests or found.comparison
+    compared = "" if held is None else f", {held.compared} tensors compared"
     return f"{verdict}{compared}: {found.report.path}"
 
 

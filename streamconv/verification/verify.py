@@ -17,31 +17,38 @@ from streamconv.inspection.report import Finding
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.values.sweep import SweepSettings, fit_sweep
+from streamconv.verification.against_digests import DigestComparison, compare_with_digests
 from streamconv.verification.compare import Comparison, compare
+from streamconv.verification.digests import is_digests
 from streamconv.verification.sides import Side, open_sides
 
 __all__ = ["Verification", "diff", "verify"]
 
-_DIFFERENT, _BROKEN = 7, 6
+_DIFFERENT, _BROKEN, _NOT_COMPARED = 7, 6, 3
 Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True, repr=False)
 class Verification(Result):
-    """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison."""
+    """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison with
+    another checkpoint or with digests.
+    """
 
     report: InspectionReport
     broken: list[Finding] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     comparison: Comparison | None = None
+    digests: DigestComparison | None = None
 
     @property
     def exit_code(self) -> int:
-        """6 if the checkpoint is not whole, 7 if values differ, 0 otherwise."""
+        """6 if the checkpoint is not whole, 7 if values differ, 3 if some could not be compared, 0 otherwise."""
         if self.broken:
             return _BROKEN
         differs = self.comparison is not None and not self.comparison.is_faithful
-        return _DIFFERENT if differs or self.drifts else 0
+        if differs or self.drifts or (self.digests is not None and self.digests.differs):
+            return _DIFFERENT
+        return _NOT_COMPARED if self.digests is not None and self.digests.incomparable else 0
 
 
 def verify(
@@ -57,7 +64,7 @@ def verify(
 
     Args:
         dst: the checkpoint to verify.
-        against: the checkpoint that it was made from.
+        against: the checkpoint that it was made from, or a file of digests of it.
         given: the user's options for ``against``, or for ``dst`` alone.
         own: those for ``dst``, where it is compared; ``given`` are used where they leave it ambiguous.
         reading: how values are read.
@@ -76,6 +83,10 @@ def verify(
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
     if against is None or result.broken:
+        return result
+    if is_digests(against):
+        result.digests = compare_with_digests(dst, against, own, reading, progress)
+        result.drifts = result.digests.drifts
         return result
     policy = "first" if replicated == "fail" else replicated
     source, made = open_sides(against, dst, given, own, policy, otherwise=given)

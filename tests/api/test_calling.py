@@ -50,6 +50,7 @@ RESULTS: dict[str, Call] = {
     "InspectionReport": lambda _: streamconv.inspect(SRC),
     "Verification": lambda out: streamconv.verify(out, SRC),
     "Comparison": lambda out: streamconv.diff(SRC, out),
+    "Digests": lambda _: streamconv.digest(SRC),
     "DiskReport": lambda out: streamconv.bench(out.parent, size="1M"),
     "FamilyTable": lambda _: streamconv.families(),
 }
@@ -114,6 +115,7 @@ SAME = {
     ),
     "diff": Pair(lambda out: streamconv.diff(SRC, out, a_num_heads=4), ("diff", SRC, "OUT", "--a-num-heads", 4)),
     "diff, different": Pair(lambda _: streamconv.diff(LAYER, OTHER_LAYER), ("diff", LAYER, OTHER_LAYER), code=7),
+    "digest": Pair(lambda _: streamconv.digest(SRC, sha256=True), ("digest", SRC, "--sha256")),
     "families": Pair(lambda _: streamconv.families(), ("families",)),
 }
 

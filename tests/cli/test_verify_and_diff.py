@@ -26,7 +26,7 @@ TRANSLATED = {DISTCP, *(source.folder for source in (*REAL, LLAMA))}
 UNTRANSLATED = sorted(folder for folder in set(FRAMEWORKS.iterdir()) - TRANSLATED if folder.is_dir())
 DIFF_KEYS = ["schema", "equal", "a", "b", "names", "compared", "nbytes", "only_a", "only_b", "shapes", "dtypes",
              "values", "notes"]  # fmt: skip
-VERIFY_KEYS = ["schema", "exit_code", "path", "what", "checked", "findings", "drift", "comparison"]
+VERIFY_KEYS = ["schema", "exit_code", "path", "what", "checked", "findings", "drift", "comparison", "digests"]
 MIB = 1 << 20
 
 
