@@ -16,7 +16,7 @@ from streamconv.formats.frameworks import source_options, target_options
 from streamconv.formats.options import TrainingOptions
 from streamconv.inspection.options import InspectOptions
 from streamconv.planning.options import ConversionOptions
-from streamconv.verification.options import DigestOptions
+from streamconv.verification.options import DigestOptions, ReferenceOptions
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "options.md"
@@ -83,6 +83,7 @@ def _page() -> Iterator[str]:
     yield from _table("The destination of `convert`", options_of(PublishOptions))
     yield from _table("`streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
     yield from _table("`inspect`", options_of(InspectOptions))
+    yield from _table("`verify`", options_of(ReferenceOptions))
     yield from _table("`digest`", options_of(DigestOptions))
     yield from _table("`bench`", options_of(BenchOptions))
     for own in OWN_OPTIONS:
@@ -110,11 +111,10 @@ def _table(
 
 
 def _with_value(each: Option) -> str:
-    return (
-        each.flag
-        if each.is_switch or each.repeats
-        else f"{each.flag} {'WORD' if each.kind.words else each.kind.metavar}"
-    )
+    if each.is_switch or each.repeats:
+        return each.flag
+    value = "WORD" if each.kind.words else each.kind.metavar
+    return f"{each.flag} {value}" if each.bare is None else f"{each.flag} [{value}]"
 
 
 def _meaning(each: Option) -> str:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
     from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
-    from streamconv.inspection.open_checkpoint import Checkpoint
+    from streamconv.inspection.open_checkpoint import Checkpoint, ReferenceCheckpoint
     from streamconv.inspection.report import InspectionReport
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
@@ -73,7 +73,7 @@ _HOMES = {
     "execution.disk_speed": ("DiskReport",),
     "execution.run": ("ConversionReport",),
     "execution.stream": ("StreamedTensor",),
-    "inspection.open_checkpoint": ("Checkpoint",),
+    "inspection.open_checkpoint": ("Checkpoint", "ReferenceCheckpoint"),
     "inspection.report": ("InspectionReport",),
     "planning.capabilities": ("FamilyTable",),
     "planning.plan": ("Plan",),
@@ -100,6 +100,7 @@ __all__ = [
     "LazyTensor",
     "MemoryBudgetError",
     "Plan",
+    "ReferenceCheckpoint",
     "SourceError",
     "StorageError",
     "StreamconvError",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from streamconv.api import verbs
-from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb
+from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb, word_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
     from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
-    from streamconv.inspection.open_checkpoint import Checkpoint
+    from streamconv.inspection.open_checkpoint import Checkpoint, ReferenceCheckpoint
     from streamconv.inspection.report import InspectionReport
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from streamconv.verification.verify import Verification
 
 __all__ = ["bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+
+READERS = ("streamconv", "reference")
 
 
 @verb
@@ -241,22 +243,41 @@ def families() -> FamilyTable:
     return verbs.families()
 
 
-def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> Checkpoint:
+@overload
+def open_checkpoint(
+    path: AnyPath, *, tag: str | None = None, reader: Literal["streamconv"] = "streamconv"
+) -> Checkpoint: ...
+
+
+@overload
+def open_checkpoint(path: AnyPath, *, tag: str | None = None, reader: Literal["reference"]) -> ReferenceCheckpoint: ...
+
+
+def open_checkpoint(
+    path: AnyPath, *, tag: str | None = None, reader: str = "streamconv"
+) -> Checkpoint | ReferenceCheckpoint:
     """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
 
     >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")
     >>> tensors["layer_03-model_00-model_states.pt:self_attention.dense.weight"]
     LazyTensor(shape=(32, 16), dtype=float32, 1 piece)
+    >>> theirs = streamconv.open_checkpoint("checkpoints/bloom", reader="reference")
+    >>> theirs["layer_03-model_00-model_states.pt:self_attention.dense.weight"].shape
+    torch.Size([32, 16])
 
     Args:
         path: a torch, safetensors or ``.distcp`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is
             taken.
         tag: another tag of a DeepSpeed root.
+        reader: ``streamconv``, or ``reference``: torch's tensors by the same names, as the format's own reader reads
+            them, under mapping and with inert stand-ins for the classes that files name.
 
     Raises:
         SourceError: ``path`` does not exist, or the folder has no such file.
+        UnsupportedError: for ``reference``, this release of torch is not safe.
     """
     from streamconv.inspection.open_checkpoint import open_checkpoint as open_lazily
 
     with in_words_of_python():
-        return open_lazily(path_of("path", path), given_by("inspect", {"tag": tag}).get("tag"))
+        place, given = path_of("path", path), given_by("inspect", {"tag": tag})
+        return open_lazily(place, given.get("tag"), reference=word_of("reader", reader, READERS) == READERS[1])

@@ -57,8 +57,9 @@ def _inspect() -> Owners:
 
 def _verify() -> Owners:
     from streamconv.planning.options import ReplicaOptions
+    from streamconv.verification.options import ReferenceOptions
 
-    return (ReplicaOptions, *_diff())
+    return (ReferenceOptions, ReplicaOptions, *_diff())
 
 
 def _digest() -> Owners:

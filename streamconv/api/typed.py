@@ -154,6 +154,7 @@ class InspectKeywords(TypedDict, total=False):
 class VerifyKeywords(TypedDict, total=False):
     """The keywords of ``verify``."""
 
+    reference: str | None
     replicated: str | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None

@@ -128,6 +128,7 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
     from streamconv.planning.unused_options import refuse_all, refuse_unused_for
     from streamconv.values.options import ReadingOptions
     from streamconv.verification.digests import is_digests
+    from streamconv.verification.options import ReferenceOptions
     from streamconv.verification.verify import verify as check
 
     if against is None or is_digests(against):
@@ -139,8 +140,8 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
         refuse_unused_for({"dst": dst, "against": against}, given)
         of_src = given.side("against", source_names())
         own = given.side("dst", source_names(), shared=_ABOUT_BOTH)
-    policy = given.take(ReplicaOptions).replicated
-    return check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    policy, reference = given.take(ReplicaOptions).replicated, given.take(ReferenceOptions).reference
+    return check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress, reference=reference)
 
 
 def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Comparison:

@@ -14,6 +14,7 @@ from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
 from streamconv.report.blocks import titled as _titled
 from streamconv.report.digests import digest_comparison_blocks, digest_comparison_dict
 from streamconv.report.notebook import blocks_html
+from streamconv.report.reference import reference_blocks, reference_dict
 from streamconv.verification.compare import Comparison, TensorPlace, ValueDifference
 from streamconv.verification.sides import Side
 from streamconv.verification.verify import Verification
@@ -41,6 +42,8 @@ def _verification(verification: Verification) -> Iterator[Block]:
     yield Pairs(f"container: {'not whole' if verification.broken else 'whole'}", tuple(rows))
     if report.findings:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
+    if verification.reference is not None:
+        yield from reference_blocks(verification.reference)
     if verification.drifts:
         copies = [
             (drift.name, f"ranks or copies {', '.join(map(str, drift.ranks))} differ from the first in "
@@ -158,6 +161,7 @@ def verification_dict(found: Verification) -> dict[str, Any]:
         ],
         "comparison": None if found.comparison is None else comparison_dict(found.comparison),
         "digests": None if found.digests is None else digest_comparison_dict(found.digests),
+        "reference": None if found.reference is None else reference_dict(found.reference),
     }
 
 

@@ -1,13 +1,13 @@
-"""The options of digests."""
+"""The options of digests, and of a second witness."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamconv.core.kinds import Flag
+from streamconv.core.kinds import Choice, Flag
 from streamconv.core.options import option
 
-__all__ = ["DigestOptions"]
+__all__ = ["DigestOptions", "ReferenceOptions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,3 +22,16 @@ class DigestOptions:
     def algorithm(self) -> str:
         """The algorithm's name in a file of digests."""
         return "sha256" if self.sha256 else "xxh3-128"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceOptions:
+    """Whether the formats' own readers are asked too."""
+
+    reference: str | None = option(
+        Choice(("sample", "all")),
+        "open every file with its format's own reader too, under mapping, and compare a sample of tensors (default), "
+        "or all",
+        bare="sample",
+        main=True,
+    )

@@ -20,6 +20,7 @@ from streamconv.values.sweep import SweepSettings, fit_sweep
 from streamconv.verification.against_digests import DigestComparison, compare_with_digests
 from streamconv.verification.compare import Comparison, compare
 from streamconv.verification.digests import is_digests
+from streamconv.verification.reference import ReferenceCheck, check_reference, fit_reference
 from streamconv.verification.sides import Side, open_sides
 
 __all__ = ["Verification", "diff", "verify"]
@@ -31,7 +32,7 @@ Progress = Callable[[int, int], None]
 @dataclass(slots=True, repr=False)
 class Verification(Result):
     """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison with
-    another checkpoint or with digests.
+    another checkpoint or with digests; and what the formats' own readers said.
     """
 
     report: InspectionReport
@@ -39,16 +40,25 @@ class Verification(Result):
     drifts: list[Drift] = field(default_factory=list)
     comparison: Comparison | None = None
     digests: DigestComparison | None = None
+    reference: ReferenceCheck | None = None
 
     @property
     def exit_code(self) -> int:
         """6 if the checkpoint is not whole, 7 if values differ, 3 if some could not be compared, 0 otherwise."""
         if self.broken:
             return _BROKEN
-        differs = self.comparison is not None and not self.comparison.is_faithful
-        if differs or self.drifts or (self.digests is not None and self.digests.differs):
+        if self.drifts or self._differs:
             return _DIFFERENT
-        return _NOT_COMPARED if self.digests is not None and self.digests.incomparable else 0
+        refused = self.reference is not None and self.reference.refused
+        return _NOT_COMPARED if refused or (self.digests is not None and self.digests.incomparable) else 0
+
+    @property
+    def _differs(self) -> bool:
+        return (
+            (self.comparison is not None and not self.comparison.is_faithful)
+            or (self.digests is not None and self.digests.differs)
+            or (self.reference is not None and bool(self.reference.different))
+        )
 
 
 def verify(
@@ -59,6 +69,8 @@ def verify(
     reading: ReadingOptions,
     replicated: str = "first",
     progress: Progress | None = None,
+    *,
+    reference: str | None = None,
 ) -> Verification:
     """Verify a checkpoint; see :func:`streamconv.verify`.
 
@@ -70,19 +82,27 @@ def verify(
         reading: how values are read.
         replicated: which copy of ``against``'s replicated parameters is compared; ``fail`` wants them equal.
         progress: called with (bytes done, bytes in all) of the pass that runs.
+        reference: ``sample`` or ``all``: what the formats' own readers are asked about.
 
     Raises:
         SourceError: a side is not there or not a checkpoint.
+        UnsupportedError: with ``reference``, this release of torch is not safe.
         DamagedError: ``dst`` is a single file that cannot be opened, or ``against`` is broken.
         DifferenceError: copies in ``against`` differ, and ``replicated`` is ``fail``.
         MemoryBudgetError: the budget is too small.
     """
     own = given if against is None else own
+    room = None if reference is None else fit_reference(dst, reading)
     report = inspect(dst, own, InspectOptions(check=True), reading, progress)
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
-    if against is None or result.broken:
+    if result.broken:
+        return result
+    if reference is not None and room is not None:
+        base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
+        result.reference = check_reference(base, [row.path for row in report.files], reference, room, progress)
+    if against is None:
         return result
     if is_digests(against):
         result.digests = compare_with_digests(dst, against, own, reading, progress)

@@ -241,8 +241,8 @@ def test_every_option_of_every_verb_refuses_what_it_cannot_be(verb: str) -> None
         (lambda: streamconv.diff(SRC, None), "b=None: None, not a path"),  # type: ignore[arg-type]
         (lambda: streamconv.bench(3), "folder=3: an int, not a path"),  # type: ignore[arg-type]
         (lambda: streamconv.bench(ROOT, src=3), "src=3: an int, not a path"),  # type: ignore[arg-type]
-        (lambda: streamconv.open_checkpoint(3), "path=3: an int, not a path"),  # type: ignore[arg-type]
-        (lambda: streamconv.open_checkpoint(SRC, tag=5), "tag=5: an int, not text"),  # type: ignore[arg-type]
+        (lambda: streamconv.open_checkpoint(3), "path=3: an int, not a path"),  # type: ignore[call-overload]
+        (lambda: streamconv.open_checkpoint(SRC, tag=5), "tag=5: an int, not text"),  # type: ignore[call-overload]
     ],
 )
 def test_a_path_that_is_none_is_a_usage_error(call: Callable[[], object], words: str) -> None:

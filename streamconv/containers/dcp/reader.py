@@ -27,7 +27,7 @@ from streamconv.core.errors import DamagedError, SourceError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import Piece, Storage
 
-__all__ = ["DistributedCheckpoint", "open_distcp", "open_distributed"]
+__all__ = ["DistributedCheckpoint", "item_label", "open_distcp", "open_distributed"]
 
 _SHOWN = 80
 
@@ -143,7 +143,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     for name, items in sorted(by_file.items()):
         with reading(folder / name) as file:
             ordered = _ordered(items, os.fstat(file.fileno()).st_size, folder / name)
-            files[name] = tuple(_label(metadata, item) for item in ordered)
+            files[name] = tuple(item_label(metadata, item) for item in ordered)
             for item in ordered:
                 if item.start is None:
                     objects[item.name] = Storage(folder / name, item.offset, item.nbytes, item.name)
@@ -155,7 +155,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     return DistributedCheckpoint(folder, tensors, objects, metadata.rest, files, dict(calls))
 
 
-def _label(metadata: Metadata, item: Item) -> str:
+def item_label(metadata: Metadata, item: Item) -> str:
     """The name of an item, followed by the box of its chunk unless that is the whole tensor."""
     if item.start is None:
         return item.name
@@ -185,7 +185,7 @@ def _named(
 ) -> Iterator[tuple[str, StoredFile | Storage]]:
     seen = set()
     for item in _ordered(items, os.fstat(file.fileno()).st_size, path):
-        label = _label(metadata, item)
+        label = item_label(metadata, item)
         if label in seen:
             raise DamagedError(f"two items are named {label[:_SHOWN]}", where=path)
         seen.add(label)
@@ -206,7 +206,7 @@ def _open_object(place: Storage, file: Any) -> StoredFile | None:
 def _open_chunk(metadata: Metadata, item: Item, path: Path, file: Any) -> StoredFile:
     """Open an item, and check that it is a tensor of the shape and the dtype that ``.metadata`` records."""
     entry, chunk = metadata.tensors.get(item.name), metadata.chunk(item)
-    part = open_part(path, file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
+    part = open_part(path, file, item.offset, item.nbytes, f"{item_label(metadata, item)}/")
     tensor = part.state
     if entry is None or not isinstance(tensor, LazyTensor):
         raise DamagedError(f"{item.name[:_SHOWN]}: byte {item.offset} begins no tensor", where=path)
