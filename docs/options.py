@@ -16,7 +16,7 @@ from streamconv.formats.frameworks import source_options, target_options
 from streamconv.formats.options import TrainingOptions
 from streamconv.inspection.options import InspectOptions
 from streamconv.planning.options import ConversionOptions
-from streamconv.verification.options import DiffOptions
+from streamconv.verification.options import DiffOptions, DigestOptions, ReferenceOptions
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "options.md"
@@ -74,10 +74,8 @@ def _page() -> Iterator[str]:
     prefixes = "; ".join(
         f"`{verb}` {' and '.join(f'`--{side}-NAME`' for side in sides)}" for verb, sides in SIDES.items()
     )
-    yield (
-        f"These are options of `inspect`, `verify` and `diff` too. For one of two checkpoints alone: {prefixes}; their "
-        "variables are like `STREAMCONV_DST_NAME`.\n"
-    )
+    yield "These are options of `inspect`, `verify`, `diff` and `digest` too.\n"
+    yield f"For one of two checkpoints alone: {prefixes}; their variables are like `STREAMCONV_DST_NAME`.\n"
     yield from _table(
         "Memory, threads and I/O",
         options_of(RunOptions),
@@ -85,7 +83,9 @@ def _page() -> Iterator[str]:
     yield from _table("The destination of `convert`", options_of(PublishOptions))
     yield from _table("`streamconv.stream`, in Python alone", options_of(StreamOptions), flags=False)
     yield from _table("`inspect`", options_of(InspectOptions))
+    yield from _table("`verify`", options_of(ReferenceOptions))
     yield from _table("`diff`", options_of(DiffOptions))
+    yield from _table("`digest`", options_of(DigestOptions))
     yield from _table("`bench`", options_of(BenchOptions))
     for own in OWN_OPTIONS:
         yield from _table((own.__doc__ or "").rstrip("."), options_of(own), keywords=False)
@@ -112,11 +112,10 @@ def _table(
 
 
 def _with_value(each: Option) -> str:
-    return (
-        each.flag
-        if each.is_switch or each.repeats
-        else f"{each.flag} {'WORD' if each.kind.words else each.kind.metavar}"
-    )
+    if each.is_switch or each.repeats:
+        return each.flag
+    value = "WORD" if each.kind.words else each.kind.metavar
+    return f"{each.flag} {value}" if each.bare is None else f"{each.flag} [{value}]"
 
 
 def _meaning(each: Option) -> str:

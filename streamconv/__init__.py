@@ -5,6 +5,7 @@
 >>> streamconv.plan("checkpoints/bloom", tp=2, pp=3)                   # what would be done, proved complete
 >>> streamconv.convert("checkpoints/bloom", "out", tp=2, max_ram="1G")
 >>> streamconv.verify("out", against="checkpoints/bloom")              # both opened anew, every element compared
+>>> streamconv.digest("out").save("digests.json")                      # what to hold a copy against, when all is gone
 >>> streamconv.inspect("out").model                                   # what is inside any file or folder
 >>> for layer, rank, name, tensor in streamconv.stream("checkpoints/bloom", tp=2): ...   # without writing files
 
@@ -21,7 +22,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from streamconv.api.keywords import bench, convert, diff, families, inspect, open_checkpoint, plan, stream, verify
+    from streamconv.api.keywords import (
+        bench,
+        convert,
+        diff,
+        digest,
+        families,
+        inspect,
+        open_checkpoint,
+        plan,
+        stream,
+        verify,
+    )
     from streamconv.core.errors import (
         AmbiguousError,
         CapacityError,
@@ -41,18 +53,19 @@ if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
     from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
-    from streamconv.inspection.open_checkpoint import Checkpoint
+    from streamconv.inspection.open_checkpoint import Checkpoint, ReferenceCheckpoint
     from streamconv.inspection.report import InspectionReport
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.comparison import Comparison
+    from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "api.keywords": (
-        *("bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
+        *("bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
     ),
     "core.errors": (
         *("AmbiguousError", "CapacityError", "DamagedError", "DestinationError", "DifferenceError", "DiskSpaceError"),
@@ -63,11 +76,12 @@ _HOMES = {
     "execution.disk_speed": ("DiskReport",),
     "execution.run": ("ConversionReport",),
     "execution.stream": ("StreamedTensor",),
-    "inspection.open_checkpoint": ("Checkpoint",),
+    "inspection.open_checkpoint": ("Checkpoint", "ReferenceCheckpoint"),
     "inspection.report": ("InspectionReport",),
     "planning.capabilities": ("FamilyTable",),
     "planning.plan": ("Plan",),
     "verification.comparison": ("Comparison",),
+    "verification.digests": ("Digests",),
     "verification.verify": ("Verification",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -81,6 +95,7 @@ __all__ = [
     "DamagedError",
     "DestinationError",
     "DifferenceError",
+    "Digests",
     "DiskReport",
     "DiskSpaceError",
     "FamilyTable",
@@ -88,6 +103,7 @@ __all__ = [
     "LazyTensor",
     "MemoryBudgetError",
     "Plan",
+    "ReferenceCheckpoint",
     "SourceError",
     "StorageError",
     "StreamconvError",
@@ -100,6 +116,7 @@ __all__ = [
     "bench",
     "convert",
     "diff",
+    "digest",
     "families",
     "inspect",
     "open_checkpoint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -14,13 +14,13 @@ from typing import Any, TypeVar, get_type_hints
 from streamconv.api import typed
 from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
-from streamconv.core.kinds import InvalidValue, PathTo
+from streamconv.core.kinds import Choice, InvalidValue, PathTo
 from streamconv.core.log import WORDS
 from streamconv.core.options import Given
 from streamconv.core.shown import as_written
 from streamconv.report.progress import progress_bar
 
-__all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "verb"]
+__all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "verb", "word_of"]
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None] | bool | None
@@ -85,6 +85,15 @@ def path_of(name: str, value: object) -> Path:
     except InvalidValue as error:
         raise UsageError(f"{name}={as_written(value)}: {error.what}", remedy=error.remedy) from None
     return Path(path)
+
+
+def word_of(name: str, value: object, words: Sequence[str]) -> str:
+    """An argument that is one of some words; raises :class:`UsageError` if it is none."""
+    try:
+        word: str = Choice(words).check(value)
+    except InvalidValue as error:
+        raise UsageError(f"{name}={value!r:.60}: {error.what}", remedy=error.remedy) from None
+    return word
 
 
 def shown(progress: object, what: str) -> AbstractContextManager[Callable[[int, int], None] | None]:

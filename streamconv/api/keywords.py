@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import streamconv
 from streamconv.api import verbs
-from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb
+from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb, word_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from streamconv.api import typed
+    from streamconv.inspection.open_checkpoint import ReferenceCheckpoint
 
-__all__ = ["bench", "convert", "diff", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+__all__ = ["bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+
+READERS = ("streamconv", "reference")
 
 
 @verb
@@ -138,7 +141,7 @@ def verify(
     Args:
         dst: the checkpoint to verify.
         against: the checkpoint that it was made from, of any format and any parallelism. Options are then about this
-            one, and those that begin with ``dst_`` about ``dst``.
+            one, and those that begin with ``dst_`` about ``dst``. Or a file of its digests, from :func:`digest`.
         progress: called with (bytes done, bytes in all) of the pass that runs; True draws a bar on stderr.
         options: see below.
 
@@ -180,6 +183,33 @@ def diff(
 
 
 @verb
+def digest(path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.DigestKeywords]) -> streamconv.Digests:
+    """The digest of every parameter, by its canonical name: the same for every layout, framework and parallelism.
+
+    Of a checkpoint of no family that is translated, the digests are by stored names. ``save`` writes them to a file,
+    which :func:`verify` takes in place of the checkpoint.
+
+    >>> streamconv.digest("checkpoints/bloom").save("digests.json")
+    >>> streamconv.verify("checkpoints/bloom", "digests.json").exit_code
+    0
+
+    Args:
+        path: a checkpoint file or folder.
+        progress: called with (bytes done, bytes in all); True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        SourceError: it is not there, or not a checkpoint.
+        AmbiguousError: the true size of the vocabulary or the number of heads is unknown.
+        DamagedError: it is broken.
+        MemoryBudgetError: the budget is too small.
+    """
+    given, place = given_by("digest", options), path_of("path", path)
+    with shown(progress, "digesting") as show:
+        return verbs.digest(place, given, show)
+
+
+@verb
 def bench(folder: AnyPath, src: AnyPath | None = None, **options: Unpack[typed.BenchKeywords]) -> streamconv.DiskReport:
     """How fast a folder's disk is, and how long a conversion would take on it.
 
@@ -209,22 +239,41 @@ def families() -> streamconv.FamilyTable:
     return verbs.families()
 
 
-def open_checkpoint(path: AnyPath, *, tag: str | None = None) -> streamconv.Checkpoint:
+@overload
+def open_checkpoint(
+    path: AnyPath, *, tag: str | None = None, reader: Literal["streamconv"] = "streamconv"
+) -> streamconv.Checkpoint: ...
+
+
+@overload
+def open_checkpoint(path: AnyPath, *, tag: str | None = None, reader: Literal["reference"]) -> ReferenceCheckpoint: ...
+
+
+def open_checkpoint(
+    path: AnyPath, *, tag: str | None = None, reader: str = "streamconv"
+) -> streamconv.Checkpoint | ReferenceCheckpoint:
     """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
 
     >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")
     >>> tensors["layer_03-model_00-model_states.pt:self_attention.dense.weight"]
     LazyTensor(shape=(32, 16), dtype=float32, 1 piece)
+    >>> theirs = streamconv.open_checkpoint("checkpoints/bloom", reader="reference")
+    >>> theirs["layer_03-model_00-model_states.pt:self_attention.dense.weight"].shape
+    torch.Size([32, 16])
 
     Args:
         path: a torch, safetensors or ``.distcp`` file, or a folder; for a DeepSpeed root the tag in ``latest`` is
             taken.
         tag: another tag of a DeepSpeed root.
+        reader: ``streamconv``, or ``reference``: torch's tensors by the same names, as the format's own reader reads
+            them, under mapping and with inert stand-ins for the classes that files name.
 
     Raises:
         SourceError: ``path`` does not exist, or the folder has no such file.
+        UnsupportedError: for ``reference``, this release of torch is not safe.
     """
     from streamconv.inspection.open_checkpoint import open_checkpoint as open_lazily
 
     with in_words_of_python():
-        return open_lazily(path_of("path", path), given_by("inspect", {"tag": tag}).get("tag"))
+        place, given = path_of("path", path), given_by("inspect", {"tag": tag})
+        return open_lazily(place, given.get("tag"), reference=word_of("reader", reader, READERS) == READERS[1])

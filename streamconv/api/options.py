@@ -57,8 +57,16 @@ def _inspect() -> Owners:
 
 def _verify() -> Owners:
     from streamconv.planning.options import ReplicaOptions
+    from streamconv.verification.options import ReferenceOptions
 
-    return (ReplicaOptions, *source_options(), ReadingOptions)
+    return (ReferenceOptions, ReplicaOptions, *source_options(), ReadingOptions)
+
+
+def _digest() -> Owners:
+    from streamconv.planning.options import ReplicaOptions
+    from streamconv.verification.options import DigestOptions
+
+    return (DigestOptions, ReplicaOptions, *source_options(), ReadingOptions)
 
 
 def _diff() -> Owners:
@@ -74,6 +82,7 @@ _OWNERS: dict[str, Callable[[], Owners]] = {
     "inspect": _inspect,
     "verify": _verify,
     "diff": _diff,
+    "digest": _digest,
     "bench": _bench,
     "families": tuple,
 }

@@ -12,6 +12,7 @@ __all__ = [
     "BenchKeywords",
     "ConvertKeywords",
     "DiffKeywords",
+    "DigestKeywords",
     "InspectKeywords",
     "PlanKeywords",
     "StreamKeywords",
@@ -153,6 +154,7 @@ class InspectKeywords(TypedDict, total=False):
 class VerifyKeywords(TypedDict, total=False):
     """The keywords of ``verify``."""
 
+    reference: str | None
     replicated: str | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
@@ -211,6 +213,25 @@ class DiffKeywords(TypedDict, total=False):
     b_qkv_layout: str | None
     b_glu_order: str | None
     b_ignore: str | None
+
+
+class DigestKeywords(TypedDict, total=False):
+    """The keywords of ``digest``."""
+
+    sha256: bool | None
+    replicated: str | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    iteration: int | None
+    tag: str | None
+    pp_layers: Sequence[int] | None
+    qkv_layout: str | None
+    glu_order: str | None
+    ignore: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
 
 
 class BenchKeywords(TypedDict, total=False):

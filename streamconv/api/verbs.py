@@ -24,9 +24,22 @@ if TYPE_CHECKING:
     from streamconv.planning.capabilities import FamilyTable
     from streamconv.planning.plan import Plan
     from streamconv.verification.comparison import Comparison
+    from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
 
-__all__ = ["bench", "carried_out", "convert", "diff", "families", "inspect", "plan", "planned", "stream", "verify"]
+__all__ = [
+    "bench",
+    "carried_out",
+    "convert",
+    "diff",
+    "digest",
+    "families",
+    "inspect",
+    "plan",
+    "planned",
+    "stream",
+    "verify",
+]
 
 Progress = Callable[[int, int], None]
 # What is true of SRC, and so of the result that was made of it; the rest is about how SRC is stored.
@@ -105,11 +118,11 @@ def inspect(path: Path, given: Given, progress: Progress | None = None) -> Inspe
 
     options, of_values = given.take(InspectOptions), all_options([ReadingOptions])
     if given.values.keys() & {*source_names(), *of_values}:
-        from streamconv.planning.unused_options import refuse_unused_for, refuse_without  # most need no formats
+        from streamconv.planning.unused_options import refuse_all, refuse_unused_for  # most need no formats
 
         refuse_unused_for({"path": path}, given)
         if not (options.stats or options.check):
-            refuse_without("--stats or --check", of_values, given)
+            refuse_all("without --stats or --check", of_values, given)
     report = look_inside(path, given, options, given.take(ReadingOptions), progress)
     log.info("inspected %r", report)
     return report
@@ -119,13 +132,17 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
     """Whether a checkpoint is whole, and has the values of the one that it was made from."""
     import streamconv.report.differences  # noqa: F401 - gives results their face
     from streamconv.planning.options import ReplicaOptions
-    from streamconv.planning.unused_options import refuse_unused_for, refuse_without
+    from streamconv.planning.unused_options import refuse_all, refuse_unused_for
     from streamconv.values.options import ReadingOptions
+    from streamconv.verification.digests import is_digests
+    from streamconv.verification.options import ReferenceOptions
     from streamconv.verification.verify import verify as check
 
-    if against is None:
+    if against is None or is_digests(against):
         known = options_of_verb("verify")
-        refuse_without("--against", {name: known[name] for name in _OF_COMPARISONS}, given)
+        names = _OF_COMPARISONS if against is None else ("replicated",)
+        missing = "without --against" if against is None else "with digests"
+        refuse_all(missing, {name: known[name] for name in names}, given)
         refuse_unused_for({"dst": dst}, given)
         own = of_src = given.side("dst", source_names())
     else:
@@ -133,8 +150,8 @@ def verify(dst: Path, against: Path | None, given: Given, progress: Progress | N
         of_src = given.forgiving(_ABOUT_BOTH).side("against", source_names())
         own = given.forgiving(_ABOUT_BOTH).side("dst", source_names(), shared=_ABOUT_BOTH)
         own = own.called("dst", all_options(source_options()).values())
-    policy = given.take(ReplicaOptions).replicated
-    found = check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress)
+    policy, reference = given.take(ReplicaOptions).replicated, given.take(ReferenceOptions).reference
+    found = check(dst, against, of_src, own, given.take(ReadingOptions), policy, progress, reference=reference)
     log.info("verified %r", found)
     return found
 
@@ -156,6 +173,26 @@ def diff(a: Path, b: Path, given: Given, progress: Progress | None = None) -> Co
     return found
 
 
+def digest(path: Path, given: Given, progress: Progress | None = None) -> Digests:
+    """The digest of every parameter."""
+    import streamconv.report.digests  # noqa: F401 - gives results their face
+    from streamconv.planning.options import ReplicaOptions
+    from streamconv.planning.unused_options import refuse_unused_for
+    from streamconv.values.options import ReadingOptions
+    from streamconv.verification.options import DigestOptions
+    from streamconv.verification.taking_digests import digest as take
+
+    refuse_unused_for({"path": path}, given)
+    return take(
+        path,
+        given,
+        given.take(ReadingOptions),
+        algorithm=given.take(DigestOptions).algorithm,
+        replicated=given.take(ReplicaOptions).replicated,
+        progress=progress,
+    )
+
+
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     """How fast a disk is, and how long a conversion would take on it."""
     import streamconv.report.disks  # noqa: F401 - gives reports their face
@@ -165,9 +202,9 @@ def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:
     from streamconv.memory.budget import parse_size
 
     if src is None:
-        from streamconv.planning.unused_options import refuse_without
+        from streamconv.planning.unused_options import refuse_all
 
-        refuse_without("--src", all_options(plan_owners()), given)
+        refuse_all("without --src", all_options(plan_owners()), given)
     began = time.monotonic()
     work = None if src is None else planned(src, given)
     planning = time.monotonic() - began

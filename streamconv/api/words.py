@@ -19,7 +19,7 @@ from streamconv.memory.options import SizeText
 
 __all__ = ["in_keywords", "result_in_keywords", "reworded"]
 
-_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][a-z0-9-]*[a-z0-9])(?:([ =])([^\s]+))?((?: or \w[\w-]*)*)")
 _AFTER = ",;:.)"
 # What of a result is words, or has words in it, by the names of the classes, which are imported with the result.
 _SAID = {

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import click
@@ -145,7 +146,15 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's; the words are kept, for the help of a target."""
         ctx.meta["streamconv.words"] = list(args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, list(self._with_values(args)))
+
+    def _with_values(self, args: Sequence[str]) -> Iterator[str]:
+        """The words, with the value that a flag alone stands for: the next word may be a path."""
+        bare = {each.flag: each for each in self.known.values() if each.bare is not None}
+        for word, following in zip_longest(args, args[1:], fillvalue=""):
+            bare = {} if word == "--" else bare  # what follows are paths
+            each = bare.get(word)
+            yield word if each is None or following.lower() in each.kind.words else f"{word}={each.bare}"
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """``streamconv convert [OPTIONS] SRC DST``."""
@@ -214,6 +223,8 @@ def _row(each: Option) -> tuple[str, str]:
     if takes_no_value:
         return names, each.help
     metavar = each.kind.metavar
+    if each.bare is not None:
+        return f"{names} [{each.kind.words[-1]}]", each.help
     if each.kind.words:
         return f"{names} WORD", f"{each.help} [{metavar}]"
     return f"{names} {metavar}", each.help

@@ -8,7 +8,7 @@ EXIT_CODES = (
     (0, "done"),
     (1, "unexpected: a bug"),
     (2, "usage"),
-    (3, "source not found or not supported"),
+    (3, "source not found or not supported, or not compared"),
     (4, "memory budget or disk too small"),
     (5, "I/O error"),
     (6, "input damaged or unsafe"),

@@ -8,7 +8,14 @@ from streamconv.core.errors import UsageError
 from streamconv.core.kinds import Count, Flag, PathTo
 from streamconv.core.options import option
 
-__all__ = ["OWN_OPTIONS", "ConvertViewOptions", "FamiliesViewOptions", "InspectViewOptions", "OutputOptions"]
+__all__ = [
+    "OWN_OPTIONS",
+    "ConvertViewOptions",
+    "DigestViewOptions",
+    "FamiliesViewOptions",
+    "InspectViewOptions",
+    "OutputOptions",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +61,20 @@ class InspectViewOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DigestViewOptions:
+    """Output of `digest`."""
+
+    output: str | None = option(
+        PathTo("FILE", folder=False), "write the digests there, for verify --against", short="-o", main=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamiliesViewOptions:
     """Output of `families`."""
 
     markdown: bool = option(Flag(), "print the table as the documentation shows it", default=False, main=True)
 
 
-OWN_OPTIONS = (ConvertViewOptions, InspectViewOptions, FamiliesViewOptions, OutputOptions)
+OWN_OPTIONS = (ConvertViewOptions, InspectViewOptions, DigestViewOptions, FamiliesViewOptions, OutputOptions)
 """All of them."""

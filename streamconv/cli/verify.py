@@ -10,7 +10,10 @@ from streamconv.cli.output import print_blocks, print_log, progress_on
 
 __all__ = ["command", "run"]
 
-_AGAINST = "SRC: compare every value with this checkpoint, of any format and any TP and PP; both are opened anew"
+_AGAINST = (
+    "SRC: compare every value with this checkpoint, of any format and any TP and PP; both are opened anew; or a file "
+    "that `streamconv digest SRC -o` wrote: compare with its digests"
+)
 
 
 def command(help: str) -> Command:  # noqa: A002 - click's name for it
@@ -20,7 +23,7 @@ def command(help: str) -> Command:  # noqa: A002 - click's name for it
 
 
 def run(call: Invocation) -> int:
-    """Run the verb; returns the exit code: 6 if DST is not whole, 7 if values differ."""
+    """Run the verb; returns the exit code: 6 if DST is not whole, 7 if values differ, 3 if some cannot be compared."""
     output, against = call.output, call.places["against"]
     print_log(output)
     with progress_on(output, "verifying") as progress:

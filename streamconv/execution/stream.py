@@ -14,6 +14,7 @@ from streamconv.core.identity import FileIdentity
 from streamconv.core.layout import RankCoordinates
 from streamconv.core.log import log
 from streamconv.execution.fit import Fit, check_budget
+from streamconv.execution.in_memory import MemoryOutput
 from streamconv.execution.options import RunOptions, StreamOptions
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.tile_log import TileLog
@@ -146,21 +147,6 @@ def _batches(group: Sequence[_Member], nbytes: int) -> Iterator[list[_Member]]:
         yield batch
 
 
-class _Memory:
-    """An output in memory."""
-
-    wants_pages = False
-
-    def __init__(self, pool: Buffer) -> None:
-        self.bytes = np.frombuffer(pool, np.uint8)
-
-    def write(self, offset: int, buffer: Buffer, position: int, nbytes: int) -> None:
-        np.copyto(self.bytes[offset : offset + nbytes], np.frombuffer(buffer, np.uint8, nbytes, position))
-
-    def commit(self) -> None:
-        pass
-
-
 def _fill(batch: Sequence[_Member], pool: Buffer, workers: Workers, sources: SourceChecksums) -> list[int]:
     """Fill the pool with the tensors; returns where each begins."""
     places, position = [], 0
@@ -168,7 +154,7 @@ def _fill(batch: Sequence[_Member], pool: Buffer, workers: Workers, sources: Sou
         places.append(position)
         position += page_end(member.entry.tensor.nbytes)
     jobs = lower(Target(0, place, member.entry.tensor) for member, place in zip(batch, places, strict=True))
-    run_tiles(TileLog(jobs, sources), [_Memory(pool)], workers, lambda _: None)
+    run_tiles(TileLog(jobs, sources), [MemoryOutput(pool)], workers, lambda _: None)
     return places
 
 

@@ -14,7 +14,7 @@ from streamconv.formats.source import SourceFormat
 from streamconv.formats.target import TargetFormat
 from streamconv.planning.options import NOWHERE
 
-__all__ = ["refuse_unread", "refuse_unused_for", "refuse_unused_options", "refuse_without"]
+__all__ = ["refuse_all", "refuse_unread", "refuse_unused_for", "refuse_unused_options"]
 
 _WHICH_FILES = ("tag", "ignore")
 
@@ -75,11 +75,11 @@ def refuse_unused_for(
                 raise _refusal(each.prefixed(name), _for_sources([side.source]))
 
 
-def refuse_without(what: str, known: Mapping[str, Option], given: Given) -> None:
-    """Refuse options that do nothing without something else, such as ``--replicated`` without ``--against``.
+def refuse_all(where: str, known: Mapping[str, Option], given: Given) -> None:
+    """Refuse options that are for what is not there, such as ``--replicated`` without ``--against``.
 
     Args:
-        what: the flag that is missing.
+        where: what is not there, in words.
         known: the options.
         given: the user's options.
 
@@ -87,7 +87,7 @@ def refuse_without(what: str, known: Mapping[str, Option], given: Given) -> None
         UsageError: such an option is given.
     """
     for each in given.without_effect([], known):
-        raise _refusal(each, f"without {what}")
+        raise _refusal(each, where)
 
 
 def refuse_unread(given: Given, why: str) -> None:

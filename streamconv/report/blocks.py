@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from streamconv.core.text import printable
 
-__all__ = ["Block", "Pairs", "Remarks", "Table", "plain_text", "plural"]
+__all__ = ["MOST_ROWS", "Block", "Pairs", "Remarks", "Table", "plain_text", "plural", "titled"]
+
+MOST_ROWS = 40
+"""The most rows of a table of differences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ Block = Pairs | Table | Remarks
 def plural(number: int, what: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def titled(title: str, items: Sequence[object]) -> str:
+    """The title of a table of the first :data:`MOST_ROWS` items: how many there are, and whether they are shown."""
+    shown = f", the first {MOST_ROWS}" if len(items) > MOST_ROWS else ""
+    return f"{title}: {len(items)}{shown}"
 
 
 def plain_text(blocks: Iterable[Block]) -> str:

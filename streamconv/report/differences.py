@@ -9,15 +9,17 @@ from typing import Any
 import streamconv.report.inspection  # noqa: F401 - gives the report in a verification its face
 from streamconv.core.result import Face
 from streamconv.memory.budget import format_bytes
+from streamconv.report.blocks import MOST_ROWS as _MOST_ROWS
 from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text
+from streamconv.report.blocks import titled as _titled
+from streamconv.report.digests import digest_comparison_blocks, digest_comparison_dict
 from streamconv.report.notebook import blocks_html
+from streamconv.report.reference import reference_blocks, reference_dict
 from streamconv.verification.comparison import Comparison, TensorPlace, ValueDifference
 from streamconv.verification.sides import Side
 from streamconv.verification.verify import Verification
 
 __all__ = ["comparison_blocks", "comparison_dict", "verification_blocks", "verification_dict"]
-
-_MOST_ROWS = 40
 
 
 def comparison_blocks(found: Comparison) -> list[Block]:
@@ -40,6 +42,8 @@ def _verification(verification: Verification) -> Iterator[Block]:
     yield Pairs(f"container: {'not whole' if verification.broken else 'whole'}", tuple(rows))
     if report.findings:
         yield Remarks("findings", tuple((f.severity, f.what, f.where, f.remedy) for f in report.findings))
+    if verification.reference is not None:
+        yield from reference_blocks(verification.reference)
     if verification.drifts:
         copies = [
             (drift.name, f"ranks or copies {', '.join(map(str, drift.ranks))} differ from the first in "
@@ -50,6 +54,8 @@ def _verification(verification: Verification) -> Iterator[Block]:
     if verification.comparison is not None:
         found = verification.comparison
         yield from _comparison(found, _verdict(found, "the values are the same", found.is_faithful))
+    if verification.digests is not None:
+        yield from digest_comparison_blocks(verification.digests)
 
 
 def _verdict(found: Comparison, equal: str, is_equal: bool) -> str:
@@ -82,11 +88,6 @@ def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
         shown = tuple(_value(difference) for difference in result.values[:_MOST_ROWS])
         yield Table(_titled("values differ", result.values), headings, shown)
         yield Table("where first", ("tensor", "", "file", ">byte"), tuple(_places(result.values[:_MOST_ROWS])))
-
-
-def _titled(title: str, items: Sequence[object]) -> str:
-    shown = f", the first {_MOST_ROWS}" if len(items) > _MOST_ROWS else ""
-    return f"{title}: {len(items)}{shown}"
 
 
 def _side(side: Side) -> str:
@@ -175,6 +176,8 @@ def verification_dict(found: Verification) -> dict[str, Any]:
             for d in found.drifts
         ],
         "comparison": None if found.comparison is None else comparison_dict(found.comparison),
+        "digests": None if found.digests is None else digest_comparison_dict(found.digests),
+        "reference": None if found.reference is None else reference_dict(found.reference),
     }
 
 
@@ -184,8 +187,9 @@ def _comparison_line(found: Comparison) -> str:
 
 
 def _verification_line(found: Verification) -> str:
-    verdict = {0: "whole", 3: "nothing compared", 6: "not whole", 7: "values differ"}[found.exit_code]
-    compared = "" if found.comparison is None else f", {found.comparison.compared} tensors compared"
+    verdict = {0: "whole", 3: "not all compared", 6: "not whole", 7: "values differ"}[found.exit_code]
+    held = found.digests or found.comparison
+    compared = "" if held is None else f", {held.compared} tensors compared"
     return f"{verdict}{compared}: {found.report.path}"
 
 

@@ -25,7 +25,7 @@ from streamconv.planning.recognise import recognise
 from streamconv.planning.vocabulary import VocabularyPlan
 from streamconv.verification.rest import NotCompared, rest_of, unused_files
 
-__all__ = ["Copy", "Side", "open_sides"]
+__all__ = ["Copy", "Side", "open_side", "open_sides"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,28 @@ def open_sides(
     for side in sides:
         side.notes += [f"compared by stored names: {error.what}" for error in refusals[:1]]
     return sides
+
+
+def open_side(path: Path, given: Given, replicated: str = "first", *, stored: bool = False) -> Side:
+    """Open one checkpoint: under canonical names if it is a translated model, else under stored ones.
+
+    Args:
+        path: a file or folder.
+        given: the user's options for it.
+        replicated: which copy of a replicated parameter counts, ``first`` or ``mean``.
+        stored: stored names are wanted, whatever it is.
+
+    Raises:
+        SourceError: it is not there, or not a checkpoint.
+        DamagedError: it is broken.
+        AmbiguousError: it needs an option to be understood.
+    """
+    found = None if stored else _canonical(path, given, replicated)
+    if isinstance(found, Side):
+        return found
+    side = _stored(path, given)
+    side.notes += [] if found is None else [f"by stored names: {found.what}"]
+    return side
 
 
 def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvError:

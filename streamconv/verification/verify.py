@@ -16,32 +16,51 @@ from streamconv.inspection.report import Finding
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.values.sweep import fit_sweep
+from streamconv.verification.against_digests import DigestComparison, compare_with_digests
 from streamconv.verification.compare import compare
 from streamconv.verification.comparison import Comparison
+from streamconv.verification.digests import is_digests
+from streamconv.verification.reference import ReferenceCheck, check_reference, fit_reference
 from streamconv.verification.sides import open_sides
 
 __all__ = ["Verification", "diff", "verify"]
 
-_DIFFERENT, _BROKEN = 7, 6
+_DIFFERENT, _BROKEN, _NOT_COMPARED = 7, 6, 3
 Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True, repr=False)
 class Verification(Result):
-    """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison."""
+    """The result of a verification: the report on the checkpoint, damage, copies that differ, and the comparison with
+    another checkpoint or with digests; and what the formats' own readers said.
+    """
 
     report: InspectionReport
     broken: list[Finding] = field(default_factory=list)
     drifts: list[Drift] = field(default_factory=list)
     comparison: Comparison | None = None
+    digests: DigestComparison | None = None
+    reference: ReferenceCheck | None = None
 
     @property
     def exit_code(self) -> int:
-        """6 if the checkpoint is not whole, 7 if values differ, 3 if none was compared, 0 otherwise."""
+        """6 if the checkpoint is not whole, 7 if values differ, 6 or 3 if not all was compared, 0 otherwise."""
         if self.broken:
             return _BROKEN
+        if self.drifts or self._differs:
+            return _DIFFERENT
+        refused = self.reference is not None and self.reference.refused
+        lacking = refused or (self.digests is not None and self.digests.incomparable)
         code = 0 if self.comparison is None else self.comparison.exit_code_of_values
-        return _DIFFERENT if self.drifts else code
+        return max(code, _NOT_COMPARED if lacking else 0)
+
+    @property
+    def _differs(self) -> bool:
+        return (
+            (self.comparison is not None and self.comparison.differs)
+            or (self.digests is not None and self.digests.differs)
+            or (self.reference is not None and bool(self.reference.different))
+        )
 
 
 def verify(
@@ -52,32 +71,46 @@ def verify(
     reading: ReadingOptions,
     replicated: str = "first",
     progress: Progress | None = None,
+    *,
+    reference: str | None = None,
 ) -> Verification:
     """Verify a checkpoint; see :func:`streamconv.verify`.
 
     Args:
         dst: the checkpoint to verify.
-        against: the checkpoint that it was made from.
+        against: the checkpoint that it was made from, or a file of digests of it.
         given: the user's options for ``against``, or for ``dst`` alone.
         own: those for ``dst``, where it is compared; ``given`` are used where they leave it ambiguous.
         reading: how values are read.
         replicated: which copy of ``against``'s replicated parameters is compared; ``fail`` wants them equal.
         progress: called with (bytes done, bytes in all) of the pass that runs.
+        reference: ``sample`` or ``all``: what the formats' own readers are asked about.
 
     Raises:
         SourceError: a side is not there or not a checkpoint.
+        UnsupportedError: with ``reference``, this release of torch is not safe.
         DamagedError: ``dst`` is a single file that cannot be opened, or ``against`` is broken.
         DifferenceError: copies in ``against`` differ, and ``replicated`` is ``fail``.
         MemoryBudgetError: the budget is too small.
     """
     # What the inspection of DST has no use for, the comparison has.
     own = given if against is None else own.forgiving(own.values)
+    room = None if reference is None else fit_reference(dst, reading)
     with own.naming_its_own():
         report = inspect(dst, own, InspectOptions(check=True), reading, progress)
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
-    if against is None or result.broken:
+    if result.broken:
+        return result
+    if reference is not None and room is not None:
+        base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
+        result.reference = check_reference(base, [row.path for row in report.files], reference, room, progress)
+    if against is None:
+        return result
+    if is_digests(against):
+        result.digests = compare_with_digests(dst, against, own, reading, progress)
+        result.drifts = result.digests.drifts
         return result
     policy = "first" if replicated == "fail" else replicated
     source, made = open_sides(against, dst, given, own, policy, otherwise=given)

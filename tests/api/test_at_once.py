@@ -213,10 +213,11 @@ def test_what_a_callback_raises_at_once_leaves_nothing_published(tmp_path: Path,
         lambda out, stop: streamconv.inspect(out, stats=True, progress=stop),
         lambda out, stop: streamconv.inspect(out, check=True, progress=stop),
         lambda out, stop: streamconv.verify(out, SRC, progress=stop),
+        lambda _, stop: streamconv.digest(SRC, progress=stop),
         lambda out, stop: streamconv.diff(SRC, out, progress=stop),
         lambda out, stop: streamconv.convert(SRC, None, progress=stop),
     ],
-    ids=["inspect, stats", "inspect, check", "verify", "diff", "convert to nowhere"],
+    ids=["inspect, stats", "inspect, check", "verify", "digest", "diff", "convert to nowhere"],
 )
 @pytest.mark.parametrize("kind", [Enough, KeyboardInterrupt])
 def test_what_a_callback_raises_ends_every_verb(

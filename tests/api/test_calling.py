@@ -55,6 +55,7 @@ RESULTS: dict[str, Call] = {
     "InspectionReport": lambda _: streamconv.inspect(SRC),
     "Verification": lambda out: streamconv.verify(out, SRC),
     "Comparison": lambda out: streamconv.diff(SRC, out),
+    "Digests": lambda _: streamconv.digest(SRC),
     "DiskReport": lambda out: streamconv.bench(out.parent, size="1M"),
     "FamilyTable": lambda _: streamconv.families(),
 }
@@ -126,6 +127,7 @@ SAME = {
     ),
     "diff": Pair(lambda out: streamconv.diff(SRC, out, a_num_heads=4), ("diff", SRC, "OUT", "--a-num-heads", 4)),
     "diff, different": Pair(lambda _: streamconv.diff(LAYER, OTHER_LAYER), ("diff", LAYER, OTHER_LAYER), code=7),
+    "digest": Pair(lambda _: streamconv.digest(SRC, sha256=True), ("digest", SRC, "--sha256")),
     "families": Pair(lambda _: streamconv.families(), ("families",)),
 }
 
@@ -290,8 +292,8 @@ def test_every_option_of_every_verb_refuses_what_it_cannot_be(verb: str) -> None
         (lambda: streamconv.diff(SRC, None), "b=None: None, not a path"),  # type: ignore[arg-type]
         (lambda: streamconv.bench(3), "folder=3: an int, not a path"),  # type: ignore[arg-type]
         (lambda: streamconv.bench(ROOT, src=3), "src=3: an int, not a path"),  # type: ignore[arg-type]
-        (lambda: streamconv.open_checkpoint(3), "path=3: an int, not a path"),  # type: ignore[arg-type]
-        (lambda: streamconv.open_checkpoint(SRC, tag=5), "tag=5: an int, not text"),  # type: ignore[arg-type]
+        (lambda: streamconv.open_checkpoint(3), "path=3: an int, not a path"),  # type: ignore[call-overload]
+        (lambda: streamconv.open_checkpoint(SRC, tag=5), "tag=5: an int, not text"),  # type: ignore[call-overload]
     ],
 )
 def test_a_path_that_is_none_is_a_usage_error(call: Callable[[], object], words: str) -> None:

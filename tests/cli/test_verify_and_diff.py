@@ -26,7 +26,18 @@ TRANSLATED = {DISTCP, *(source.folder for source in (*REAL, LLAMA))}
 UNTRANSLATED = sorted(folder for folder in set(FRAMEWORKS.iterdir()) - TRANSLATED if folder.is_dir())
 DIFF_KEYS = ["schema", "equal", "a", "b", "names", "compared", "nbytes", "only_a", "only_b", "shapes", "dtypes",
              "values", "notes", "not_compared"]  # fmt: skip
-VERIFY_KEYS = ["schema", "exit_code", "path", "what", "checked", "findings", "drift", "comparison"]
+VERIFY_KEYS = [
+    "schema",
+    "exit_code",
+    "path",
+    "what",
+    "checked",
+    "findings",
+    "drift",
+    "comparison",
+    "digests",
+    "reference",
+]
 MIB = 1 << 20
 
 
@@ -293,3 +304,42 @@ def test_jobs_and_budget_and_io_change_nothing(shell: Shell, gpt: Path, tmp_path
     results = [shell.json("diff", gpt, tmp_path / "other", *way) for way in ways]
     assert len(results[0][1]["values"]) > 40
     assert all(result == results[0] for result in results)
+
+
+# -- the formats' own readers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (["{gpt}", "--reference"], "sample"),
+        (["--reference", "{gpt}"], "sample"),
+        (["--reference", "-q", "{gpt}"], "sample"),
+        (["{gpt}", "--reference", "all"], "all"),
+        (["--reference=ALL", "{gpt}"], "all"),
+    ],
+    ids=" ".join,
+)
+def test_reference_takes_a_word_or_none(words: list[str], mode: str, shell: Shell, gpt: Path) -> None:
+    code, plain = shell.json("verify", *(gpt if word == "{gpt}" else word for word in words))
+    assert (code, plain["reference"]["mode"], plain["reference"]["files"]) == (0, mode, {"torch.load": 4})
+    assert list(plain["reference"]) == ["mode", "files", "tensors", "compared", "nbytes", "different", "refused"]
+
+
+def test_the_reference_is_a_block_of_its_own(shell: Shell, gpt: Path, tmp_path: Path) -> None:
+    code, out, _ = shell("verify", gpt, "--reference", "--against", GPT.folder)
+    assert code == 0
+    assert re.search(
+        r"\n\nreference: agrees\n  torch.load  4 files\n  compared    a sample: \d+ of \d+ tensors, .* of them\n\n", out
+    )
+    torch.save({"w": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    code, out, _ = shell("verify", tmp_path / "old.pt", "--reference")
+    assert code == 3
+    assert "reference: not everything could be compared\n" in out
+    assert re.search(
+        r"not compared with the reference: 1\n  file    tensor  why\n  old.pt +torch.load refuses it: mmap can", out
+    )
+    code, _, err = shell("verify", "--", "--reference")
+    assert (code, "no such file" in err, "where: --reference\n" in err) == (3, True, True)
+    code, _, err = shell("verify", gpt, "--reference=some")
+    assert (code, "--reference some: no such choice" in err) == (2, True)

@@ -40,7 +40,7 @@ PROGRAMS = {
 # A file of its own test: tests/models/test_add_a_family.py.
 RUN_ELSEWHERE = {"add-a-family.md"}
 # What is written on a terminal while bytes move, and gone at the end.
-PROGRESS = re.compile(r"^(converting|verifying|comparing|reading): .*\n", re.M)
+PROGRESS = re.compile(r"^(converting|verifying|comparing|digesting|reading): .*\n", re.M)
 # Numbers that are not the same twice.
 MEASURED = re.compile(
     r"\d+(\.\d+)? (?:[KMGT]i)?B/s|(?<=peak )\d+\.\d+(?= [KMG]iB)|(?<=floor of )\d+\.\d+|(?<=--max-ram )\d+(?=M or)"
@@ -174,7 +174,7 @@ def test_every_command_in_a_table_of_the_readme_runs(
     shutil.copytree(folder, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     rows = re.findall(r"^\|.* \| `(streamconv [^`]+)` \|$", (ROOT / "README.md").read_text(), re.M)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for command in rows:
         done = run_main(*shlex.split(command)[1:])
         assert done.returncode == 0, f"{command}: {done.stderr}"

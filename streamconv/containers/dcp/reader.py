@@ -27,7 +27,7 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import Piece, Storage
 from streamconv.io.reading import InputFile, reading, status_of
 
-__all__ = ["DistributedCheckpoint", "open_distcp", "open_distributed"]
+__all__ = ["DistributedCheckpoint", "item_label", "open_distcp", "open_distributed"]
 
 _SHOWN = 80
 
@@ -143,7 +143,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     for name, items in sorted(by_file.items()):
         with reading(folder / name) as file:
             ordered = _ordered(items, file)
-            files[name] = tuple(_label(metadata, item) for item in ordered)
+            files[name] = tuple(item_label(metadata, item) for item in ordered)
             for item in ordered:
                 if item.start is None:
                     objects[item.name] = _place(item, file)
@@ -155,7 +155,7 @@ def open_distributed(folder: Path) -> DistributedCheckpoint:
     return DistributedCheckpoint(folder, tensors, objects, metadata.rest, files, dict(calls), metadata.notes)
 
 
-def _label(metadata: Metadata, item: Item) -> str:
+def item_label(metadata: Metadata, item: Item) -> str:
     """The name of an item, followed by the box of its chunk unless that is the whole tensor."""
     if item.start is None:
         return item.name
@@ -184,7 +184,7 @@ def _ordered(items: Iterable[Item], file: InputFile) -> list[Item]:
 def _named(metadata: Metadata, items: Iterable[Item], file: InputFile) -> Iterator[tuple[str, StoredFile | Storage]]:
     seen = set()
     for item in _ordered(items, file):
-        label = _label(metadata, item)
+        label = item_label(metadata, item)
         if label in seen:
             raise DamagedError(f"two items are named {label[:_SHOWN]}", where=file.path)
         seen.add(label)
@@ -209,7 +209,7 @@ def _open_object(place: Storage, file: InputFile) -> StoredFile | None:
 def _open_chunk(metadata: Metadata, item: Item, file: InputFile) -> StoredFile:
     """Open an item, and check that it is a tensor of the shape and the dtype that ``.metadata`` records."""
     entry, chunk = metadata.tensors.get(item.name), metadata.chunk(item)
-    part = open_part(file, item.offset, item.nbytes, f"{_label(metadata, item)}/")
+    part = open_part(file, item.offset, item.nbytes, f"{item_label(metadata, item)}/")
     tensor = part.state
     if entry is None or not isinstance(tensor, LazyTensor):
         raise DamagedError(f"{item.name[:_SHOWN]}: byte {item.offset} begins no tensor", where=file.path)

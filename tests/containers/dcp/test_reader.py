@@ -514,4 +514,4 @@ def quietly(opening: Callable[[], Any]) -> None:
 
 
 def test_the_module_gives_what_it_says() -> None:
-    assert set(ours.__all__) == {"DistributedCheckpoint", "open_distcp", "open_distributed"}
+    assert set(ours.__all__) == {"DistributedCheckpoint", "item_label", "open_distcp", "open_distributed"}
