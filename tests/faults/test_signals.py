@@ -84,7 +84,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return tree(out)
 
 
-@pytest.mark.parametrize(("call", "step"), [("sync", 3), ("rename", 1)])
+@pytest.mark.parametrize(("call", "step"), [pytest.param("sync", 3, marks=pytest.mark.slow), ("rename", 1)])
 def test_a_signal_while_the_result_appears(call: str, step: int, expected: dict[str, bytes], tmp_path: Path) -> None:
     """Whole or not there, before and after it is decided; and the last words hold."""
     appeared = set()
@@ -102,6 +102,7 @@ def test_a_signal_while_the_result_appears(call: str, step: int, expected: dict[
     assert appeared == ({True, False} if call == "sync" else {True})
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_result_is_printed(expected: dict[str, bytes], tmp_path: Path) -> None:
     ends = set()
     for at in count(1):

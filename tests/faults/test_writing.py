@@ -17,6 +17,7 @@ LAYER = BLOOM / "global_step3" / "layer_03-model_00-model_states.pt"
 FREE = "  remedy: free disk space and run the same command again\n"
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_another_name_is_full(tmp_path: Path) -> None:
     """Each number of inodes is too small at another call: to make a folder, a file, the journal, a link."""
     codes, said = [], set()
@@ -68,7 +69,9 @@ def test_a_disk_that_fails_for_once_is_a_reason_to_run_again(tmp_path: Path) -> 
     assert run_main(BLOOM, tmp_path / "out").returncode == 0
 
 
-@pytest.mark.parametrize(("flag", "what"), [("--html", "page"), ("--plot", "picture")])
+@pytest.mark.parametrize(
+    ("flag", "what"), [("--html", "page"), pytest.param("--plot", "picture", marks=pytest.mark.slow)]
+)
 def test_a_report_that_finds_no_room_is_a_full_disk(flag: str, what: str) -> None:
     if flag == "--plot":
         pytest.importorskip("matplotlib")
