@@ -115,7 +115,7 @@ def _with_value(each: Option) -> str:
     if each.is_switch or each.repeats:
         return each.flag
     value = "WORD" if each.kind.words else each.kind.metavar
-    return f"{each.flag} {value}" if each.bare is None else f"{each.flag} [{value}]"
+    return f"{each.flag} {value}" if each.kind.bare is None else f"{each.flag} [{value}]"
 
 
 def _meaning(each: Option) -> str:

@@ -150,11 +150,11 @@ class Command(click.Command):
 
     def _with_values(self, args: Sequence[str]) -> Iterator[str]:
         """The words, with the value that a flag alone stands for: the next word may be a path."""
-        bare = {each.flag: each for each in self.known.values() if each.bare is not None}
+        bare = {each.flag: each for each in self.known.values() if each.kind.bare is not None}
         for word, following in zip_longest(args, args[1:], fillvalue=""):
             bare = {} if word == "--" else bare  # what follows are paths
             each = bare.get(word)
-            yield word if each is None or following.lower() in each.kind.words else f"{word}={each.bare}"
+            yield word if each is None or following.lower() in each.kind.words else f"{word}={each.kind.bare}"
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """``streamconv convert [OPTIONS] SRC DST``."""
@@ -223,7 +223,7 @@ def _row(each: Option) -> tuple[str, str]:
     if takes_no_value:
         return names, each.help
     metavar = each.kind.metavar
-    if each.bare is not None:
+    if each.kind.bare is not None:
         return f"{names} [{each.kind.words[-1]}]", each.help
     if each.kind.words:
         return f"{names} WORD", f"{each.help} [{metavar}]"

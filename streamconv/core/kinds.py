@@ -55,7 +55,8 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 class ValueKind:
     """A kind of value. ``metavar`` stands for a value in the help; ``words`` are the values, if they can be listed;
-    ``python`` is the type of a value in Python, ``folder`` says that it is the path of a folder or of a file.
+    ``python`` is the type of a value in Python, ``folder`` says that it is the path of a folder or of a file. ``bare``
+    is the word that the flag alone stands for, if it may be given so.
 
     ``read`` takes text from the command line or the environment, ``check`` a value from Python; what ``check``
     returned, it returns again unchanged.
@@ -64,6 +65,7 @@ class ValueKind:
     metavar = "VALUE"
     python = "str"
     folder: bool | None = None
+    bare: str | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -180,6 +182,7 @@ class Choice(ValueKind):
         words: the words, or a mapping of the words to the values that they stand for, or a function that returns one.
         also: words that stand for one of ``words``.
         python: the type of a value in Python.
+        bare: the word that the flag alone stands for.
     """
 
     def __init__(
@@ -187,8 +190,9 @@ class Choice(ValueKind):
         words: Sequence[str] | Mapping[str, Any] | Callable[[], Sequence[str]],
         also: Mapping[str, str] | None = None,
         python: str = "str",
+        bare: str | None = None,
     ) -> None:
-        self._words, self._also, self.python = words, also or {}, python
+        self._words, self._also, self.python, self.bare = words, also or {}, python, bare
 
     @property
     def values(self) -> dict[str, Any]:

@@ -38,7 +38,6 @@ def option(
     main: bool = False,
     destroys: bool = False,
     repeats: bool = False,
-    bare: str | None = None,
 ) -> Any:
     """Declare an option, as the default of a dataclass's field.
 
@@ -54,7 +53,6 @@ def option(
         main: whether the help shows it among the options that matter first.
         destroys: whether it destroys or overrules something, and so is not read from the environment.
         repeats: whether a :class:`Flag` counts how often it is given.
-        bare: the word of a :class:`Choice` that the flag alone stands for, if it may be given without one.
     """
     return field(
         default=default,
@@ -69,7 +67,6 @@ def option(
                 "main": main,
                 "destroys": destroys,
                 "repeats": repeats,
-                "bare": bare,
             }
         },
     )
@@ -90,7 +87,6 @@ class Option:
     main: bool
     destroys: bool
     repeats: bool
-    bare: str | None
 
     @property
     def variable(self) -> str | None:

@@ -41,9 +41,8 @@ class ReferenceOptions:
     """Whether the formats' own readers are asked too."""
 
     reference: str | None = option(
-        Choice(("sample", "all")),
+        Choice(("sample", "all"), bare="sample"),
         "open every file with its format's own reader too, under mapping, and compare a sample of tensors (default), "
         "or all",
-        bare="sample",
         main=True,
     )

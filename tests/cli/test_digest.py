@@ -87,7 +87,7 @@ def test_another_type_is_refused_by_name(digests: Path, tmp_path: Path) -> None:
         (["digest", BLOOM, "--to", "hf"], 2, "--to"),
         (["verify", BLOOM, "--against", "{none}"], 3, "no such file"),
         (["verify", BLOOM, "--against", "{config}"], 3, "JSON of the schema None"),
-        (["verify", BLOOM, "--against", "{digests}", "--replicated", "mean"], 2, "has no meaning with digests"),
+        (["verify", BLOOM, "--against", "{digests}", "--replicated", "mean"], 2, "has no meaning with"),
         (["diff", BLOOM, "{digests}"], 3, "JSON"),
     ],
 )

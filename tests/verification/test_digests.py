@@ -385,7 +385,7 @@ def test_a_file_that_is_cut_off_is_damaged(gpt: tuple[Path, Path]) -> None:
 
 
 def test_options_about_the_model_that_is_gone_are_refused(gpt: tuple[Path, Path]) -> None:
-    with pytest.raises(UsageError, match="has no meaning with digests"):
+    with pytest.raises(UsageError, match="has no meaning with"):
         verify(*gpt, replicated="mean", **RAM)
     with pytest.raises(UsageError, match="qkv_layout"):
         verify(LLAMA.parent / "mcore_llama_dist_tp2pp2", gpt[1], qkv_layout="blocks", num_heads=4, **RAM)
