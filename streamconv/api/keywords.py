@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from streamconv.api import typed
-    from streamconv.inspection.open_checkpoint import ReferenceCheckpoint
 
 __all__ = ["bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
 
@@ -246,12 +245,14 @@ def open_checkpoint(
 
 
 @overload
-def open_checkpoint(path: AnyPath, *, tag: str | None = None, reader: Literal["reference"]) -> ReferenceCheckpoint: ...
+def open_checkpoint(
+    path: AnyPath, *, tag: str | None = None, reader: Literal["reference"]
+) -> streamconv.ReferenceCheckpoint: ...
 
 
 def open_checkpoint(
     path: AnyPath, *, tag: str | None = None, reader: str = "streamconv"
-) -> streamconv.Checkpoint | ReferenceCheckpoint:
+) -> streamconv.Checkpoint | streamconv.ReferenceCheckpoint:
     """Open a file of tensors, or a folder of them, lazily and without executing anything in it.
 
     >>> tensors = streamconv.open_checkpoint("checkpoints/bloom")

@@ -12,8 +12,17 @@ _MOST_BITS = 10000
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: names come from files, and a terminal obeys some characters."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text with control characters replaced: names come from files, and a terminal obeys some characters.
+
+    A byte of a path that is no text stays legible: Python has it as a surrogate, whose number is written.
+    """
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return f"\\u{ord(character):x}" if "\ud800" <= character <= "\udfff" else "\N{REPLACEMENT CHARACTER}"
 
 
 def printable_lines(text: str) -> str:

@@ -46,50 +46,31 @@ def progress_bar(
         finally:
             bar.end()
     else:
-        lines = _Lines(stream, verb)
-        yield lines.show
-        lines.end()
+        yield _Lines(stream, verb).show
 
 
 class _Lines:
-    """A line every few seconds, and one at the end of each pass."""
+    """A line every few seconds, and at the end."""
 
     seconds = _LINE_SECONDS
 
     def __init__(self, stream: TextIO, verb: str) -> None:
         self.stream, self.verb, self.lock = stream, verb, Lock()
         self.began = self.last = time.monotonic()
-        self.done = self.total = 0
 
     def show(self, done: int, total: int) -> None:
         with self.lock:
-            if self.done == self.total and done < self.done:
-                self._end()  # another pass begins
-            self.done, self.total = max(done, self.done), total
-            if time.monotonic() - self.last >= self.seconds and done < total:
-                self._show()
-
-    def end(self) -> None:
-        """Write the last line of the last pass."""
-        with self.lock:
-            self._end()
-
-    def _end(self) -> None:
-        if self.total:
-            self._show()
-        self.began = time.monotonic()
-        self.done = self.total = 0
-
-    def _show(self) -> None:
-        self.last = now = time.monotonic()
-        rate = self.done / max(now - self.began, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        share = self.done / self.total if self.total else 1.0
-        words = f"{format_bytes(self.done)} of {format_bytes(self.total)} ({int(100 * share)}%)"
-        self.write(f"{words}, {format_bytes(rate)}/s, {left:.0f} s left", share)
+            now = time.monotonic()
+            if now - self.last < self.seconds and done < total:
+                return
+            self.last = now
+            rate = done / (now - self.began)
+            left = (total - done) / rate if rate else 0.0
+            share = done / total if total else 1.0
+            words = f"{format_bytes(done)} of {format_bytes(total)} ({int(100 * share)}%)"
+            self.write(f"{words}, {format_bytes(rate)}/s, {left:.0f} s left", share)
 
     def write(self, words: str, share: float) -> None:
-        """Write a line."""
         print(f"{self.verb}: {words}", file=self.stream, flush=True)
 
 
@@ -99,13 +80,11 @@ class _Bar(_Lines):
     seconds = _BAR_SECONDS
 
     def write(self, words: str, share: float) -> None:
-        """Write the line anew."""
         signs = round(share * _BAR_SIGNS)
         line = f"{self.verb} [{'#' * signs}{'-' * (_BAR_SIGNS - signs)}] {words}"
         print(f"{_ANEW}{line[: self._width() - 1]}", end="", file=self.stream, flush=True)
 
     def end(self) -> None:
-        """Delete the line."""
         with self.lock:
             print(_ANEW, end="", file=self.stream, flush=True)
 

@@ -365,7 +365,7 @@ def test_every_verb_says_what_it_did(tmp_path: Path) -> None:
     for words, said in (
         (("inspect", BLOOM), "inspected <InspectionReport: "),
         (("verify", BLOOM), "verified <Verification: whole"),
-        (("diff", BLOOM, BLOOM), "compared <Comparison: equal"),
+        (("diff", BLOOM, BLOOM), "compared <Comparison: the parameters are equal"),
         (("bench", tmp_path, "--size", "1M"), "measured <DiskReport: "),
         (("families",), "listed <FamilyTable: "),
     ):

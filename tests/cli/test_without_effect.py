@@ -90,7 +90,7 @@ def test_every_option_of_one_side_is_for_that_side(whole: Path) -> None:
     assert not streamconv.diff(TORCH_DIST, ZERO, num_heads=4).is_equal
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_ram", "1G"), ("io", "mmap"), ("jobs", 2)])
+@pytest.mark.parametrize(("name", "value"), [("max_ram", "1G"), ("io", "pread"), ("jobs", 2)])
 def test_how_values_are_read_says_nothing_where_none_are(name: str, value: object) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(streamconv.UsageError, match=rf"^{name} \(.*\) has no meaning without stats=True or check=True"):

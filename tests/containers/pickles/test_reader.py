@@ -36,7 +36,9 @@ BYTES = {
 text = st.text(st.characters(exclude_categories=()))
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | text | st.binary()
 big = st.integers(-(1 << 900), 1 << 900)
-keys = st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 64) | st.floats(allow_nan=False) | text | st.binary()
+keys = (
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False) | text | st.binary()
+)
 plain = st.recursive(
     scalars | big,
     lambda inner: (
