@@ -33,8 +33,9 @@ def _facts(found: Digests) -> Iterator[tuple[str, str]]:
         yield "vocabulary", f"{found.vocabulary} true rows, without padding"
     if found.records is not None:
         records = found.records
-        words = f"{plural(records.checked, 'record')} compared; {records.in_part} read in part"
-        yield "CRC-32", words + (f", {records.without_crc} have none" if records.without_crc else "")
+        more = ((records.in_part, "read in part"), (records.without_crc, "have none"))
+        words = [f"{plural(records.checked, 'record')} compared", *(f"{count} {what}" for count, what in more if count)]
+        yield "CRC-32", ", ".join(words)
     for drift in found.drifts:
         yield "warning", f"{drift.name}: copies differ in {drift.elements} elements, by at most {drift.largest:g}"
     for key in found.left_out:
