@@ -50,7 +50,7 @@ def test_an_argument_that_pads_the_vocabulary_counts(name: str, value: int, rows
     assert args.padded_vocab_size == rows
     assert getattr(args, name) == value
     work = plan(tmp_path / "hf", to="megatron-legacy", tp=2, config={name: value})
-    assert any(name in fact.what and fact.evidence == "--config" for fact in work.facts)
+    assert any(name in fact.what and fact.evidence == "config" for fact in work.facts)
 
 
 def test_an_argument_that_the_model_contradicts(tmp_path: Path) -> None:
