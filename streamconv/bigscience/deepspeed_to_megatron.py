@@ -67,7 +67,8 @@ def _run(words: list[str]) -> int:
         "verbose": arguments.verbose,
     }
     known = {**options_of_verb("convert"), **all_options([OutputOptions])}
-    given = Given.checked(known, options, {name: f"--target_{name} {options[name]}" for name in ("tp", "pp")})
+    given = Given(options, spelled={name: f"--target_{name} {options[name]}" for name in ("tp", "pp")})
+    given.check(known)
     try:
         return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)
     except StreamconvError as error:

@@ -189,16 +189,10 @@ class Given:
                 values[name] = _checked(known[name], value, spelled[name])
         return cls(values, spelled=spelled)
 
-    @classmethod
-    def checked(cls, known: Mapping[str, Option], values: Mapping[str, Any], spelled: Mapping[str, str]) -> Given:
-        """Options that another command line than streamconv's gave, under its own names.
-
-        Raises:
-            UsageError: an option cannot have its value.
-        """
-        for name, value in values.items():
-            _checked(known[name], value, spelled.get(name, f"{known[name].flag} {as_shown(value)}"))
-        return cls(values, spelled=spelled)
+    def check(self, known: Mapping[str, Option]) -> None:
+        """Check all values at once; raises :class:`UsageError` if an option cannot have its own."""
+        for name, value in self.values.items():
+            _checked(known[name], value, self.spelled.get(name, f"{known[name].flag} {as_shown(value)}"))
 
     def word_for(self, each: Option) -> str:
         """The flag or the keyword by which an option was given: ``--a-tag`` for ``--tag``, if it is of one side."""
@@ -235,8 +229,8 @@ class Given:
             raise
 
     def plus(self, **values: Any) -> Given:
-        """The same, with these values."""
-        return replace(self, values={**self.values, **values})
+        """The same, with these values, which nobody said."""
+        return replace(self, values={**self.values, **values}, ambient=self.ambient.union(values))
 
     def side(self, prefix: str, names: Iterable[str], shared: Iterable[str] | None = None) -> Given:
         """Of options for several checkpoints, those of the one called ``prefix``; its own outweigh those for all.

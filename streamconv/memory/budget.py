@@ -103,10 +103,8 @@ def parse_size(text: str) -> int:
         InvalidValue: the text is not a size.
     """
     match = re.fullmatch(r"([0-9]+)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
+    if match is None or match[2].upper() not in _UNITS or not match[1].strip("0"):
         raise InvalidValue("not a size", "write 8M or 512K")
-    if not match[1].strip("0"):
-        raise InvalidValue("must be more than 0")
     unit = int(_UNITS[match[2].upper()])
     refuse_beyond(float(match[1]) * unit)
     return int(match[1].lstrip("0")) * unit

@@ -27,7 +27,7 @@ class SizeText(Text):
         if hasattr(type(said), "__index__") and not isinstance(said, bool):
             number = operator.index(said)
             if number < 0:
-                raise InvalidValue("must be more than 0")
+                raise InvalidValue("not a size", "write 8M or 512K")
             refuse_beyond(number)
             said = str(number)
         if not isinstance(said, str):

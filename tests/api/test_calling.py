@@ -213,7 +213,7 @@ def test_the_types_of_a_function_can_be_asked_for(name: str) -> None:
 
 
 def test_help_says_what_a_keyword_takes() -> None:
-    text = pydoc.plain(pydoc.render_doc(streamconv.plan))
+    text = " ".join(pydoc.plain(pydoc.render_doc(streamconv.plan)).split())
     for words in ("src: str | os.PathLike[str], *, ", "tp: int | None = None", "-> 'streamconv.Plan'"):
         assert words in text
     assert "AnyPath" not in text

@@ -116,7 +116,7 @@ def test_a_path_that_is_no_text_is_printed(tmp_path: Path) -> None:
     out = folder.with_name(f"{folder.name}-out")
     assert r"/b\udcff\udcfe-out: 4 files" in said("convert", folder, out, "--max-ram", "1G")
     assert said("verify", out, "--against", folder).startswith("container: whole")
-    assert "\\ufffd" in said("inspect", folder, encoding="ascii")
+    assert r"/b\udcff\udcfe" in said("inspect", folder, encoding="ascii")
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_text_is_read_and_a_value_stays_as_it_is(kind: ValueKind, text: str, val
         (PathTo("DIR", folder=True), "a\0b", "a null character"),
         (SizeText(), 1.5, "a float, not a size"),
         (SizeText(), "lots", "not a size"),
-        (SizeText(), 0, "must be more than 0"),
+        (SizeText(), 0, "not a size"),
         (Budget(), "101%", "more than all of it"),
         (Budget(), 0, "must be more than 0"),
     ],
