@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 __all__ = ["Guess", "count", "guess_family", "place_of"]
 
-_LAYER = re.compile(r"(?:^|.*[.:])(?:layers|h|blocks|layer|block)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:^|.*[.:])(?:layers|h|blocks|layer|block)\.([0-9]{1,9})\.(.+)", re.DOTALL)
 Keys = frozenset[str]
 
 

@@ -11,6 +11,8 @@ from streamconv.inspection.report import TensorRow
 
 __all__ = ["first_byte", "storage_facts", "tensor_rows"]
 
+_LONGEST_NAME = 200
+
 
 def first_byte(tensor: LazyTensor) -> int | None:
     """The offset of a tensor in its file in bytes, None if it is empty or stored in several places."""
@@ -29,7 +31,8 @@ def tensor_rows(tensors: Mapping[str, LazyTensor], file: str, prefix: str = "") 
         if offset is not None:
             key = tensor.pieces[0].views[0].storage, offset
             other = first.setdefault(key, name)
-            shares = other if other != name else None
+            # Cut, since each of many tensors may share the bytes of one with a name as long as the file.
+            shares = other[:_LONGEST_NAME] if other != name else None
         layer, parameter = place_of(name)
         rows.append(
             TensorRow(

@@ -23,8 +23,7 @@ def contradictions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str
     """Mechanisms that the arguments require and the family lacks, and those that it has and they deny; in words."""
     has = family.mechanisms.__contains__
     experts = args.get("num_experts")
-    most = max(experts, default=1) if isinstance(experts, list) else experts
-    if isinstance(most, int) and most > 1:
+    if any(isinstance(count, int) and count > 1 for count in (experts if isinstance(experts, list) else [experts])):
         yield "a mixture of experts (MoE)"
     gated = "swiglu" if args.get("swiglu") else args.get("glu_activation")
     if gated and not (has(made_of.SWIGLU) and gated == "swiglu"):
@@ -60,6 +59,7 @@ def _positions(family: ModelFamily, args: Mapping[str, Any]) -> Iterator[str]:
     if rotary and percent not in (None, 1) and not has(made_of.PARTIAL_ROTARY):
         yield f"rotary positions in a part of each head (args.rotary_percent is {shown(percent)})"
     kind = getattr(args.get("position_embedding_type"), "args", None)
-    named = _POSITION_ENUM.get(kind[0]) if isinstance(kind, tuple) and kind else None
+    number = kind[0] if isinstance(kind, tuple) and kind else None
+    named = _POSITION_ENUM.get(number) if isinstance(number, int) else None
     if named is not None and not has(named):
         yield f"{named.name} positions"

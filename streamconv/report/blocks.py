@@ -42,6 +42,8 @@ class Remarks:
 
 
 Block = Pairs | Table | Remarks
+# Columns are aligned up to here: one name of a million characters would make every row as long.
+_WIDEST = 200
 
 
 def plural(number: int, what: str) -> str:
@@ -62,7 +64,7 @@ def plain_text(blocks: Iterable[Block]) -> str:
 
 def _lines(block: Block) -> list[str]:
     if isinstance(block, Pairs):
-        width = max(len(name) for name, _ in block.rows)
+        width = min(_WIDEST, max(len(name) for name, _ in block.rows))
         return [block.title, *(f"  {name:{width}}  {value}".rstrip() for name, value in block.rows)]
     if isinstance(block, Remarks):
         lines = [block.title]
@@ -76,7 +78,7 @@ def _lines(block: Block) -> list[str]:
 def _columns(table: Table) -> list[str]:
     names = [heading.removeprefix(">") for heading in table.headings]
     rows: list[Sequence[str]] = [names, *table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    widths = [min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(len(names))]
     right = [heading.startswith(">") for heading in table.headings]
     lines = []
     for number, row in enumerate(rows):

@@ -123,5 +123,11 @@ CASES: dict[str, Callable[[], bytes]] = {
     "control characters in a dtype.safetensors": lambda: safetensors(
         {"a": {"dtype": f"F32{ESCAPE}", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)
     ),
+    "a long name beside 20,000 short ones.pt": lambda: torch_zip(
+        table(**{"n" * 1_000_000: W + kept(1)}, **{f"{n}": again(1) for n in range(20_000)})
+    ),
+    "names that a pattern tries again and again.pt": lambda: torch_zip(
+        table(**{"layers.1." * 100_000 + "\n": W, "h." + "9" * 100_000 + ".w": W, "layers." * 100_000 + "\n": W})
+    ),
     "half of a surrogate pair as a name.pt": lambda: torch_zip(table(**{"\udc80": W, "x": text("\ud800")})),
 }

@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from tests.fuzz.grow import Grower
 from tests.fuzz.parts import Entry, zipped
@@ -86,6 +87,33 @@ def exchanged(rng: random.Random, pickled: bytes) -> bytes:
     for start, end in sorted(rng.sample(places, min(len(places), rng.choice((1, 1, 2, 4)))), reverse=True):
         pickled = pickled[:start] + grower.value(rng.choice((0, 3, 5))) + pickled[end:]
     return pickled
+
+
+def with_value(pickled: bytes, name: str, value: bytes) -> bytes:
+    """A pickle in which the constant beside each string ``name`` is another value."""
+    found = [(code.name, arg, place) for code, arg, place in pickletools.genops(pickled) if place is not None]
+    ends = dict(pairwise([place for _, _, place in found]))
+    values = [entry for entry in found if not entry[0].endswith("PUT") and entry[0] != "MEMOIZE"]
+    places = [start for (_, arg, _), (code, _, start) in pairwise(values) if arg == name and code in _CONSTANTS]
+    for start in reversed(places):
+        pickled = pickled[:start] + value + pickled[ends[start] :]
+    return pickled
+
+
+def names_in(pickled: bytes) -> list[str]:
+    """The strings in a pickle that a constant follows, as an argument's name."""
+    found = [(code.name, arg) for code, arg, _ in pickletools.genops(pickled)]
+    values = [entry for entry in found if not entry[0].endswith("PUT") and entry[0] != "MEMOIZE"]
+    pairs = pairwise(values)
+    return [str(arg) for (code, arg), (after, _) in pairs if code == "BINUNICODE" and after in _CONSTANTS]
+
+
+def repickled(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A zip of torch with another pickle, and the right checksum of it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    changed = {name: change(content) if name.endswith("data.pkl") else content for name, content in records.items()}
+    return zipped([Entry.of(name, content) for name, content in changed.items()])
 
 
 def rezipped(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:

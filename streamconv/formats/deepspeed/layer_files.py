@@ -31,7 +31,7 @@ __all__ = [
     "open_layers",
 ]
 
-_ENCODER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
+_ENCODER_KEY = re.compile(r"layers\.([0-9]{1,9})\.(.+)", re.DOTALL)
 
 LayerFiles = dict[int, dict[int, StoredFile]]
 """The files of each layer by tensor-parallel rank; ranks may be missing if faults are collected."""

@@ -19,6 +19,9 @@ __all__ = ["PipelineModules", "balanced_bounds", "probed_bounds", "stages_by_met
 Version = tuple[int, ...]
 
 
+_PLAIN = re.compile(r"[\w|.^$]*", re.ASCII)
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineModules:
     """The modules that were partitioned, in order: class name and trainable parameters of each on one rank.
@@ -37,7 +40,8 @@ def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Ve
 
     Args:
         modules: the modules that were partitioned.
-        method: ``uniform``, ``parameters`` or ``type:regex``, as in ``args.pp_partition_method``.
+        method: ``uniform``, ``parameters`` or ``type:regex``, as in ``args.pp_partition_method``. A regex comes from a
+            file, and with repetitions in it could take years: it must be words with ``|`` between them.
         pp: the number of stages.
         version: DeepSpeed's (``ds_version``), None if unknown.
     """
@@ -47,10 +51,10 @@ def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Ve
     elif method == "parameters":
         candidates = _candidates(version, (0, 12, 5), modules.numels, pp, probed_bounds, balanced_bounds)
     elif method.startswith("type:"):
-        try:
-            pattern = re.compile(method.split(":")[1], re.IGNORECASE)
-        except re.error:
+        words = method.split(":")[1]
+        if not _PLAIN.fullmatch(words):
             return None
+        pattern = re.compile(words, re.IGNORECASE)
         weights = [1 if pattern.search(name) else 0 for name in modules.names]
         candidates = _candidates(version, (0, 12, 5), weights, pp, probed_bounds, balanced_bounds)
     else:

@@ -15,7 +15,7 @@ from streamconv.models.parameter import Section
 
 __all__ = ["find_stages"]
 
-_PARAM = re.compile(r"(\d+)\..+")
+_PARAM = re.compile(r"([0-9]{1,9})\..+", re.DOTALL)
 
 
 def find_stages(
@@ -81,7 +81,7 @@ def _recorded(folder: Path, layers: Layers, param_shapes: Sequence[Any]) -> tupl
 def _recomputed(
     layers: Layers, args: Mapping[str, Any], method: str, pp: int, version: str | None
 ) -> tuple[int, ...] | None:
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
+    match = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version or "")
     number = tuple(map(int, match.groups())) if match else None
     layouts = {stages_by_method(_modules(layers, args, norm), method, pp, number) for norm in (True, False)}
     # bigscience builds the embedding norm on the first stage only (dd06ea32), so ranks may count differently.

@@ -196,7 +196,7 @@ def _stages(
     )
     stages, fact = find_stages(model.path, files, model.pp, shapes, None, version or None, None)
     if stages is None and model.pp is not None and run.partition_method is not None:
-        match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+        match = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
         number = tuple(map(int, match.groups())) if match else None
         stages = stages_by_method(_modules(layers), run.partition_method, model.pp, number)
         if stages is not None:

@@ -203,3 +203,9 @@ def test_balanced_runs_are_deepspeeds_even_where_other_cuts_balance_better() -> 
     assert balanced_bounds(weights, 4) == [0, 1, 2, 4, 5]
     assert spread(weights, [0, 1, 2, 4, 5]) == 79
     assert min(spread(weights, [0, *cuts, 5]) for cuts in combinations(range(1, 5), 3)) == 76
+
+
+@pytest.mark.parametrize("method", ["type:((.+)+)+x", "type:(", "type:(?:.?){30}y", "type:[a-z]+q"])
+def test_a_pattern_that_could_take_years_is_not_tried(method: str) -> None:
+    assert stages_by_method(BLOOM, method, 12, NEWEST) is None
+    assert stages_by_method(BLOOM, "type:transformer|embedding", 12, NEWEST) == BLOOM_STAGES

@@ -52,8 +52,8 @@ LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linea
 
 # A stack of all layers along the first axis, under any prefix, since optimizer states have one
 # [megatron/core/transformer/transformer_block.py:sharded_state_dict].
-_ANY_STACK = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)")
-_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)")
+_ANY_STACK = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)", re.DOTALL)
+_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)", re.DOTALL)
 _STACKED = "decoder.layers."
 _FINAL_NORM = "decoder.final_layernorm."
 _EMBEDDING = "embedding."

@@ -25,7 +25,7 @@ from streamconv.models.parameter import ParameterId, Section
 __all__ = ["HEAD_COPY", "cautions", "stage_tensors", "translated_args"]
 
 HEAD_COPY = "word_embeddings_for_head"
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"layers\.([0-9]{1,9})\.(.+)", re.DOTALL)
 _MODEL = "language_model"
 _RENAMED = {new: old for dialect in DIALECTS.values() for old, new in dialect.norms.items()}
 _OLDEST = "the oldest names"
