@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.options import Given
 from streamconv.core.result import Result
+from streamconv.core.shown import with_flags
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.inspection.inspect import InspectionReport, inspect
 from streamconv.inspection.integrity import check_files
@@ -74,6 +75,7 @@ def verify(
     own = given if against is None else own.forgiving(own.values)
     with own.naming_its_own():
         report = inspect(dst, own, InspectOptions(check=True), reading, progress)
+    report.findings = [_with_flags(finding, own.own_flags) for finding in report.findings]
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
@@ -88,6 +90,10 @@ def verify(
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
     _check_source(source, result.comparison, settings)
     return result
+
+
+def _with_flags(finding: Finding, flags: Mapping[str, str]) -> Finding:
+    return replace(finding, remedy=None if finding.remedy is None else with_flags(finding.remedy, flags))
 
 
 def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:
