@@ -43,7 +43,10 @@ class _Entries(PathTo):
         if isinstance(value, Mapping):
             if not all(isinstance(name, str) for name in value):
                 raise InvalidValue("entries that are not called by names", "give a mapping of names to values")
-            return {name: _entry(name, each) for name, each in value.items()}
+            try:
+                return {name: _entry(name, each) for name, each in value.items()}
+            except RecursionError:
+                raise InvalidValue("entries that hold themselves, or too deep for JSON") from None
         if not isinstance(value, str | os.PathLike):
             what = f"{as_shown(value)}, not entries by their names"
             raise InvalidValue(what, "give a mapping of names to values, or the path of a JSON file")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.options import Given
 from streamconv.core.result import Result
+from streamconv.core.shown import with_flags
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.inspection.inspect import InspectionReport, inspect
 from streamconv.inspection.options import InspectOptions
@@ -98,6 +99,7 @@ def verify(
     room = None if reference is None else fit_reference(dst, reading)
     with own.naming_its_own():
         report = inspect(dst, own, InspectOptions(check=True), reading, progress)
+    report.findings = [_with_flags(finding, own.own_flags) for finding in report.findings]
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
@@ -120,6 +122,10 @@ def verify(
     result.drifts = compare_replicas(made.replicas, "first", settings.io, settings.block)
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
     return result
+
+
+def _with_flags(finding: Finding, flags: Mapping[str, str]) -> Finding:
+    return replace(finding, remedy=None if finding.remedy is None else with_flags(finding.remedy, flags))
 
 
 def _root_faults(dst: Path, report: InspectionReport) -> list[Finding]:

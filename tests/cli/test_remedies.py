@@ -69,6 +69,17 @@ def test_the_options_that_stages_need_are_named_for_their_side(tmp_path: Path) -
         assert f"name one with {flag}: global_step3" in run(*words).stderr
 
 
+def test_a_finding_about_dst_names_dsts_option(tmp_path: Path) -> None:
+    for name in ("global_step3", "global_step4"):
+        shutil.copytree(BLOOM / "global_step3", tmp_path / "root" / name)
+    for words, flag in ((("--against", BLOOM), "--dst-tag"), ((), "--tag")):
+        done = run("verify", tmp_path / "root", *words)
+        assert f"remedy: choose with {flag}\n" in done.stdout
+        chosen = run("verify", tmp_path / "root", *words, flag, "global_step3")
+        assert chosen.returncode == 0, chosen.stderr
+        assert "choose with" not in chosen.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -202,6 +202,13 @@ def test_entries_of_numpy_are_entries(tmp_path: Path) -> None:
     assert torch.load(first, weights_only=False)["args"].seed == 77
 
 
+def test_an_entry_that_holds_itself_is_a_usage_error() -> None:
+    entries: dict[str, Any] = {"seed": 1}
+    entries["nested"] = [entries]
+    with pytest.raises(streamconv.UsageError, match=r"^config=.*: entries that hold themselves"):
+        streamconv.plan(BLOOM, config=entries)
+
+
 @pytest.mark.parametrize("value", [object(), b"x", {1, 2}, torch.float16, 10**5000], ids=lambda value: str(type(value)))
 def test_an_entry_that_json_has_no_word_for_is_a_usage_error(value: object) -> None:
     for entries in ({"seed": value}, {"seed": [{"x": value}]}):
