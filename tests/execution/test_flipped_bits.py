@@ -149,6 +149,8 @@ def test_padding_is_read_for_the_checksum_of_the_rows_before_it(tmp_path: Path) 
         streamconv.diff(other, source, **options)
     with pytest.raises(DamagedError, match=words):
         list(streamconv.stream(source, to="megatron-core", tp=1, pp=1, **options))
+    with pytest.raises(DamagedError, match=words):
+        streamconv.digest(source, **options)
 
 
 def test_a_stream_that_ends_early_says_what_was_not_checked(caplog: pytest.LogCaptureFixture) -> None:
