@@ -40,6 +40,10 @@ CONVERSIONS: dict[str, tuple[Path, Mapping[str, Any]]] = {
 FLIPS = 1000 // len(CONVERSIONS)
 
 
+class EndedError(Exception):
+    """What ends a run early."""
+
+
 @contextmanager
 def flipped(path: Path, byte: int, bit: int) -> Iterator[None]:
     """One bit turned over, as a disk turns it: neither size nor times change."""
@@ -61,10 +65,10 @@ def places(folder: Path) -> list[tuple[Path, str, int, int]]:
     return found
 
 
-def refusal(work: Plan) -> str:
+def refusal(work: Plan, out: Path | None = None) -> str:
     """What the conversion says of the damage that it finds, nothing if it finds none."""
     try:
-        run_plan(work, None, SERIAL)
+        run_plan(work, out, SERIAL)
     except DamagedError as error:
         return str(error)
     return ""
@@ -151,6 +155,32 @@ def test_padding_is_read_for_the_checksum_of_the_rows_before_it(tmp_path: Path) 
         list(streamconv.stream(source, to="megatron-core", tp=1, pp=1, **options))
     with pytest.raises(DamagedError, match=words):
         streamconv.digest(source, **options)
+
+
+def test_a_run_that_goes_on_compares_every_checksum_too(tmp_path: Path) -> None:
+    """The checksums of what an earlier run has read are in its journal."""
+    folder, out = tmp_path / "src", tmp_path / "out"
+    shutil.copytree(CORE / "torch_llama_tp2pp2", folder, ignore=shutil.ignore_patterns("oracle_*"))
+    work = streamconv.plan(folder, to="huggingface", vocab_size=101)
+    whole = run_plan(work, None, SERIAL)
+
+    def interrupt(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise EndedError
+
+    def begin() -> None:
+        with pytest.raises(EndedError):
+            run_plan(work, out, SERIAL, progress=interrupt, restart=True)
+
+    begin()
+    path, byte = last_padding_row(folder)
+    with flipped(path, byte, 0):
+        assert "its CRC-32 is " in refusal(work, out)
+    begin()
+    report = run_plan(work, out, SERIAL)
+    assert report.resumed_nbytes > 0
+    assert (report.records_checked, report.records_in_part) == (whole.records_checked, 0)
+    assert (report.read_nbytes, report.destination) == (whole.read_nbytes, out)
 
 
 def test_a_stream_that_ends_early_says_what_was_not_checked(caplog: pytest.LogCaptureFixture) -> None:
