@@ -115,7 +115,7 @@ def digests_dict(found: Digests) -> dict[str, Any]:
 
 def is_digests(path: Path) -> bool:
     """Whether a path is a file that begins as JSON does, as no checkpoint file begins."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises an OSError for a name that is too long
         return False
     with reading(path) as file:
         return file.read(0, 64).lstrip().startswith(b"{")

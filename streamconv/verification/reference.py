@@ -19,7 +19,7 @@ import psutil
 from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, open_any
 from streamconv.containers.reference.open import check_torch, open_reference
 from streamconv.containers.reference.torch_tensors import ReferenceFile
-from streamconv.core.errors import StreamconvError, UnsupportedError
+from streamconv.core.errors import StorageError, StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.result import Result
 from streamconv.memory.budget import format_bytes, parse_budget
@@ -31,7 +31,16 @@ from streamconv.values.sweep import SweepSettings, fit_sweep
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ALL", "FileCheck", "NotAgreed", "ReferenceCheck", "ReferenceRoom", "check_reference", "fit_reference"]
+__all__ = [
+    "ALL",
+    "FileCheck",
+    "NotAgreed",
+    "ReferenceCheck",
+    "ReferenceRoom",
+    "TensorVerdict",
+    "check_reference",
+    "fit_reference",
+]
 
 ALL = "all"
 """The mode in which every element of every tensor is compared."""
@@ -119,6 +128,13 @@ def check_reference(
     return result
 
 
+class TensorVerdict(NamedTuple):
+    """Why a tensor was not compared, or how the two readers differ; None and None if they agree."""
+
+    refused: str | None = None
+    different: str | None = None
+
+
 class FileCheck:
     """Compares one file after the other, and enters what it finds in the result."""
 
@@ -126,6 +142,7 @@ class FileCheck:
         self, result: ReferenceCheck, reader: TensorReader, room: ReferenceRoom, progress: Callable[[int], object]
     ) -> None:
         self.result, self.reader, self.room, self.progress = result, reader, room, progress
+        self.before = 0
 
     def file(self, name: str, path: Path) -> None:
         """Compare a file."""
@@ -133,6 +150,8 @@ class FileCheck:
             ours = open_any(path)
             tensors = ours.tensors()
             theirs = open_reference(ours)
+        except StorageError:
+            raise
         except StreamconvError as error:
             self.result.refused.append(NotAgreed(name, None, error.what))
             return
@@ -142,21 +161,21 @@ class FileCheck:
             who = "streamconv" if tensor in tensors else theirs.reader
             self.result.refused.append(NotAgreed(name, tensor, f"{who} alone finds it"))
         both = {tensor: tensors[tensor] for tensor in tensors if tensor in theirs}
-        before = self.result.nbytes
+        self.before = self.result.nbytes
         for tensor in both if self.result.mode == ALL else _sample(both):
-            why = self.tensor(both[tensor], theirs, tensor, before)
-            if why is not None:
-                self.result.refused.append(NotAgreed(name, tensor, why))
+            verdict = self.tensor(both[tensor], theirs, tensor)
+            for found, why in ((self.result.refused, verdict.refused), (self.result.different, verdict.different)):
+                found += [] if why is None else [NotAgreed(name, tensor, why)]
 
-    def tensor(self, ours: LazyTensor, theirs: ReferenceFile, name: str, before: int) -> str | None:
-        """Compare a tensor; returns why it cannot be compared, None if it was."""
+    def tensor(self, ours: LazyTensor, theirs: ReferenceFile, name: str) -> TensorVerdict:
+        """Compare a tensor."""
         if not theirs.is_mapped and 2 * ours.nbytes > self.room.nbytes:
-            room = format_bytes(self.room.nbytes)
-            return f"{theirs.reader} reads it whole: twice {format_bytes(ours.nbytes)} do not fit {room} of the budget"
+            sizes = f"twice {format_bytes(ours.nbytes)} do not fit {format_bytes(self.room.nbytes)} of the budget"
+            return TensorVerdict(refused=f"{theirs.reader} reads it whole: {sizes}")
         try:
             other = theirs[name]
         except UnsupportedError as error:
-            return error.what
+            return TensorVerdict(refused=error.what)
         self.result.compared += 1
         what = _unlike(ours, other)
         boxes = [] if what else list(parts((ours,), self.room.settings.block))
@@ -165,13 +184,10 @@ class FileCheck:
             theirs.give_back()
             if found is not None:
                 there = [first + index for first, index in zip(start, found, strict=True)]
-                what = f"it differs from what {theirs.reader} reads, first at {there}"
-                break
+                return TensorVerdict(different=f"it differs from what {theirs.reader} reads, first at {there}")
             self.result.nbytes += box.nbytes
-            self.progress(self.result.nbytes - before)
-        if what is not None:
-            self.result.different.append(NotAgreed(str(theirs.path), name, what))
-        return None
+            self.progress(self.result.nbytes - self.before)
+        return TensorVerdict(different=what)
 
 
 def _sample(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import BROKEN
 from streamconv.io.checksums import SourceChecksums
 from streamconv.models.biases import BY_ENTRY
+from streamconv.models.parameter import QKV
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import compare_replicas
 from streamconv.verification.digests import ALGORITHMS, CANONICAL, Digests, TensorDigest
@@ -128,7 +129,7 @@ def _flat(side: Side, rows: int | None) -> Iterator[tuple[str, LazyTensor]]:
     for name, tensor in side.tensors.items():
         if rows is not None and name in side.vocabulary:
             yield name, tensor.slice(0, 0, min(rows, tensor.shape[0]))
-        elif side.names == CANONICAL and name.rpartition(".")[2] in ("query", "key", "value"):
+        elif side.names == CANONICAL and name.rpartition(".")[2] in QKV:
             yield name, tensor.flatten(0).coalesced()
         else:
             yield name, tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +12,21 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from streamconv import UsageError, convert, open_checkpoint, verify
+from streamconv import UsageError, convert, inspect, open_checkpoint, verify
 from streamconv.containers.open_any import open_any
 from streamconv.containers.reference.open import open_reference
 from streamconv.core.errors import MemoryBudgetError
 from streamconv.values.options import ReadingOptions
 from streamconv.values.reader import TensorReader
-from streamconv.verification.reference import FileCheck, ReferenceCheck, check_reference, fit_reference
+from streamconv.verification.reference import (
+    FileCheck,
+    NotAgreed,
+    ReferenceCheck,
+    TensorVerdict,
+    check_reference,
+    fit_reference,
+)
+from streamconv.verification.verify import Verification
 from tests.damage import flip, records
 from tests.places import FRAMEWORKS, REAL
 
@@ -104,12 +113,19 @@ def test_a_difference_is_a_difference_and_named(tmp_path: Path) -> None:
     room = fit_reference(tmp_path, ReadingOptions(max_ram="4G"))
     with closing(TensorReader("pread", room.settings.block)) as reader:
         check = FileCheck(result, reader, room, lambda _: None)
-        whys = [check.tensor(tensor, open_reference(theirs), name, 0) for name, tensor in ours.tensors().items()]
-    assert whys == [None, None, None]
-    assert [(each.name, each.why) for each in result.different] == [
-        ("w", "it differs from what torch.load reads, first at [1, 1]"),
-        ("n", "float32 [2], the reference reads float32 [3]"),
+        verdicts = [check.tensor(tensor, open_reference(theirs), name) for name, tensor in ours.tensors().items()]
+    assert verdicts == [
+        TensorVerdict(),
+        TensorVerdict(different="it differs from what torch.load reads, first at [1, 1]"),
+        TensorVerdict(different="float32 [2], the reference reads float32 [3]"),
     ]
+    result.different.append(NotAgreed("x.pt", "w", "it differs"))
+    verification = Verification(inspect(tmp_path / "x.pt"), reference=result)
+    assert verification.exit_code == 7
+    assert re.search(
+        r"the reference reads otherwise: 1\n  file  tensor  why\n  x\.pt  w +it differs", str(verification)
+    )
+    assert repr(verification).startswith("<Verification: values differ")
 
 
 # -- refused -------------------------------------------------------------------------------------------------------

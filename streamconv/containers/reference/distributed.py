@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamconv.containers.dcp.metadata_reader import NAME, Metadata, TensorEntry, read_metadata
 from streamconv.containers.dcp.reader import item_label
-from streamconv.containers.reference.torch_tensors import ReferenceFile
+from streamconv.containers.reference.torch_tensors import REFUSALS, ReferenceFile, refused
 from streamconv.core.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -44,14 +44,17 @@ def open_chunks(path: Path) -> ReferenceFile:
     """The chunks of a ``.distcp``, by the names that :func:`streamconv.containers.dcp.reader.open_distcp` gives them.
 
     Raises:
-        UnsupportedError: there is no ``.metadata`` beside it; torch cannot read it without.
+        UnsupportedError: there is no ``.metadata`` beside it, which torch's reader needs, or there is no such reader.
         DamagedError, UnsafeError: the ``.metadata`` is not valid.
     """
     beside = path.with_name(NAME)
     if not beside.is_file():
         raise UnsupportedError(f"{_READER} refuses it: there is no {NAME} beside it", where=path)
     status = beside.stat()
-    metadata, reader = _folder(path.parent, status.st_mtime_ns, status.st_size)
+    try:
+        metadata, reader = _folder(path.parent, status.st_mtime_ns, status.st_size)
+    except REFUSALS as error:  # a torch that was built without it
+        raise refused(_READER, path, error) from error
     chunks = {
         item_label(metadata, item): (item.name, item.start)
         for item in metadata.items.values()
