@@ -16,7 +16,7 @@ __all__ = ["CONTAINERS", "check_effort"]
 CONTAINERS = (dict, list, tuple, Record)
 """The values of a pickle that hold others."""
 _PLAIN = frozenset((bool, float, type(None)))
-# Characters of an item's number in a dotted name, and of a key that is no text, with the dot.
+# Characters of an item's number in a dotted name, and of a key that is a tuple or an object, with the dot.
 _NUMBER, _OTHER = 4, 256
 _SMALL = 1 << 64
 
@@ -136,14 +136,14 @@ def _name(key: Any) -> int:
     """The characters of a key in a dotted name, with the dot."""
     if type(key) is str:
         return len(key) + 1
-    return _OTHER + (_leaf(key).text if isinstance(key, bytes | Global) else 0)
+    return (_OTHER if isinstance(key, tuple | Record) else _NUMBER) + _leaf(key).text
 
 
 def _leaf(value: Any) -> _Cost:
     """The cost of a value that holds no others."""
     text, nbytes = 0, 0
     if isinstance(value, str | bytes | bytearray):
-        text = len(value)
+        text = len(value) if isinstance(value, str) else 4 * len(value)
     elif isinstance(value, int):
         text = value.bit_length() // 3
     elif isinstance(value, Global):
