@@ -151,7 +151,7 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Inspecti
         ffn=count(args, "ffn_hidden_size"),
         heads=count(args, "num_attention_heads"),
         kv_groups=count(neutral_args(args), "num_key_value_heads", "num_attention_heads"),
-        vocabulary=Vocabulary(words.shape[0] if words else None),
+        vocabulary=Vocabulary(words.shape[0] if words and words.shape else None),
         positions=count(args, "max_position_embeddings"),
         parameters=sum(tensor.numel for tensor in parameters.values()),
         parameters_per_layer=in_layers // number if number and in_layers else None,

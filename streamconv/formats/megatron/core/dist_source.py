@@ -19,7 +19,7 @@ from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distrib
 from streamconv.containers.json_file import read_entries
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.common.shards import count_layers
+from streamconv.formats.common.shards import check_axes, count_layers
 from streamconv.formats.megatron.core.common_state import read_common_state
 from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, MOST_LAYERS, CoreName, parse_core_name
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
@@ -165,7 +165,9 @@ def _places(
             places[at] = part
     if not any(parameter.section is Section.EMBEDDING for parameter in places):
         raise DamagedError("there is no embedding among the tensors", where=folder)
-    return {at: (tensor,) for at, tensor in places.items()}, bool(stacks)
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {at: (tensor,) for at, tensor in places.items()}
+    check_axes(tensors, folder)
+    return tensors, bool(stacks)
 
 
 def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[ParameterId, LazyTensor]]:
