@@ -29,12 +29,14 @@ def _run(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     from streamconv.bigscience.dump import dump_lines
     from streamconv.bigscience.python_text import one_line
+    from streamconv.containers.pickles.machine import Global
     from streamconv.containers.torch_save.open import open_torch
 
     file = Path(arguments.file)
-    state = open_torch(file).state
+    opened = open_torch(file)
     print(f"loading checkpoint file: {one_line(arguments.file)}")
-    for line in dump_lines(state, arguments.file, file.stat().st_size):
+    has_sizes = Global("torch", "Size") in opened.globals
+    for line in dump_lines(opened.state, arguments.file, file.stat().st_size, has_sizes=has_sizes):
         print(line)
     sys.stdout.flush()
     return 0

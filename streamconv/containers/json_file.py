@@ -16,7 +16,7 @@ __all__ = ["read_config", "read_entries"]
 
 _MAX_CONFIG_NBYTES = 16 << 20
 # So that a product of several has less than 4300 digits, which Python refuses to write.
-_MOST_DIGITS = 300
+_MOST_DIGITS = 600
 _CORRECT = "if a program wrote it, download or copy it again; if you did, correct it"
 
 

@@ -28,10 +28,11 @@ class Effort:
         objects: the most containers and recalled values that a pickle may make.
         values: the most values to look at, each as often as it is held.
         text: the most characters in all of them, and in the dotted names that lead to them.
-        nbytes: the most bytes of the tensors.
+        tensors: the most tensors, each as often as it is held; one of its own takes 50 bytes of pickle.
+        nbytes: the most bytes of them.
     """
 
-    __slots__ = ("metadata", "nbytes", "objects", "stored", "text", "values", "where")
+    __slots__ = ("metadata", "nbytes", "objects", "stored", "tensors", "text", "values", "where")
 
     def __init__(self, where: str, metadata: int, stored: int = 0) -> None:
         """``metadata``: bytes of the pickle; ``stored``: those of the file that its tensors are in."""
@@ -39,6 +40,7 @@ class Effort:
         self.objects = metadata // 2 + (1 << 16)
         self.values = 2 * metadata + (1 << 17)
         self.text = 16 * metadata + (4 << 20)
+        self.tensors = metadata // 40 + (1 << 12)
         self.nbytes = 16 * stored + (256 << 20)
 
     def too_many_objects(self) -> UnsafeError:
@@ -50,7 +52,7 @@ class Effort:
         if depth > DEEPEST:
             raise self._error(f"containers nested deeper than {DEEPEST}")
 
-    def check(self, values: int, text: int, nbytes: int) -> None:
+    def check(self, values: int, text: int, tensors: int, nbytes: int) -> None:
         """Check what all of a file comes to.
 
         Raises:
@@ -61,6 +63,8 @@ class Effort:
             raise self._error(f"{what}: containers hold one another many times")
         if text > self.text:
             raise self._error(f"{_number(text)} characters of names and text in {self.metadata} bytes")
+        if tensors > self.tensors:
+            raise self._error(f"{_number(tensors)} tensors in {self.metadata} bytes: many are the same")
         if nbytes > self.nbytes:
             raise self._error(
                 f"its tensors have {_number(nbytes)} bytes, the file {self.stored}: elements are read many times"

@@ -107,7 +107,8 @@ def _add_facts(report: InspectionReport, surveyed: Survey) -> None:
         report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))
     tp = names.tp or count(args, "tensor_model_parallel_size")
     report.parallel = ParallelFacts(tp, surveyed.pp, names.dp)
-    words = next((row for row in report.tensors if row.name.endswith("word_embeddings.weight")), None)
+    matrices = (row for row in report.tensors if len(row.shape) == 2)
+    words = next((row for row in matrices if row.name.endswith("word_embeddings.weight")), None)
     stored = words.shape[0] * (tp or 1) if words else None
     report.model = ModelFacts(
         family=guess.family if guess else None,

@@ -75,7 +75,8 @@ def canonical_tensors(found: KnownModel) -> tuple[dict[str, LazyTensor], dict[st
     copies: dict[str, tuple[LazyTensor, ...]] = {}
     for place, shards in _in_order(found.model.tensors):
         name, axis = place.name, found.axis(place)
-        if axis is None:
+        # A tensor that lacks the axis is not what its name says: it is shown as it is stored.
+        if axis is None or axis >= len(shards[0].shape):
             whole[name] = shards[0]
             if len(shards) > 1:
                 copies[name] = shards
@@ -170,7 +171,7 @@ def _facts(found: KnownModel, family: str | None) -> ModelFacts:
     for place, shards in model.tensors.items():
         elements = shards[0].numel if found.axis(place) is None else sum(shard.numel for shard in shards)
         counts[place.layer if place.section is Section.LAYER else None] += elements
-    words = model.tensors.get(WORDS)
+    words = [shard for shard in model.tensors.get(WORDS, ()) if len(shard.shape) == 2]
     stored = words[0].shape[0] * model.tp if words else None
     true = model.vocab_size
     heads = sizes.heads if sizes else count(args, "num_attention_heads")

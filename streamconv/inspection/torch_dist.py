@@ -13,7 +13,13 @@ from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN
 from streamconv.formats.megatron.core.common_state import read_common_state
-from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, is_stack, name_in_stack
+from streamconv.formats.megatron.core.names import (
+    COMMON_FILE,
+    COMMON_STATE_OBJECT,
+    MOST_LAYERS,
+    is_stack,
+    name_in_stack,
+)
 from streamconv.formats.megatron.folder import CONFIG_FILE
 from streamconv.inspection.names import count, guess_family, place_of
 from streamconv.inspection.opening import global_rows, joined_globals, open_all, unsafe_globals
@@ -145,7 +151,7 @@ def _add_model(folder: Path, checkpoint: DistributedCheckpoint, report: Inspecti
         ffn=count(args, "ffn_hidden_size"),
         heads=count(args, "num_attention_heads"),
         kv_groups=count(neutral_args(args), "num_key_value_heads", "num_attention_heads"),
-        vocabulary=Vocabulary(words.shape[0] if words else None),
+        vocabulary=Vocabulary(words.shape[0] if words and words.shape else None),
         positions=count(args, "max_position_embeddings"),
         parameters=sum(tensor.numel for tensor in parameters.values()),
         parameters_per_layer=in_layers // number if number and in_layers else None,
@@ -171,7 +177,7 @@ def _parallel(
 def by_layer(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
     """The tensors, with stacks of layers cut into one for each layer: ``decoder.layers.3.mlp.linear_fc1.weight``."""
     for name, tensor in tensors.items():
-        if not is_stack(name) or not tensor.shape:
+        if not is_stack(name) or not tensor.shape or tensor.shape[0] > MOST_LAYERS:
             yield name, tensor
             continue
         for layer in range(tensor.shape[0]):

@@ -208,7 +208,7 @@ def test_a_file_that_is_one_value(tmp_path: Path, run: Run) -> None:
 
 def test_a_size_is_one_value_where_a_tuple_is_several() -> None:
     state = {"tuple": (2, 3), "size": torch.Size([2, 3]), "in": Record(Global("a", "B"), (torch.Size([1]),))}
-    assert list(dump_lines(state, "file", 1000)) == [
+    assert list(dump_lines(state, "file", 1000, has_sizes=True)) == [
         "[other] tuple = 2",
         "[other] tuple = 3",
         "[other] size = torch.Size([2, 3])",
@@ -220,7 +220,7 @@ def test_a_value_without_end_is_refused() -> None:
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(UnsafeError, match="deeper"):
-        list(dump_lines({"a": endless}, "file", 1000))
+        list(dump_lines({"a": endless}, "file", 1000, has_sizes=False))
     with pytest.raises(UnsafeError, match="deeper"):
         text_of(Record(Global("a", "B"), (endless,)), "file")
     many: Any = []

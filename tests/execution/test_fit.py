@@ -228,9 +228,8 @@ def test_the_block_size_that_is_said_works_for_rows_of_any_length(
 
 @pytest.mark.parametrize("size", ["", "lots", "0", "-1", "1.5M", "8X", "0K"])
 def test_a_block_size_that_is_none_is_refused(size: str) -> None:
-    says = "must be more than 0" if size[:1] == "0" else "not a size"
     for words in ({}, {"max_ram": "4G"}):
-        with pytest.raises(UsageError, match=f"block_size={size!r}: {says}"):
+        with pytest.raises(UsageError, match=f"block_size={size!r}: not a size"):
             given(**words, block_size=size)
 
 

@@ -92,6 +92,7 @@ CASES: dict[str, Callable[[], bytes]] = {
         x=shared(lambda *v: entries([(number(n), item) for n, item in enumerate(v)]), b"N", 16, 10)
     ),
     "a tensor held 2^40 times.pt": lambda: torch_zip(table(x=shared(row, W, 2, 40))),
+    "a tensor held 200,000 times.pt": lambda: torch_zip(row(W + kept(1), *[again(1)] * 200_000)),
     "text held 300,000 times.pt": lambda: _beside(x=row(text("t" * 100_000) + kept(1), *[again(1)] * 300_000)),
     "torch before 1.6, a list held 16^10 times.pt": lambda: torch_old(table(x=shared(row, number(1), 16, 10))),
     "2^40 elements of one.pt": lambda: torch_zip(table(w=tensor((1 << 40,), (0,)))),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import streamconv
 from tests.fuzz import grow
 from tests.fuzz.cases import CASES
-from tests.fuzz.mutate import exchanged, mutated, rezipped
+from tests.fuzz.mutate import exchanged, mutated, repickled, rezipped
 from tests.places import FIXTURES, FRAMEWORKS, MADE
 
 LARGEST_SEED = 40_000
@@ -52,8 +53,23 @@ class Seeds:
     folders: tuple[Path, ...]
 
 
-def seeds() -> Seeds:
-    """The fixtures, and grown files of the formats that they lack."""
+CONVERSIONS = (
+    *(("bs_bloom_tp2pp2_fp32_z0", "huggingface"), ("dsp_llama_gqa_tp2pp2_fp32_z0", "huggingface")),
+    *(("bs_gpt2_tp2pp2_fp16_z1", "huggingface"), ("dsp_llama_gqa_tp2pp2_fp32_z0", "megatron-core")),
+    ("bs_gpt2_tp2pp2_fp16_z1", "megatron-legacy"),
+)
+
+
+def _converted(scratch: Path, name: str, target: str) -> Path:
+    """A fixture in a format that the fixtures lack."""
+    made = scratch / f"{name}-{target}"
+    if not made.is_dir():
+        streamconv.convert(FRAMEWORKS / name, made, to=target)
+    return made
+
+
+def seeds(scratch: Path) -> Seeds:
+    """The fixtures, conversions of some, and grown files of the formats that they lack."""
 
     def small(pattern: str) -> tuple[bytes, ...]:
         paths = sorted(path for path in FIXTURES.rglob(pattern) if path.stat().st_size <= LARGEST_SEED)
@@ -74,6 +90,7 @@ def seeds() -> Seeds:
         *(p for p in sorted(MADE.iterdir()) if p.is_dir()),
     ]
     folders += [path for path in sorted((FIXTURES / "megatron_core").iterdir()) if path.is_dir()]
+    folders += [_converted(scratch, *which) for which in CONVERSIONS]
     return Seeds(
         small("*.pt"),
         tuple(grow.old_torch_file(rng) for _ in range(50)),
@@ -180,7 +197,17 @@ def folder(rng: random.Random, found: Seeds, where: Path) -> tuple[Path, Path]:
         args = [path for path in files if path.name.startswith(("mp_rank", "model_optim", "common"))]
         if files:
             _change(rng, found, rng.choice(args if args and rng.random() < 0.4 else files), files)
+    if rng.random() < 0.4:
+        _change_an_argument(rng, made)
     return made, source
+
+
+def _change_an_argument(rng: random.Random, made: Path) -> None:
+    """Give one argument another value, the same in the files of all ranks: they agree, and it is believed."""
+    name, value = rng.choice(grow.ARGS), grow.Grower(rng, 50_000).value(rng.choice((3, 5)))
+    for path in made.rglob("*.pt"):
+        if path.name.startswith(("mp_rank", "model_optim", "common")) and path.is_file():
+            path.write_bytes(repickled(path.read_bytes(), name, value))
 
 
 def _change(rng: random.Random, found: Seeds, path: Path, files: list[Path]) -> None:

@@ -16,6 +16,17 @@ from tests.fuzz.parts import Entry, zipped
 
 BYTES = (0, 1, 0x7F, 0x80, 0xFF, ord("."), ord("R"), ord("h"), ord("\n"), ord("/"), 0x1B)
 NUMBERS = (0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+# What a zip or a pickle raises that has been changed before.
+_CHANGED_BEFORE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    LookupError,
+    EOFError,
+    OSError,
+    RuntimeError,
+)
 Change = Callable[[random.Random, bytearray, Sequence[bytes]], None]
 
 
@@ -100,20 +111,17 @@ def with_value(pickled: bytes, name: str, value: bytes) -> bytes:
     return pickled
 
 
-def names_in(pickled: bytes) -> list[str]:
-    """The strings in a pickle that a constant follows, as an argument's name."""
-    found = [(code.name, arg) for code, arg, _ in pickletools.genops(pickled)]
-    values = [entry for entry in found if not entry[0].endswith("PUT") and entry[0] != "MEMOIZE"]
-    pairs = pairwise(values)
-    return [str(arg) for (code, arg), (after, _) in pairs if code == "BINUNICODE" and after in _CONSTANTS]
-
-
-def repickled(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """A zip of torch with another pickle, and the right checksum of it."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
-    changed = {name: change(content) if name.endswith("data.pkl") else content for name, content in records.items()}
-    return zipped([Entry.of(name, content) for name, content in changed.items()])
+def repickled(data: bytes, name: str, value: bytes) -> bytes:
+    """A zip of torch in whose pickle the constant beside each string ``name`` is another value."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            records = {info.filename: archive.read(info) for info in archive.infolist()}
+        changed = {
+            key: with_value(raw, name, value) if key.endswith("data.pkl") else raw for key, raw in records.items()
+        }
+    except _CHANGED_BEFORE:
+        return data
+    return zipped([Entry.of(key, content) for key, content in changed.items()])
 
 
 def rezipped(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
@@ -121,17 +129,8 @@ def rezipped(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             records = {info.filename: archive.read(info) for info in archive.infolist()}
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        OSError,
-        RuntimeError,
-    ):
-        return mutated(rng, data, others)  # it has been changed before
+    except _CHANGED_BEFORE:
+        return mutated(rng, data, others)
     if not records:
         return data
     names = [name for name in records if name.endswith("data.pkl")]

@@ -101,7 +101,7 @@ def run(seed: int, files: int, folders: int, scratch: Path, *, seconds: float, t
     for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
         if module.name != "streamconv.__main__":
             importlib.import_module(module.name)
-    found = seeds()
+    found = seeds(scratch / "seeds")
     watch()
     result: dict[str, Any] = {"seed": seed}
     for kind, count in (("folder", folders), ("file", files)):
@@ -141,7 +141,7 @@ def _again(seed: int, only: str, scratch: Path) -> None:
     kind, _, number = only.rpartition(":")
     watch()
     wanted = range(int(number), int(number) + 1)
-    for _, name, commands in items(kind or "file", seed, wanted, seeds(), scratch):
+    for _, name, commands in items(kind or "file", seed, wanted, seeds(scratch / "seeds"), scratch):
         for words in commands:
             print(name, words, *look(words))
 

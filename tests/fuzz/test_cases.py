@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from tests.processes import STREAMCONV, run_main, start
 
 SECONDS, NBYTES = 10, 300 << 20
 COMMANDS = (("inspect", "--stats", "--check", "--tree", "--globals"), ("inspect", "--json"), ("verify",))
+# The most memory that it had, in KiB: what the system says of an ended process counts its parent's too.
+MEASURED = """
+import re, sys
+from streamconv.cli.main import main
+code = main(sys.argv[1:])
+print("most", re.search("VmHWM: *([0-9]+)", open("/proc/self/status").read().replace("\\t", " "))[1])
+sys.exit(code)
+"""
 LARGE = (
     "a million empty sets.pt",
     "a million memo entries.pt",
@@ -36,7 +45,7 @@ def test_a_hostile_file_costs_what_its_size_allows(case: str, tmp_path: Path) ->
         assert done.returncode in (0, 3, 6), said
         assert time.monotonic() - began < SECONDS
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", said)
-        assert len(said) < (1 << 20) + 8 * path.stat().st_size
+        assert len(said) < (1 << 20) + 16 * path.stat().st_size
 
 
 @pytest.mark.slow
@@ -44,13 +53,11 @@ def test_a_hostile_file_costs_what_its_size_allows(case: str, tmp_path: Path) ->
 def test_its_memory_too(case: str, tmp_path: Path) -> None:
     path = tmp_path / case
     path.write_bytes(CASES[case]())
-    with subprocess.Popen([*STREAMCONV, "verify", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        process.stdout.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 6
-    assert used.ru_maxrss << 10 < NBYTES
+    # A process that this one starts inherits what this one has used as its own most, so it is asked for itself.
+    words = [sys.executable, "-c", MEASURED, "verify", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 6, done.stderr
+    assert int(done.stdout.rpartition("most ")[2]) << 10 < NBYTES
 
 
 @pytest.mark.parametrize("program", ["inspect_checkpoint", "inspect_deepspeed_checkpoint", "deepspeed_to_megatron"])

@@ -248,3 +248,14 @@ def test_a_name_of_an_absurd_rank_makes_a_grid_with_gaps(name: str, words: str, 
     found = words_of(look(folder))
     assert words in found
     assert f" more {folder}" in found
+
+
+def test_a_scalar_under_the_name_of_a_matrix_is_shown_as_it_is(tmp_path: Path) -> None:
+    folder = copied(GPT, tmp_path)
+    for path in step_of(folder).glob("layer_03-*"):
+        state = torch.load(path, weights_only=True)
+        state["mlp.dense_h_to_4h.weight"] = torch.tensor(7.0, dtype=torch.float16)
+        torch.save(state, path)
+    report = look(folder)
+    assert report.findings
+    assert any(row.shape == () and row.name.endswith("mlp.dense_h_to_4h.weight") for row in report.tensors)

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from streamconv import convert
+from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError
+from streamconv.core.lazy import LazyTensor
+from streamconv.inspection.torch_dist import by_layer
 from tests import oracle
 from tests.containers.dcp.test_reader import sharded
 from tests.inspection.samples import BLOOM, Attack, cut_off, look, words_of
@@ -309,3 +312,9 @@ def test_a_family_has_one_name_in_every_listing(kind: str, family: str, tmp_path
     model = look(tmp_path).model
     assert model is not None
     assert model.family == family
+
+
+def test_a_stack_of_more_layers_than_any_model_has_is_one_tensor() -> None:
+    name, few, many = "decoder.layers.mlp.linear_fc1.weight", (3, 2), (1_000_000, 2)
+    assert len(dict(by_layer({name: LazyTensor.zeros(few, DTYPES["uint8"])}))) == 3
+    assert list(dict(by_layer({name: LazyTensor.zeros(many, DTYPES["uint8"])}))) == [name]

@@ -16,19 +16,20 @@ __all__ = ["CONTAINERS", "check_effort"]
 CONTAINERS = (dict, list, tuple, Record)
 """The values of a pickle that hold others."""
 _PLAIN = frozenset((bool, float, type(None)))
-# Characters of an item's number in a dotted name, and of a key that is no text, with the dot.
+# Characters of an item's number in a dotted name, and of a key that is a tuple or an object, with the dot.
 _NUMBER, _OTHER = 4, 256
 _SMALL = 1 << 64
 
 
 class _Cost(NamedTuple):
     """What a value comes to, each part counted as often as it is held: values, lines that show it by a dotted name,
-    characters, bytes of tensors, and containers inside one another.
+    characters, tensors, their bytes, and containers inside one another.
     """
 
     values: int
     lines: int
     text: int
+    tensors: int
     nbytes: int
     depth: int
 
@@ -46,7 +47,7 @@ def check_effort(tree: Any, effort: Effort) -> None:
         costs[id(node)] = _cost(node, costs)
     whole = costs[id(tree)] if isinstance(tree, CONTAINERS) else _leaf(tree)
     effort.check_depth(whole.depth)
-    effort.check(whole.values, whole.text, whole.nbytes)
+    effort.check(whole.values, whole.text, whole.tensors, whole.nbytes)
 
 
 def _bottom_up(tree: Any, effort: Effort) -> Iterator[Any]:
@@ -105,7 +106,7 @@ def _without(values: Iterable[Any], child: Any) -> list[Any]:
 
 def _cost(node: Any, costs: dict[int, _Cost]) -> _Cost:
     pairs, is_named = _pairs(node)
-    values, lines, text, nbytes, depth = 1, 0, 0, 0, 0
+    values, lines, text, tensors, nbytes, depth = 1, 0, 0, 0, 0, 0
     for key, child in pairs:
         kind = type(child)
         name = _name(key) if is_named else _NUMBER
@@ -116,12 +117,12 @@ def _cost(node: Any, costs: dict[int, _Cost]) -> _Cost:
             continue
         cost = costs[id(child)] if isinstance(child, CONTAINERS) else _leaf(child)
         values, lines, nbytes = values + cost.values, lines + cost.lines, nbytes + cost.nbytes
-        text += cost.text + name * cost.lines
+        text, tensors = text + cost.text + name * cost.lines, tensors + cost.tensors
         depth = max(depth, cost.depth)
     for key in _keys(node):
         cost = costs[id(key)]
         values, text, depth = values + cost.values, text + cost.text, max(depth, cost.depth)
-    return _Cost(values, lines or 1, text, nbytes, depth + 1)
+    return _Cost(values, lines or 1, text, tensors, nbytes, depth + 1)
 
 
 def _pairs(node: Any) -> tuple[Iterable[tuple[Any, Any]], bool]:
@@ -136,18 +137,18 @@ def _name(key: Any) -> int:
     """The characters of a key in a dotted name, with the dot."""
     if type(key) is str:
         return len(key) + 1
-    return _OTHER + (_leaf(key).text if isinstance(key, bytes | Global) else 0)
+    return (_OTHER if isinstance(key, tuple | Record) else _NUMBER) + _leaf(key).text
 
 
 def _leaf(value: Any) -> _Cost:
     """The cost of a value that holds no others."""
-    text, nbytes = 0, 0
+    text, tensors, nbytes = 0, 0, 0
     if isinstance(value, str | bytes | bytearray):
-        text = len(value)
+        text = len(value) if isinstance(value, str) else 4 * len(value)
     elif isinstance(value, int):
         text = value.bit_length() // 3
     elif isinstance(value, Global):
         text = len(value.module) + len(value.name)
     elif isinstance(value, LazyTensor):
-        text, nbytes = 20 * len(value.shape), value.nbytes
-    return _Cost(1, 1, text, nbytes, 0)
+        text, tensors, nbytes = 20 * len(value.shape), 1, value.nbytes
+    return _Cost(1, 1, text, tensors, nbytes, 0)

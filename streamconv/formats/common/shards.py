@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.models.registry import known_families
 
-__all__ = ["check_same_parameters", "count_layers", "join_ranks", "likely_axis"]
+__all__ = ["check_axes", "check_same_parameters", "count_layers", "join_ranks", "likely_axis"]
 
 _COPY_BOTH = "one of them is of another layer or checkpoint: copy both again from the training run's storage"
 
@@ -35,7 +36,7 @@ def join_ranks(
     """The shards of each parameter, in the order of the ranks, which must have the same keys, shapes and dtypes.
 
     Raises:
-        DamagedError: two ranks differ.
+        DamagedError: two ranks differ, or a tensor has not the axes that its parameter has.
     """
     check_same_parameters(ranks, names, folder)
     joined = {place: tuple(tensors[place] for tensors in ranks) for place in ranks[0]}
@@ -48,7 +49,27 @@ def join_ranks(
                     where=folder,
                     remedy=_COPY_BOTH,
                 )
+    check_axes(joined, folder)
     return joined
+
+
+def check_axes(tensors: Mapping[ParameterId, Sequence[LazyTensor]], folder: Path) -> None:
+    """Check that each parameter that a family has is stored with as many axes as it has there.
+
+    Raises:
+        DamagedError: one is not, such as a number under the name of a matrix.
+    """
+    for place, shards in tensors.items():
+        axes = _axes(place.section, place.key)
+        for shard in shards:
+            if axes is not None and len(shard.shape) != axes:
+                raise DamagedError(f"{place.name} has shape {shard.shape}, {axes} axes were due", where=folder)
+
+
+@cache
+def _axes(section: Section, key: str) -> int | None:
+    rows = (family.rows.get((section, key)) for family in known_families())
+    return next((len(row.shape) for row in rows if row is not None), None)
 
 
 def count_layers(tensors: Mapping[ParameterId, Any], folder: Path) -> int:

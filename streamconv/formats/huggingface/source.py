@@ -9,6 +9,7 @@ from typing import Any
 from streamconv.containers.json_file import read_config
 from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.shards import check_axes
 from streamconv.formats.huggingface.names import (
     ADAPTER,
     CONFIG,
@@ -28,6 +29,7 @@ from streamconv.models.config.generation import StoredConfig
 from streamconv.models.config.settings import Size
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
+from streamconv.models.parameter import ParameterId
 from streamconv.models.registry import family_of
 from streamconv.models.translate import args_of, overruled
 
@@ -77,12 +79,14 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
     read = names.read(weights.tensors, args, weights.where)
     if args["num_layers"] != read.num_layers:
         raise _wrong_layers(path, family, args["num_layers"], read.num_layers)
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {at: (tensor,) for at, tensor in read.tensors.items()}
+    check_axes(tensors, path)
     model = StoredModel(
         path=path,
         format="Hugging Face",
         tp=1,
         num_layers=read.num_layers,
-        tensors={place: (tensor,) for place, tensor in read.tensors.items()},
+        tensors=tensors,
         stages=(read.num_layers,),
         pp=1,
         args=args,

@@ -81,3 +81,11 @@ def test_a_tuple_that_holds_itself_is_refused() -> None:
     row: list[Any] = []
     row.append((row,))
     assert refused(row) == "a tuple that holds itself"
+
+
+def test_tables_by_number_are_no_fault() -> None:
+    """A tokenizer's counts, or an optimizer's state: their keys are as short in a name as in the pickle."""
+    counts = {number: number * 7 for number in range(100_000)}
+    state = {"state": {number: {"step": 1, "exp_avg": [0.5, 0.25]} for number in range(20_000)}}
+    for tree in (counts, state):
+        assert loads(pickle.dumps(tree, 2), "a.pkl") == tree

@@ -353,7 +353,7 @@ def test_an_argument_that_is_no_number_is_damage(name: str, value: object, copy:
 def test_arguments_of_any_name_and_shape_are_carried(copy: Callable[[Source], Path], tmp_path: Path) -> None:
     root = copy(BLOOM)
     shared: list[Any] = []
-    for _ in range(12):  # 2^12 paths through 12 lists
+    for _ in range(15):  # 2^15 paths through 15 lists
         shared = [shared, shared]
 
     def change(state: Any) -> None:

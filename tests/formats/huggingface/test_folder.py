@@ -131,7 +131,7 @@ def test_an_older_model_in_the_destination_is_replaced_whole(tmp_path: Path) -> 
         ({"to": "huggingface", "keep_args": False}, "keep_args=False .the training arguments"),
         ({"to": "huggingface", "iteration": 3}, "iteration .the iteration that a training checkpoint"),
         ({"to": "huggingface", "vocab_padding": "half"}, "no such choice"),
-        ({"to": "huggingface", "max_shard_size": "0"}, "max_shard_size='0': must be more than 0"),
+        ({"to": "huggingface", "max_shard_size": "0"}, "max_shard_size='0': not a size"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(choices: dict[str, Any], words: str) -> None:

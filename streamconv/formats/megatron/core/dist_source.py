@@ -19,9 +19,9 @@ from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distrib
 from streamconv.containers.json_file import read_entries
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
-from streamconv.formats.common.shards import count_layers
+from streamconv.formats.common.shards import check_axes, count_layers
 from streamconv.formats.megatron.core.common_state import read_common_state
-from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, CoreName, parse_core_name
+from streamconv.formats.megatron.core.names import COMMON_STATE_OBJECT, MOST_LAYERS, CoreName, parse_core_name
 from streamconv.formats.megatron.core.refusals import check_version, refuse_args, refuse_names
 from streamconv.formats.megatron.folder import CONFIG_FILE, resolve_folder
 from streamconv.formats.options import TrainingSourceOptions
@@ -33,8 +33,6 @@ from streamconv.models.parameter import ParameterId, Section
 __all__ = ["open_dist", "says_untied"]
 
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
-# More than any model has, and few enough to list.
-_MOST_LAYERS = 10_000
 _HALVES = {f"mlp.linear_fc1.{leaf}_{half}": number for leaf in ("weight", "bias") for number, half in enumerate("wv")}
 
 
@@ -157,8 +155,8 @@ def _places(
     for layers, name in stacks.items():
         if said_layers not in (None, layers):
             raise DamagedError(f"args say {said_layers} layers, {layers} are there", where=folder)
-        if layers > _MOST_LAYERS:
-            raise DamagedError(f"{name} has {layers} layers: more than {_MOST_LAYERS}", where=folder)
+        if layers > MOST_LAYERS:
+            raise DamagedError(f"{name} has {layers} layers: more than {MOST_LAYERS}", where=folder)
     places: dict[ParameterId, LazyTensor] = {}
     for name, tensor in whole.items():
         for at, part in _parts(known[name], tensor):
@@ -167,7 +165,9 @@ def _places(
             places[at] = part
     if not any(parameter.section is Section.EMBEDDING for parameter in places):
         raise DamagedError("there is no embedding among the tensors", where=folder)
-    return {at: (tensor,) for at, tensor in places.items()}, bool(stacks)
+    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {at: (tensor,) for at, tensor in places.items()}
+    check_axes(tensors, folder)
+    return tensors, bool(stacks)
 
 
 def _parts(known: CoreName | None, tensor: LazyTensor) -> list[tuple[ParameterId, LazyTensor]]:

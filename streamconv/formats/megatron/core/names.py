@@ -18,6 +18,7 @@ __all__ = [
     "COMMON_FILE",
     "COMMON_STATE_OBJECT",
     "LINEARS",
+    "MOST_LAYERS",
     "SPECS",
     "CoreName",
     "core_layer_key",
@@ -49,6 +50,9 @@ _NORMS = {
 SPECS = tuple(_NORMS)
 LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 """The linear layers of a transformer layer, whose extra state (of FP8) has an entry in ``torch_dist``."""
+
+MOST_LAYERS = 10_000
+"""More layers than any model has, and few enough to list."""
 
 # A stack of all layers along the first axis, under any prefix, since optimizer states have one
 # [megatron/core/transformer/transformer_block.py:sharded_state_dict].
