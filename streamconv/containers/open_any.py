@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from streamconv.containers.safetensors.reader import open_safetensors
@@ -9,7 +11,7 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.io.reading import reading
 
-__all__ = ["CHECKPOINT_SUFFIXES", "checkpoint_files", "open_any"]
+__all__ = ["CHECKPOINT_SUFFIXES", "all_files", "checkpoint_files", "open_any"]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".distcp")
 """The suffixes of files of tensors, of all containers."""
@@ -39,6 +41,21 @@ def open_any(path: Path) -> StoredFile:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of tensors below a folder, sorted by path, without those in hidden folders."""
-    paths = (path for path in folder.rglob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
-    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts[:-1]))
+    """The files of tensors below a folder, by their suffixes; see :func:`all_files`."""
+    return [path for path in all_files(folder) if path.suffix in CHECKPOINT_SUFFIXES]
+
+
+def all_files(folder: Path) -> list[Path]:
+    """The files below a folder, sorted by path, without those in hidden folders. Links to folders are followed."""
+    return sorted(_files(folder, frozenset()))
+
+
+def _files(folder: Path, around: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in around:  # a link to a folder that it is in
+        return
+    for child in folder.iterdir():
+        if child.is_file():
+            yield child
+        elif child.is_dir() and not child.name.startswith("."):
+            yield from _files(child, around | {real})

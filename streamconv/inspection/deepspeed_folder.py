@@ -125,13 +125,15 @@ def _add_facts(report: InspectionReport, surveyed: Survey) -> None:
 
 
 def _recorded_parameters(surveyed: Survey, tp: int) -> int | None:
-    """The number of parameters by ``param_shapes``, which plain DeepSpeed records for the whole model. Of experts it
-    names those of one rank, and the files of experts have all.
+    """The number of parameters by ``param_shapes`` and ``frozen_param_shapes``, which plain DeepSpeed records for the
+    whole model. Of experts they name those of one rank, and the files of experts have all.
     """
     groups = surveyed.ranks.state.get("param_shapes")
     if tp > 1 or not isinstance(groups, list | tuple) or (surveyed.names.experts and surveyed.faults):
         return None
-    named = [(str(name), shape) for group in groups if isinstance(group, dict) for name, shape in group.items()]
+    frozen = surveyed.ranks.state.get("frozen_param_shapes")
+    recorded = [*groups, frozen]
+    named = [(str(name), shape) for group in recorded if isinstance(group, dict) for name, shape in group.items()]
     shapes = [shape for name, shape in named if not (surveyed.names.experts and _EXPERT in name)]
     experts = sum(tensor.numel for file in surveyed.experts for tensor in file.tensors().values())
     # The file may come from anywhere, so a shape may be any value.

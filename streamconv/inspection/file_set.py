@@ -52,13 +52,14 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
     report.findings += broken
     is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
     config, beside = _read_descriptions(folder, files, faults) if is_hugging_face else ({}, [])
+    own = _own_files(folder, names, beside) if is_hugging_face else set()
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
     known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
     report.findings += [] if refusal is None or is_named or known else [finding_of(refusal)]
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         name, stored = str(file.path.relative_to(folder)), file.tensors()
-        prefix = "" if is_hugging_face else f"{name}:"
+        prefix = "" if name in own else f"{name}:"
         report.tensors += tensor_rows(stored, name, prefix)
         tensors |= {f"{prefix}{key}": tensor for key, tensor in stored.items()}
     _add_files(folder, paths, files, report)
@@ -69,8 +70,19 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
         report.findings.append(Finding("note", words, str(folder)))
     report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
     report.findings += [finding_of(fault) for fault in faults.found]
-    _add_model(report, config, is_hugging_face)
+    _add_model(report, config, own)
     return tensors
+
+
+def _own_files(folder: Path, names: Sequence[str], beside: Sequence[str]) -> set[str]:
+    """The files that hold a Hugging Face model: those that its index names, or the one file, or, without either, all
+    of the first kind that is there.
+    """
+    chosen = next(iter(weight_files(folder)), "")
+    if chosen.endswith(INDEX_SUFFIX):
+        return set(names) - set(beside)
+    suffix = next((kind for kind in (".safetensors", ".bin") if any(name.endswith(kind) for name in names)), "")
+    return {chosen} if chosen else {name for name in names if name.endswith(suffix) and "/" not in name}
 
 
 def _read_descriptions(
@@ -119,17 +131,19 @@ def _add_files(folder: Path, paths: Sequence[Path], files: Sequence[StoredFile],
     report.findings += unsafe_globals(report.globals)
 
 
-def _add_model(report: InspectionReport, config: Mapping[str, Any], unique: bool) -> None:
-    guess = guess_family(row.parameter or row.name for row in report.tensors)
+def _add_model(report: InspectionReport, config: Mapping[str, Any], own: set[str]) -> None:
+    """Add the facts about the model; those that are counts of tensors are of its ``own`` files, if these are known."""
+    rows, unique = [row for row in report.tensors if not own or row.file in own], bool(own)
+    guess = guess_family(row.parameter or row.name for row in rows)
     if guess is not None:
         report.evidence.append(Evidence(f"family {guess.family}", guess.evidence))
     if guess is None and not config:
         return
-    layers = {row.layer for row in report.tensors if row.layer is not None}
-    stored = next((r.shape[0] for r in report.tensors if _is_words(r.name) and len(r.shape) == 2), None)
+    layers = {row.layer for row in rows if row.layer is not None}
+    stored = next((r.shape[0] for r in rows if _is_words(r.name) and len(r.shape) == 2), None)
     true = count(config, "vocab_size")
     sizes: dict[int | None, int] = {}
-    for row in report.tensors:
+    for row in rows:
         sizes[row.layer] = sizes.get(row.layer, 0) + prod(row.shape)
     layer_sizes = {size for layer, size in sizes.items() if layer is not None}
     report.model = ModelFacts(

@@ -17,6 +17,7 @@ from streamconv.formats.deepspeed.source import resolve_tag
 from streamconv.formats.megatron.folder import TRACKER, folder_named
 from streamconv.formats.recorded import first_line, is_child_name, iteration_of
 from streamconv.formats.survey import survey
+from streamconv.inspection.beside import files_beside
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.file_set import describe_file_set
 from streamconv.inspection.inspected import Inspected
@@ -52,6 +53,7 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
     else:
         result = _framework_folder(folder, given, report)
     report.nbytes = sum(file.nbytes for file in report.files)
+    result.beside, result.elsewhere = files_beside(path, Path(report.path))
     return result
 
 

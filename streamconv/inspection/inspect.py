@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -168,17 +169,20 @@ def _files_of(tensors: Iterable[LazyTensor]) -> str:
 
 
 def _check(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
+    from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
     from streamconv.inspection.integrity import check_files
     from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
 
     report = found.report
     base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
-    paths = [base / row.path for row in report.files if row.kind != "cannot be opened"]
+    paths = [*(base / row.path for row in report.files if row.kind != "cannot be opened"), *found.beside]
+    # A lone file is meant whatever its name is.
+    paths = [path for path in paths if report.kind == "file" or path.suffix in CHECKPOINT_SUFFIXES]
     verdict = check_files(paths, settings, progress)
     # Files that were not opened before, such as most optimizer files.
     known_files = {file for row in report.globals for file in row.files}
     others = [(path, named) for path, named in verdict.named if path.suffix != ".distcp"]
-    named = [(str(path.relative_to(base)), named) for path, named in others]
+    named = [(os.path.relpath(path, base), named) for path, named in others]
     added = global_rows([(name, globals_of_file) for name, globals_of_file in named if name not in known_files])
     report.globals = joined_globals([*report.globals, *added])
     report.findings += unsafe_globals(added)

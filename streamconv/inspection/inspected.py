@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from streamconv.core.lazy import LazyTensor
 from streamconv.inspection.report import InspectionReport
@@ -27,6 +28,8 @@ class Inspected:
         by_file: tensors by file and name, if no known family determined how ``tensors`` are joined.
         flat: opens further files for the parameters in them, which are parts of flat tensors; None if all parameters
             are in ``tensors``.
+        beside: further checkpoint files below the root that was given, outside the checkpoint's own folder.
+        elsewhere: the names of other checkpoints in that root.
     """
 
     report: InspectionReport
@@ -35,6 +38,8 @@ class Inspected:
     places: Places = field(default_factory=dict)
     by_file: dict[str, LazyTensor] | None = None
     flat: Callable[[], FlatParameters] | None = None
+    beside: list[Path] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
 
     def stored(self) -> dict[str, LazyTensor]:
         """The stored tensors: ``by_file`` if there is one, else ``tensors``."""

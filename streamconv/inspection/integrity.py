@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, open_any
+from streamconv.containers.open_any import open_any
 from streamconv.containers.pickles.machine import Global
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import StorageError, StreamconvError
@@ -38,7 +38,7 @@ class Verdict:
 def check_files(
     paths: Iterable[Path], settings: SweepSettings, progress: Callable[[int, int], None] | None = None
 ) -> Verdict:
-    """Check all records of torch files, old torch files, ``.distcp`` and safetensors; other files are skipped.
+    """Check all records of torch files, old torch files, ``.distcp`` and safetensors.
 
     Safetensors files and torch files from before 1.6 have no checksums: only their headers and extents are checked.
 
@@ -48,8 +48,6 @@ def check_files(
     verdict = Verdict()
     records: list[Storage] = []
     for path in paths:
-        if path.suffix not in CHECKPOINT_SUFFIXES:
-            continue
         try:
             file = open_any(path)
             stored = file.records()

@@ -28,12 +28,14 @@ _FLAT = "optimizer_state_dict.fp32_flat_groups."
 class FlatParameters:
     """What the optimizer files of a folder hold of parameters.
 
-    ``parts`` are the parts of parameters without padding, by file and parameter; ``whole`` the flat tensors that they
-    are cut from; ``findings`` name files that cannot be opened. A flat tensor that does not fit the recorded shapes is
-    a part as a whole, under its stored name.
+    ``parts`` are the parts of parameters without padding, by file and parameter, and ``shapes`` the shapes of the whole
+    parameters by the same names. ``whole`` are the flat tensors that the parts are cut from, ``findings`` name files
+    that cannot be opened. A flat tensor that does not fit the recorded shapes is a part as a whole, under its stored
+    name.
     """
 
     parts: dict[str, LazyTensor] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     whole: list[LazyTensor] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -50,6 +52,8 @@ def flat_parameters(found: Survey) -> FlatParameters:
             flat = {key: tensor for key, tensor in file.tensors().items() if key.startswith(_FLAT)}
             parts = None if states is None else _parts(flat, states, data, names.dp or 1)
             result.parts |= {f"{name}:{key}": tensor for key, tensor in (flat if parts is None else parts).items()}
+            if parts is not None and states is not None:
+                result.shapes |= {f"{name}:{key}": shape for key, shape in _shapes(states.state) if key in parts}
             result.whole += flat.values()
     return result
 
@@ -62,7 +66,7 @@ def _parts(flat: Mapping[str, LazyTensor], states: StoredFile, rank: int, dp: in
     if not shapes or not flat or len(one_axis) < len(flat) or len({tensor.dtype for tensor in one_axis}) > 1:
         return None
     joined, parts, position = concat(one_axis, 0), {}, 0
-    if sum(sizes) > joined.numel:
+    if sum(sizes) != joined.numel or len({name for name, _ in shapes}) < len(shapes):
         return None
     for (name, shape), size in zip(shapes, sizes, strict=True):
         true = min(size, max(0, prod(shape) - rank * size))

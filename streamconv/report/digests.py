@@ -66,7 +66,9 @@ def digest_comparison_blocks(found: DigestComparison) -> Iterator[Block]:
 def _verdict(found: DigestComparison) -> str:
     if found.differs:
         return "different"
-    return "not all could be compared" if found.incomparable else "the digests are the same"
+    if found.incomparable:
+        return "not all could be compared"
+    return "the digests are the same" if found.nbytes else "nothing was compared"
 
 
 def _lists(found: DigestComparison) -> tuple[tuple[str, list[str]], ...]:

@@ -27,7 +27,9 @@ def reference_blocks(found: ReferenceCheck) -> Iterator[Block]:
 def _verdict(found: ReferenceCheck) -> str:
     if found.different:
         return "different"
-    return "not everything could be compared" if found.refused else "agrees"
+    if found.refused:
+        return "not everything could be compared"
+    return "agrees" if found.nbytes else "nothing was compared"
 
 
 def _table(title: str, rows: Sequence[NotAgreed]) -> Iterator[Block]:

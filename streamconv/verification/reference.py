@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, open_any
+from streamconv.containers.open_any import open_any
 from streamconv.containers.reference.open import check_torch, open_reference
 from streamconv.containers.reference.torch_tensors import ReferenceFile
 from streamconv.core.errors import StorageError, StreamconvError, UnsupportedError
@@ -106,7 +106,7 @@ def check_reference(
 
     Args:
         folder: the folder that the files are in.
-        names: the files' paths below it; those that hold no tensors are passed over.
+        names: the files' paths below it.
         mode: ``sample`` compares the beginning and the end of a few tensors of each file, ``all`` everything.
         room: from :func:`fit_reference`.
         progress: called with (bytes done, bytes in all).
@@ -115,8 +115,7 @@ def check_reference(
         StorageError: the system refused to read.
     """
     result = ReferenceCheck(str(folder), mode)
-    paths = {name: folder / name for name in names if Path(name).suffix in CHECKPOINT_SUFFIXES}
-    paths = {name: path for name, path in paths.items() if path.is_file()}
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     done, total = 0, sum(sizes.values())
     with closing(TensorReader(room.settings.io, room.settings.block)) as reader:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from streamconv.containers.open_any import checkpoint_files, open_any
+from streamconv.containers.open_any import CHECKPOINT_SUFFIXES, checkpoint_files, open_any
 from streamconv.core.dtypes import DTYPES
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, Storage, View
@@ -30,10 +30,17 @@ class NotCompared:
     exit_code: int
 
 
-def rest_of(folder: Path, taken: Iterable[LazyTensor]) -> tuple[dict[str, LazyTensor], list[NotCompared]]:
-    """The tensors in the checkpoint files below a folder that have bytes which no tensor of ``taken`` has.
+def rest_of(
+    folder: Path, paths: Iterable[Path], taken: Iterable[LazyTensor]
+) -> tuple[dict[str, LazyTensor], list[NotCompared]]:
+    """The tensors in some files that have bytes which no tensor of ``taken`` has, and those without elements.
 
     A file of a kind that is not opened is one tensor of bytes.
+
+    Args:
+        folder: what the names of files are relative to.
+        paths: the files.
+        taken: tensors that need not be looked at again.
 
     Returns:
         the tensors by ``file:name``, and the files that are broken.
@@ -44,17 +51,24 @@ def rest_of(folder: Path, taken: Iterable[LazyTensor]) -> tuple[dict[str, LazyTe
     known = _Known(taken)
     rest: dict[str, LazyTensor] = {}
     broken: list[NotCompared] = []
-    for path in checkpoint_files(folder):
-        name = str(path.relative_to(folder))
+    for path in paths:
+        name = os.path.relpath(path, folder)
         try:
-            stored = {f"{name}:{key}": tensor for key, tensor in open_any(path).tensors().items()}
-        except UnsupportedError:
-            stored = {name: _bytes_of(path)}
+            stored = _stored(path, name)
         except DamagedError as error:
             broken.append(NotCompared(name, error.what, error.exit_code))
             continue
-        rest |= {key: tensor for key, tensor in stored.items() if tensor.numel and not known.has(tensor)}
+        rest |= {key: tensor for key, tensor in stored.items() if not (tensor.numel and known.has(tensor))}
     return rest, broken
+
+
+def _stored(path: Path, name: str) -> dict[str, LazyTensor]:
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        return {name: _bytes_of(path)}
+    try:
+        return {f"{name}:{key}": tensor for key, tensor in open_any(path).tensors().items()}
+    except UnsupportedError:
+        return {name: _bytes_of(path)}
 
 
 def unused_files(folder: Path, taken: Iterable[LazyTensor]) -> list[str]:

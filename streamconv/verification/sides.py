@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+from streamconv.containers.open_any import all_files, checkpoint_files
 from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
 from streamconv.core.replica import Replica
 from streamconv.formats.deepspeed.names import is_optimizer_file
 from streamconv.formats.source import StoredModel
+from streamconv.inspection.beside import files_beside
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
 from streamconv.inspection.report import BROKEN, UNSAFE, InspectionReport
@@ -26,6 +28,11 @@ from streamconv.planning.vocabulary import VocabularyPlan
 from streamconv.verification.rest import NotCompared, rest_of, unused_files
 
 __all__ = ["Copy", "Side", "open_side", "open_sides"]
+
+
+_VALUES = NotCompared("what is no tensor in files of tensors", "steps, arguments and other values are not compared", 0)
+
+_OTHER = "another checkpoint in this folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,7 @@ def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvEr
         tensors=tensors,
         vocabulary=frozenset(vocabulary),
         lacks=frozenset(_lacking(family, model.num_layers)),
-        not_compared=list(_left_out(assembly, model)),
+        not_compared=[*_left_out(assembly, model), *_beside(path, model.path)],
         vocab_size=given.get("vocab_size", model.vocab_size),
         heads=sizes.heads,
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
@@ -193,6 +200,13 @@ def _left_out(assembly: Assembly, model: StoredModel) -> Iterator[NotCompared]:
             yield NotCompared(name, "no parameter is in it", 0)
 
 
+def _beside(root: Path, folder: Path) -> Iterator[NotCompared]:
+    """What is in the root that was given, outside the checkpoint's own folder."""
+    files, others = files_beside(root, folder)
+    yield from (NotCompared(str(path.relative_to(root)), "beside the checkpoint's folder", 0) for path in files)
+    yield from (NotCompared(name, _OTHER, 0) for name in others)
+
+
 def _copies(assembly: Assembly, model: StoredModel) -> Iterator[tuple[str, Copy]]:
     for replica in assembly.replicas:
         for rank, copy in enumerate(replica.copies[1:], start=1):
@@ -205,26 +219,33 @@ def _stored(path: Path, given: Given) -> Side:
     """A side under the names in its files."""
     if not path.is_dir():
         report, tensors = inspect_file(path)
-        return Side(report.path, report.what, "stored", tensors)
+        return Side(report.path, report.what, "stored", tensors, not_compared=[_VALUES])
     with given.naming_its_own():
         inspected = inspect_folder(path, given)
     report, tensors = inspected.report, inspected.stored()
     flat = FlatParameters() if inspected.flat is None else inspected.flat()
-    tensors = tensors | flat.parts
-    rest, broken = rest_of(Path(report.path), [*tensors.values(), *flat.whole])
+    # Two models whose parameters have other shapes have not the same parameters, even if the flat numbers are the same.
+    parts = {
+        f"{name} (part of {list(flat.shapes[name])})" if name in flat.shapes else name: part
+        for name, part in flat.parts.items()
+    }
+    tensors, folder = tensors | parts, Path(report.path)
+    files = [*checkpoint_files(folder), *inspected.beside]
+    rest, broken = rest_of(folder, files, [*tensors.values(), *flat.whole])
     missing = list(_missing(report, {each.name for each in broken}))
-    return Side(report.path, report.what, "stored", tensors | rest, not_compared=[*broken, *missing])
+    others = [NotCompared(name, _OTHER, 0) for name in inspected.elsewhere]
+    return Side(report.path, report.what, "stored", tensors | rest, not_compared=[*broken, *missing, *others, _VALUES])
 
 
 def _everything(path: Path, given: Given) -> Side:
-    """A side under file names and the names in the files, whatever they are."""
+    """A side with all files below a folder, under file names and the names in the files, whatever they are."""
     if not path.is_dir():
         return _stored(path, given)
     with given.naming_its_own():
         report = inspect_folder(path, given).report
-    tensors, broken = rest_of(Path(report.path), ())
+    tensors, broken = rest_of(path, all_files(path), ())
     missing = list(_missing(report, {each.name for each in broken}))
-    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing])
+    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing, _VALUES])
 
 
 def _missing(report: InspectionReport, broken: set[str]) -> Iterator[NotCompared]:

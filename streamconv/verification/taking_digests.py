@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 
 from streamconv.core.dtypes import DTYPES
-from streamconv.core.errors import AmbiguousError, DamagedError, UsageError
+from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
 from streamconv.execution.in_order import OrderedSettings, fit_in_order, read_in_order
@@ -70,6 +70,8 @@ def digest(
         _refuse_broken(path, given, reading)
     rows = _true_rows(side) if canonical else None
     tensors = with_flat_groups(side, rows)
+    if not any(tensor.numel for tensor in tensors.values()):
+        raise SourceError("there is nothing to digest: no tensor has an element", where=path)
     settings = fit_in_order(reading)
     drifts = compare_replicas(side.replicas, replicated, settings.engine.io, settings.engine.block)
     sources = SourceChecksums()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.options import Given
 from streamconv.core.result import Result
@@ -51,7 +52,8 @@ class Verification(Result):
         if self.drifts or self._differs:
             return _DIFFERENT
         refused = self.reference is not None and self.reference.refused
-        lacking = refused or (self.digests is not None and self.digests.incomparable)
+        nothing = any(part is not None and not part.nbytes for part in (self.digests, self.reference))
+        lacking = refused or nothing or (self.digests is not None and self.digests.incomparable)
         code = 0 if self.comparison is None else self.comparison.exit_code_of_values
         return max(code, _NOT_COMPARED if lacking else 0)
 
@@ -107,7 +109,10 @@ def verify(
         return result
     if reference is not None and room is not None:
         base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
-        result.reference = check_reference(base, [row.path for row in report.files], reference, room, progress)
+        names = [row.path for row in report.files]
+        # A lone file is meant whatever its name is.
+        names = names if report.kind == "file" else [name for name in names if Path(name).suffix in CHECKPOINT_SUFFIXES]
+        result.reference = check_reference(base, names, reference, room, progress)
     if against is None:
         return result
     if is_digests(against):
@@ -117,8 +122,8 @@ def verify(
     policy = "first" if replicated == "fail" else replicated
     source, made = open_sides(against, dst, given, own, policy, otherwise=given)
     settings = fit_sweep(reading, sides=2)
-    if replicated == "fail":
-        compare_replicas(source.replicas, "fail", settings.io, settings.block)
+    # Also where they need not be equal: a copy whose checksum is wrong is damage in SRC.
+    compare_replicas(source.replicas, replicated, settings.io, settings.block)
     result.drifts = compare_replicas(made.replicas, "first", settings.io, settings.block)
     result.comparison = compare(source, made, settings, cast=True, progress=progress)
     return result

@@ -269,7 +269,8 @@ def test_zero_folders(name: str, what: str, stage: int) -> None:
     assert report.parallel.dp == 2
     assert report.model is not None
     state = oracle.load_stubbed(next(folder.glob("*rank_00_model_states.pt")))
-    shapes = [shape for group in state["param_shapes"] for shape in group.values()]
+    frozen = state["frozen_param_shapes"] or {}
+    shapes = [*(shape for group in state["param_shapes"] for shape in group.values()), *frozen.values()]
     assert report.model.parameters == sum(shape.numel() for shape in shapes)
     assert report.model.iteration == state["global_steps"]
     assert report.exit_code == 0

@@ -112,6 +112,9 @@ def check_partitions(folder: Path, names: FolderNames, sizes: RecordedSizes, fau
     _note_beyond(folder, beyond, tp, model_ranks, faults)
     if names.optimizer and not names.ranks and not names.zero3:
         _check_ranks(folder, names, model_ranks, faults)
+    if names.zero3 and not names.optimizer:
+        words = "there is no optimizer file, and with ZeRO stage 3 these hold the parameters"
+        faults.note(DamagedError(words, where=folder, remedy=COPY_AGAIN))
     # More partitions than data-parallel ranks are no fault: sequence parallelism makes them.
     dp = max(names.dp or 1, sizes.dp or 1)
     for what, files in (("optimizer files", names.optimizer), ("ZeRO-3 model files", names.zero3)):

@@ -23,9 +23,8 @@ from tests.places import FRAMEWORKS, MADE
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
-FOLDERS = sorted(
-    path for path in (*FRAMEWORKS.iterdir(), *MADE.parent.glob("megatron_core/*")) if checkpoint_files(path)
-)
+CHILDREN = (*FRAMEWORKS.iterdir(), *MADE.parent.glob("megatron_core/*"))
+FOLDERS = sorted(path for path in CHILDREN if path.is_dir() and checkpoint_files(path))
 TREE = {
     "half": torch.full((3, 4), 1.5, dtype=torch.bfloat16),
     "flags": torch.tensor([True, False, True]),
