@@ -8,6 +8,8 @@ from streamconv.api import verbs
 from streamconv.cli.command import Command, Invocation, Place
 from streamconv.cli.options import DigestViewOptions
 from streamconv.cli.output import print_blocks, print_log, progress_on
+from streamconv.io.whole_file import check_place
+from streamconv.verification.digests import MARK
 
 __all__ = ["command", "run"]
 
@@ -22,6 +24,8 @@ def run(call: Invocation) -> int:
     """Run the verb; returns the exit code."""
     output, view = call.output, call.given.take(DigestViewOptions)
     print_log(output)
+    if view.output is not None:
+        check_place(Path(view.output), MARK)
     with progress_on(output, "digesting") as progress:
         found = verbs.digest(Path(str(call.places["path"])), call.given, progress)
     from streamconv.report.digests import digest_blocks

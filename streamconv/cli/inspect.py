@@ -14,8 +14,13 @@ from streamconv.cli.output import print_blocks, print_log, progress_on
 from streamconv.core.errors import UsageError
 from streamconv.inspection.options import InspectOptions
 from streamconv.io.refusals import refused_by_system
+from streamconv.io.whole_file import check_place
 
 __all__ = ["command", "run"]
+
+# How a page of this program and a picture begin: nothing else is replaced by one.
+_PAGE = b"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src '"
+_PICTURE = b"\x89PNG"
 
 
 def command(help: str) -> Command:  # noqa: A002 - click's name for it
@@ -31,6 +36,9 @@ def run(call: Invocation) -> int:
     if plot and not options.stats:
         raise UsageError("--plot draws statistics", remedy="add --stats")
     print_log(output)
+    for place, mark in ((view.html, _PAGE), (plot, _PICTURE)):
+        if place:
+            check_place(Path(place), mark)
     with progress_on(output, "reading", wanted=options.stats or options.check) as progress:
         report = verbs.inspect(Path(str(call.places["path"])), call.given, progress)
     if plot or view.html:

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from streamconv.core.errors import DamagedError
+from streamconv.core.errors import DamagedError, DestinationError
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.reading import InputFile, reading, status_of
 from streamconv.io.refusals import refused_by_system
 
-__all__ = ["copy_file", "write_file"]
+__all__ = ["check_place", "copy_file", "write_file"]
 
 _PIECE = 1 << 20
+_HEAD = 4096
 
 
 def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> None:
@@ -34,6 +35,32 @@ def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> None:
             writer.finish()
     except OSError as error:
         raise refused_by_system("write the file", error, path) from error
+
+
+def check_place(path: Path, mark: bytes) -> None:
+    """Check a place for a report before it is made: none may replace what is no such report, such as a checkpoint.
+
+    Args:
+        path: where it is to be written.
+        mark: what the first bytes of such a report contain.
+
+    Raises:
+        DestinationError: something else is there, or there is no such folder.
+        StorageError: the system refused to look.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "a folder" if path.is_dir() else "in a folder that is not there"
+        raise DestinationError(
+            f"cannot write to it: {what}", where=path, remedy="choose a file in a folder that is there"
+        )
+    if not path.is_file():
+        return
+    with reading(path) as file:
+        head = file.read(0, _HEAD)
+    if head and mark not in head:
+        raise DestinationError(
+            "it holds something else, which would be replaced", where=path, remedy="choose another file, or remove it"
+        )
 
 
 def copy_file(origin: Path, path: Path) -> None:

@@ -18,18 +18,22 @@ import xxhash
 
 from streamconv.containers.json_file import read_entries
 from streamconv.core.dtypes import DTYPES
-from streamconv.core.errors import DamagedError, StorageError, UnsupportedError
+from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.result import Result
 from streamconv.io.checksums import RecordCounts
 from streamconv.io.reading import reading
+from streamconv.io.refusals import refused_by_system
+from streamconv.io.whole_file import check_place
 from streamconv.values.replicas import Drift
 
-__all__ = ["ALGORITHMS", "CANONICAL", "Digests", "TensorDigest", "digests_dict", "is_digests", "load_digests"]
+__all__ = ["ALGORITHMS", "CANONICAL", "MARK", "Digests", "TensorDigest", "digests_dict", "is_digests", "load_digests"]
 
 CANONICAL = "canonical"
 """The kind of names that are the same for every layout."""
 
 _SCHEMA = "streamconv.digest/1"
+MARK = b'"streamconv.digest/'
+"""What the first bytes of a file of digests contain."""
 _STORED = "stored"
 # About 200,000 parameters.
 _MAX_NBYTES = 32 << 20
@@ -87,15 +91,18 @@ class Digests(Result):
         return f'{{\n{head}  "tensors": {{\n{lines}\n  }}\n}}'
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a file of digests, replacing an existing one.
+        """Write a file of digests, replacing an existing one, and nothing else.
 
         Raises:
-            StorageError: the system refused.
+            DestinationError: something else is there, or there is no such folder.
+            DiskSpaceError, StorageError: the system refused.
         """
+        place = Path(path)
+        check_place(place, MARK)
         try:
-            Path(path).write_text(f"{self.as_json()}\n", encoding="utf-8")
+            place.write_text(f"{self.as_json()}\n", encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"cannot write the digests: {error.strerror}", where=path) from error
+            raise refused_by_system("write the digests", error, place) from error
 
 
 def digests_dict(found: Digests) -> dict[str, Any]:

@@ -39,9 +39,26 @@ def test_json_is_the_file(digests: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
-    done = run_main("digest", BLOOM, "--output", tmp_path)
-    assert (done.returncode, done.stdout) == (5, "")
-    assert "cannot write the digests: Is a directory" in done.stderr
+    for place, words in ((tmp_path, "a folder"), (tmp_path / "no" / "x.json", "in a folder that is not there")):
+        done = run_main("digest", BLOOM, "--output", place)
+        assert (done.returncode, done.stdout) == (8, "")
+        assert f"cannot write to it: {words}" in done.stderr
+    done = run_main("digest", BLOOM, "--output", "/dev/full")
+    assert (done.returncode, "cannot write the digests: No space left on device" in done.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("words", [("digest", "--output"), ("inspect", "--html")])
+def test_nothing_but_a_report_is_replaced_by_one(words: tuple[str, str], tmp_path: Path) -> None:
+    verb, option = words
+    place = tmp_path / "x"
+    for data in (b"{}", next(BLOOM.rglob("layer_03*")).read_bytes()):
+        place.write_bytes(data)
+        done = run_main(verb, BLOOM, option, place)
+        assert (done.returncode, done.stdout) == (8, "")
+        assert "it holds something else, which would be replaced" in done.stderr
+        assert place.read_bytes() == data
+    place.write_bytes(b"")
+    assert [run_main(verb, BLOOM, option, place, "-q").returncode for _ in range(2)] == [0, 0]
 
 
 def test_verify_says_what_is_the_same_and_what_is_not(digests: Path, tmp_path: Path) -> None:

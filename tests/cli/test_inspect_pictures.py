@@ -37,9 +37,9 @@ def test_a_picture_without_statistics_is_refused(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--html", "--plot"])
-def test_where_nothing_can_be_written_is_an_io_error(
+def test_where_nothing_can_be_written_is_refused_at_once(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    assert main(["inspect", FOLDER, "--stats", flag, str(tmp_path / "no folder" / "file")]) == 5
+    assert main(["inspect", FOLDER, "--stats", flag, str(tmp_path / "no folder" / "file")]) == 8
     assert "no folder" in capsys.readouterr().err
