@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.json_file import read_config
 from streamconv.containers.open_any import checkpoint_files
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.common.faults import Collected, listed
+from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface.weights import check_shards, read_index, weight_files
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
 from streamconv.inspection.report import (
+    BROKEN,
     Evidence,
     FileRow,
     Finding,
@@ -30,6 +33,9 @@ from streamconv.inspection.stored import tensor_rows
 from streamconv.models.registry import known_families
 
 __all__ = ["describe_file_set"]
+
+# As transformers names the shards of a model [transformers/modeling_utils.py:save_pretrained].
+_SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)")
 
 
 def describe_file_set(folder: Path, refusal: StreamconvError | None, report: InspectionReport) -> dict[str, LazyTensor]:
@@ -70,8 +76,28 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
         report.findings.append(Finding("note", words, str(folder)))
     report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
     report.findings += [finding_of(fault) for fault in faults.found]
+    if not faults:
+        report.findings += [
+            Finding("damage", what, str(folder), COPY_AGAIN, BROKEN) for what in _missing(paths, folder)
+        ]
     _add_model(report, config, own)
     return tensors
+
+
+def _missing(paths: Sequence[Path], folder: Path) -> Iterator[str]:
+    """What is missing by the names of the files alone: shards, and the description of distributed ones."""
+    shards: dict[tuple[str, str, str], set[int]] = {}
+    for path in paths:
+        if match := _SHARD.fullmatch(str(path.relative_to(folder))):
+            shards.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    for (stem, of, suffix), there in shards.items():
+        lost = (f"{stem}-{number:05d}-of-{of}{suffix}" for number in range(1, int(of) + 1) if number not in there)
+        if missing := int(of) - len(there):
+            yield f"{missing} of {int(of)} shards are missing: {listed(lost, missing)}"
+    distributed = sorted({path.parent for path in paths if path.suffix == ".distcp"})
+    for parent in distributed:
+        if not (parent / METADATA).is_file():
+            yield f"there is no {METADATA} beside the .distcp files, and it says what they hold"
 
 
 def _own_files(folder: Path, names: Sequence[str], beside: Sequence[str]) -> set[str]:

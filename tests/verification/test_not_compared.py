@@ -254,6 +254,22 @@ def test_of_a_hugging_face_folder_the_model_is_what_transformers_reads(tmp_path:
     }
 
 
+def test_what_is_missing_by_the_names_of_files_is_missing(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        save_file({f"w{number}": torch.ones(2)}, tmp_path / f"model-{number:05d}-of-00003.safetensors")
+    assert verify(tmp_path, **RAM).exit_code == 0
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    found = verify(tmp_path, **RAM)
+    assert [finding.what for finding in found.broken] == ["1 of 3 shards are missing: model-00002-of-00003.safetensors"]
+    assert diff(tmp_path, tmp_path, **RAM).exit_code == 6
+    alone = tmp_path / "distributed"
+    (alone / "step-2").mkdir(parents=True)
+    shutil.copy(FRAMEWORKS / "mcore_llama_dist_tp2pp2" / "__0_0.distcp", alone / "step-2")
+    assert [finding.what for finding in verify(alone, **RAM).broken] == [
+        "there is no .metadata beside the .distcp files, and it says what they hold"
+    ]
+
+
 def test_a_damaged_copy_of_the_source_is_found_though_another_is_compared(tmp_path: Path) -> None:
     source = copied(BLOOM, tmp_path / "src")
     convert(source, tmp_path / "hf", to="huggingface", **RAM)

@@ -19,6 +19,7 @@ from streamconv.core.dtypes import DType, dtype_from_storage, dtype_named
 from streamconv.core.effort import LARGEST_SIZE, MOST_AXES
 from streamconv.core.errors import DamagedError, UnsafeError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, View
+from streamconv.core.text import shown
 from streamconv.core.views import Storage
 
 __all__ = ["StorageId", "StorageRef", "TorchBuilders", "storage_id"]
@@ -92,9 +93,19 @@ class TorchBuilders:
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
             "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
         }
-        # A tensor with Python attributes is wrapped: the function, the class, its arguments, the attributes.
-        wrapped = {name: builder for name, builder in builders.items() if name.startswith("torch._utils.")}
-        builders["torch._tensor._rebuild_from_type_v2"] = lambda function, _, args, __: wrapped[str(function)](*args)
+        known = {name: builder for name, builder in builders.items() if name.startswith("torch._utils.")}
+
+        def wrapped(function: Any, cls: Any, args: Any, _: Any) -> Any:
+            """A tensor with Python attributes: the function, the class, its arguments, the attributes."""
+            if str(function) not in known:
+                raise UnsupportedError(
+                    f"a tensor of the class {shown(str(cls), 80)}, which is made by {shown(str(function), 80)}",
+                    where=self.where,
+                    remedy="save torch's own tensors: of a DTensor .full_tensor(), or .to_local()",
+                )
+            return known[str(function)](*args)
+
+        builders["torch._tensor._rebuild_from_type_v2"] = wrapped
         return builders
 
     def ordered(self, pairs: Any = ()) -> dict[Any, Any]:

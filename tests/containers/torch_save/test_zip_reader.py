@@ -631,3 +631,24 @@ def test_a_file_changed_behind_an_open_reader_is_seen_by_its_size(tmp_path: Path
     os.truncate(path, 4096)
     with pytest.raises(StreamconvError):
         tensor.numpy()
+
+
+class Twice(torch.Tensor):  # type: ignore[misc]
+    """A tensor of a class of its own that holds another one, as a DTensor does."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Twice:
+        made: Twice = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError
+
+
+def test_a_tensor_of_a_class_of_its_own_is_refused_by_that_name(tmp_path: Path) -> None:
+    """It is no damage: the file is whole, and what it holds is not read here."""
+    torch.save({"w": Twice(torch.ones(3))}, tmp_path / "t.pt")
+    with pytest.raises(UnsupportedError, match=r"a tensor of the class '.*Twice', which is made by 'torch\._utils\."):
+        open_torch_zip(tmp_path / "t.pt")
