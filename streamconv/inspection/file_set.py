@@ -77,18 +77,20 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
     report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
     report.findings += [finding_of(fault) for fault in faults.found]
     if not faults:
-        report.findings += [
-            Finding("damage", what, str(folder), COPY_AGAIN, BROKEN) for what in _missing(paths, folder)
-        ]
+        lost = _missing(paths, folder, own)
+        report.findings += [Finding("damage", what, str(folder), COPY_AGAIN, BROKEN) for what in lost]
     _add_model(report, config, own)
     return tensors
 
 
-def _missing(paths: Sequence[Path], folder: Path) -> Iterator[str]:
-    """What is missing by the names of the files alone: shards, and the description of distributed ones."""
+def _missing(paths: Sequence[Path], folder: Path, own: set[str]) -> Iterator[str]:
+    """What is missing by the names of the files alone: shards of the model, if its ``own`` files are known, or of
+    anything, and the description of distributed files.
+    """
     shards: dict[tuple[str, str, str], set[int]] = {}
     for path in paths:
-        if match := _SHARD.fullmatch(str(path.relative_to(folder))):
+        name = str(path.relative_to(folder))
+        if (not own or name in own) and (match := _SHARD.fullmatch(name)):
             shards.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
     for (stem, of, suffix), there in shards.items():
         lost = (f"{stem}-{number:05d}-of-{of}{suffix}" for number in range(1, int(of) + 1) if number not in there)
