@@ -10,6 +10,7 @@ from streamconv.containers.safetensors.reader import open_safetensors
 from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.io.reading import reading
+from streamconv.io.refusals import refused_by_system
 
 __all__ = ["CHECKPOINT_SUFFIXES", "all_files", "checkpoint_files", "open_any"]
 
@@ -46,7 +47,11 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """The files below a folder, sorted by path, without those in hidden folders. Links to folders are followed."""
+    """The files below a folder, sorted by path, without those in hidden folders. Links to folders are followed.
+
+    Raises:
+        StorageError: the system refused to list a folder.
+    """
     return sorted(_files(folder, frozenset()))
 
 
@@ -54,7 +59,11 @@ def _files(folder: Path, around: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in around:  # a link to a folder that it is in
         return
-    for child in folder.iterdir():
+    try:
+        children = list(folder.iterdir())
+    except OSError as error:
+        raise refused_by_system("list the folder", error, folder) from error
+    for child in children:
         if child.is_file():
             yield child
         elif child.is_dir() and not child.name.startswith("."):
