@@ -44,7 +44,7 @@ def convert(
     """Convert a checkpoint, inside a memory budget. If a run ended early, the same call goes on where it was.
 
     >>> streamconv.convert("checkpoints/bloom", "out", tp=1, pp=3, max_ram="1G")
-    <ConversionReport: megatron-legacy, ... in ... s, peak ... MiB: out>
+    <ConversionReport: megatron-legacy, ... in ... s, peak ...: out>
 
     Args:
         src: as for :func:`plan`.

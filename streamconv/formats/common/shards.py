@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,17 @@ def join_ranks(
     return joined
 
 
-def check_axes(tensors: Mapping[ParameterId, Sequence[LazyTensor]], folder: Path) -> None:
+def check_axes(
+    tensors: Mapping[ParameterId, Sequence[LazyTensor]],
+    folder: Path,
+    called: Callable[[ParameterId], str] | None = None,
+) -> None:
     """Check that each parameter that a family has is stored with as many axes as it has there.
+
+    Args:
+        tensors: the parameters' shards.
+        folder: for messages.
+        called: the stored name of a parameter, None if that is the canonical one.
 
     Raises:
         DamagedError: one is not, such as a number under the name of a matrix.
@@ -63,7 +72,8 @@ def check_axes(tensors: Mapping[ParameterId, Sequence[LazyTensor]], folder: Path
         axes = _axes(place.section, place.key)
         for shard in shards:
             if axes is not None and len(shard.shape) != axes:
-                raise DamagedError(f"{place.name} has shape {shard.shape}, {axes} axes were due", where=folder)
+                stored = "" if called is None else f"; stored as {called(place)}"
+                raise DamagedError(f"{place.name} has shape {shard.shape}, {axes} axes were due{stored}", where=folder)
 
 
 @cache

@@ -80,7 +80,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
     if args["num_layers"] != read.num_layers:
         raise _wrong_layers(path, family, args["num_layers"], read.num_layers)
     tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {at: (tensor,) for at, tensor in read.tensors.items()}
-    check_axes(tensors, path)
+    check_axes(tensors, path, names.stored_name)
     model = StoredModel(
         path=path,
         format="Hugging Face",

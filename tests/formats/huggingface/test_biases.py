@@ -64,7 +64,7 @@ O_PROJ = "model.layers.3.self_attn.o_proj.bias"
             ATTENTION,
             lambda t: t.update({O_PROJ: torch.ones(1, 16)}),
             {},
-            rf"is \(1, 16\), expected \(16,\).*stored as {O_PROJ}",
+            rf"has shape \(1, 16\), 1 axes were due; stored as {O_PROJ}",
         ),
         (
             ATTENTION,
