@@ -85,12 +85,13 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
 
 def _missing(paths: Sequence[Path], folder: Path, own: set[str]) -> Iterator[str]:
     """What is missing by the names of the files alone: shards of the model, if its ``own`` files are known, or of
-    anything, and the description of distributed files.
+    anything, where no index says what there is; and the description of distributed files.
     """
+    is_listed = any((folder / (kind + INDEX_SUFFIX)).is_file() for kind in WEIGHTS)
     shards: dict[tuple[str, str, str], set[int]] = {}
     for path in paths:
         name = str(path.relative_to(folder))
-        if (not own or name in own) and (match := _SHARD.fullmatch(name)):
+        if not is_listed and (not own or name in own) and (match := _SHARD.fullmatch(name)):
             shards.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
     for (stem, of, suffix), there in shards.items():
         lost = (f"{stem}-{number:05d}-of-{of}{suffix}" for number in range(1, int(of) + 1) if number not in there)
