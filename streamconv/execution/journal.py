@@ -18,7 +18,6 @@ from typing import Any
 from streamconv.core.errors import DestinationError
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.io.checksums import crc32
-from streamconv.io.reading import status_of
 from streamconv.planning.plan import Plan
 
 __all__ = ["Journal", "identity_of", "refuse_another", "refuse_incomplete"]
@@ -120,11 +119,8 @@ def _tile(job: Any, first: Any, last: Any, reads: Any, writes: Any) -> TileDone:
 
 
 def identity_of(plan: Plan) -> dict[str, Any]:
-    """The identity of a run: its sources as they are now, its choices in words, and a digest of all it writes."""
-    sources = {}
-    for path in (*plan.source_paths, *plan.copied.values()):
-        status = status_of(path)
-        sources[str(path)] = [status.st_size, status.st_mtime_ns]
+    """The identity of a run: its sources as they were opened, its choices in words, and a digest of all it writes."""
+    sources = {str(each.path): [each.nbytes, each.mtime_ns, each.digest.hex()] for each in plan.identities}
     digest = hashlib.sha256()
     for job in plan.jobs:
         digest.update(repr(job).encode())

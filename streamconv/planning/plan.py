@@ -21,7 +21,7 @@ from streamconv.core.replica import Replica
 from streamconv.core.result import Result
 from streamconv.formats.source import Dropped, Fact
 from streamconv.formats.target import FileLayout
-from streamconv.io.identity import identities_of
+from streamconv.io.identity import identities_of, identity_now
 from streamconv.io.reading import status_of
 from streamconv.memory.budget import BudgetedMemory
 from streamconv.models.parameter import ParameterId
@@ -117,9 +117,16 @@ class Plan(Result):
 
     @cached_property
     def identities(self) -> tuple[FileIdentity, ...]:
-        """The files that tensor bytes are read from, those of compared replicas too, as they were when opened."""
-        read = [entry.tensor for file in self.files for entry in file.entries]
-        return tuple(identities_of([*read, *(copy for replica in self.replicas for copy in replica.copies)]))
+        """The files that tensor bytes are read from, those of compared replicas too, as they were when opened; and
+        those that are copied, as they are when this is asked first.
+
+        Raises:
+            SourceError: a file that is copied is gone.
+            StorageError: the system refused to look at one.
+        """
+        tensors = [entry.tensor for file in self.files for entry in file.entries]
+        read = identities_of([*tensors, *(copy for replica in self.replicas for copy in replica.copies)])
+        return *read, *map(identity_now, self.copied.values())
 
     @property
     def write_nbytes(self) -> int:

@@ -28,6 +28,10 @@ SERIAL = RunOptions(jobs=1, engine="serial")
 CHANGED = "the file was changed after it was opened"
 
 
+class EndedError(Exception):
+    """What ends a run early."""
+
+
 def keeping_times(path: Path, change: Callable[[], object]) -> None:
     """Change a file as ``cp -p`` of another one does: its time of change stays, and here its size too."""
     status = path.stat()
@@ -116,6 +120,21 @@ def test_a_model_that_is_swapped_while_it_is_converted_is_not_published(hugging_
     assert not list((tmp_path / "out").glob("iter_*"))
     run_plan(streamconv.plan(hugging_face, to="megatron-legacy"), tmp_path / "out", SERIAL)
     assert streamconv.verify(tmp_path / "out", hugging_face).exit_code == 0  # nothing of the first run is left
+
+
+def test_a_run_is_not_resumed_from_a_model_that_was_swapped(hugging_face: Path, tmp_path: Path) -> None:
+    """Its size and its time of change are those of the model that the run began with; its header is not."""
+    work = streamconv.plan(hugging_face, to="megatron-legacy")
+
+    def interrupt(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        run_plan(work, tmp_path / "out", SERIAL, progress=interrupt)
+    swap_layers(hugging_face / "model.safetensors")
+    with pytest.raises(DestinationError, match=r"its source has changed since: .*model\.safetensors"):
+        run_plan(streamconv.plan(hugging_face, to="megatron-legacy"), tmp_path / "out", SERIAL)
 
 
 def test_files_of_torch_without_checksums(tmp_path: Path) -> None:
