@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from streamconv.cli.options import InspectViewOptions
 from streamconv.cli.output import print_blocks, print_log, progress_on
 from streamconv.core.errors import UsageError
 from streamconv.inspection.options import InspectOptions
-from streamconv.io.refusals import refused_by_system
+from streamconv.io.refusals import refusals
 from streamconv.io.whole_file import check_place
 
 __all__ = ["command", "run"]
@@ -55,18 +53,10 @@ def _write_pictures(report: dict[str, Any], html: str | None, plot: str | None) 
         from streamconv.report.html import html_report
 
         page = html_report(report)
-        with _writing("the page", Path(html)):
+        with refusals("write the page", Path(html)):
             Path(html).write_text(page, encoding="utf-8")
     if plot:
         from streamconv.report.plot import plot_norms
 
-        with _writing("the picture", Path(plot)):
+        with refusals("write the picture", Path(plot)):
             plot_norms(report, Path(plot))
-
-
-@contextmanager
-def _writing(what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise refused_by_system(f"write {what}", error, path) from error

@@ -10,7 +10,7 @@ from streamconv.containers.safetensors.reader import open_safetensors
 from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.io.reading import reading
-from streamconv.io.refusals import refused_by_system
+from streamconv.io.refusals import refusals
 
 __all__ = ["CHECKPOINT_SUFFIXES", "all_files", "checkpoint_files", "open_any"]
 
@@ -59,10 +59,8 @@ def _files(folder: Path, around: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in around:  # a link to a folder that it is in
         return
-    try:
+    with refusals("list the folder", folder):
         children = list(folder.iterdir())
-    except OSError as error:
-        raise refused_by_system("list the folder", error, folder) from error
     for child in children:
         if child.is_file():
             yield child

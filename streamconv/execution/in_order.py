@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from threading import Lock
 from typing import NamedTuple
 
+from streamconv.core.counting import Counted
 from streamconv.core.lazy import LazyTensor
 from streamconv.execution.in_memory import MemoryOutput
 from streamconv.execution.run_tiles import run_tiles
@@ -106,33 +106,15 @@ def read_in_order(
     """
     pool = new_buffer(settings.pool)
     view = memoryview(pool).toreadonly()
-    count = _Counted(sum(tensor.nbytes for tensor in tensors.values()), progress)
+    count = Counted(sum(tensor.nbytes for tensor in tensors.values()), progress)
     with closing(Workers(settings.engine)) as workers:
         for batch in _batches(tensors, settings):
             jobs = [job for band in batch for job in lower([Target(0, band.place, band.tensor)])]
             run_tiles(TileLog(jobs, sources), [MemoryOutput(pool)], workers, count)
             for band in batch:
                 yield band.name, view[band.place : band.place + band.tensor.nbytes]
-        read_unread(sources, workers.readers, count.expect, count)
+        read_unread(sources, workers.readers, count)
     refuse_changed(identities_of(tensors.values()))
-
-
-class _Counted:
-    """Adds up the bytes that threads have moved, for the progress."""
-
-    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
-        self._done, self._total, self._progress, self._lock = 0, total, progress, Lock()
-
-    def expect(self, nbytes: int) -> None:
-        """Add bytes that turned out to be needed."""
-        self._total += nbytes
-
-    def __call__(self, nbytes: int) -> None:
-        with self._lock:
-            self._done += nbytes
-            done = self._done
-        if self._progress is not None:
-            self._progress(done, self._total)
 
 
 def _batches(tensors: Mapping[str, LazyTensor], settings: OrderedSettings) -> Iterator[list[_Band]]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from streamconv.core.counting import Counted
 from streamconv.core.result import Result
 from streamconv.execution.fit import Fit, check_budget
 from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_incomplete
@@ -18,10 +19,10 @@ from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
-from streamconv.io.identity import identity_now, refuse_changed
+from streamconv.io.identity import refuse_changed
 from streamconv.io.open_files import allow_open_files
 from streamconv.io.output import DiscardedOutput, OutputFileWriter
-from streamconv.io.refusals import refused_by_system
+from streamconv.io.refusals import refusals
 from streamconv.io.source import OPEN_FILES
 from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
@@ -77,8 +78,8 @@ def run_plan(
     """Carry out a plan; see :func:`streamconv.convert`."""
     began = time.monotonic()
     fit = check_budget(work, options)
-    log, opened = TileLog(work.jobs), [*work.identities, *map(identity_now, work.copied.values())]
-    refuse_changed(opened)
+    log = TileLog(work.jobs)
+    refuse_changed(work.identities)
     if destination is not None:
         allow_open_files(_open_files(work, fit))
         clear_leftovers(destination)
@@ -87,11 +88,11 @@ def run_plan(
     resumed = 0
     if destination is None:
         _discard(work, log, fit, progress)
-        refuse_changed(opened)
+        refuse_changed(work.identities)
     else:
         with staging(destination) as stage:
             resumed = _write(work, log, stage, fit, restart, progress)
-            refuse_changed(opened)
+            refuse_changed(work.identities)
             for name, text in work.small.items():
                 stage.text(name, text)
             for name, path in work.copied.items():
@@ -131,10 +132,10 @@ def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[s
 
 def _discard(work: Plan, log: TileLog, fit: Fit, progress: Progress | None) -> None:
     """Run the whole conversion, but discard the bytes instead of writing them."""
-    outputs, count = [DiscardedOutput()] * len(work.files), _Counter(work, 0, progress)
+    outputs, count = [DiscardedOutput()] * len(work.files), Counted(work.tensor_nbytes, progress)
     with closing(Workers(fit.settings)) as workers:
         run_tiles(log, outputs, workers, count)
-        log.read_nbytes += read_unread(log.sources, workers.readers, count.expect, count)
+        log.read_nbytes += read_unread(log.sources, workers.readers, count)
 
 
 def _open_files(work: Plan, fit: Fit) -> int:
@@ -175,10 +176,10 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
             with _noting(stage):
                 journal.add(done)
 
-        count = _Counter(work, resumed, progress)
+        count = Counted(work.tensor_nbytes, progress, resumed)
         with closing(Workers(fit.settings)) as workers:
             run_tiles(log, writers, workers, count, note)
-            log.read_nbytes += read_unread(log.sources, workers.readers, count.expect, count)
+            log.read_nbytes += read_unread(log.sources, workers.readers, count)
         for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
             for offset, data in file.layout.frame(_crcs(log, number, file)):
                 writer.write(offset, data, 0, len(data))
@@ -201,26 +202,8 @@ def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, A
 
 @contextmanager
 def _noting(stage: Staging, verb: str = "write") -> Iterator[None]:
-    try:
+    with refusals(f"{verb} the journal", stage.journal):
         yield
-    except OSError as error:
-        raise refused_by_system(f"{verb} the journal", error, stage.journal) from error
-
-
-class _Counter:
-    """Adds up the bytes that are done, for the progress."""
-
-    def __init__(self, work: Plan, done: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = done, work.tensor_nbytes, progress
-
-    def expect(self, nbytes: int) -> None:
-        """Add bytes that turned out to be needed."""
-        self.total += nbytes
-
-    def __call__(self, nbytes: int) -> None:
-        self.done += nbytes
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def _crcs(log: TileLog, number: int, file: OutputFile) -> dict[int, int]:

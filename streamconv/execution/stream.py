@@ -89,7 +89,7 @@ def _stream(
             for group in groups:
                 for batch in _batches(group, len(pool)):
                     yield from _tensors(batch, _fill(batch, pool, workers, sources), pool, how)
-            read_unread(sources, workers.readers, lambda _: None, lambda _: None)
+            read_unread(sources, workers.readers)
             refuse_changed(opened)
     except GeneratorExit:
         _report_unchecked(sources)

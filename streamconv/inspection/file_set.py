@@ -57,8 +57,9 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
     files, broken = open_all(paths)
     report.findings += broken
     is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
-    config, beside = _read_descriptions(folder, files, faults) if is_hugging_face else ({}, [])
-    own = _own_files(folder, names, beside) if is_hugging_face else set()
+    chosen = next(iter(weight_files(folder)), "")
+    config, beside = _read_descriptions(folder, chosen, files, faults) if is_hugging_face else ({}, [])
+    own = _own_files(names, chosen, beside) if is_hugging_face else set()
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
     known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
     report.findings += [] if refusal is None or is_named or known else [finding_of(refusal)]
@@ -77,21 +78,20 @@ def describe_file_set(folder: Path, refusal: StreamconvError | None, report: Ins
     report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
     report.findings += [finding_of(fault) for fault in faults.found]
     if not faults:
-        lost = _missing(paths, folder, own)
+        lost = _missing(paths, folder, set() if chosen.endswith(INDEX_SUFFIX) else own or set(names))
         report.findings += [Finding("damage", what, str(folder), COPY_AGAIN, BROKEN) for what in lost]
     _add_model(report, config, own)
     return tensors
 
 
-def _missing(paths: Sequence[Path], folder: Path, own: set[str]) -> Iterator[str]:
-    """What is missing by the names of the files alone: shards of the model, if its ``own`` files are known, or of
-    anything, where no index says what there is; and the description of distributed files.
+def _missing(paths: Sequence[Path], folder: Path, meant: set[str]) -> Iterator[str]:
+    """What is missing by the names of the files alone: shards, of which no index says how many there are, among the
+    files that are ``meant``, and the description of distributed files.
     """
-    is_listed = any((folder / (kind + INDEX_SUFFIX)).is_file() for kind in WEIGHTS)
     shards: dict[tuple[str, str, str], set[int]] = {}
     for path in paths:
         name = str(path.relative_to(folder))
-        if not is_listed and (not own or name in own) and (match := _SHARD.fullmatch(name)):
+        if name in meant and (match := _SHARD.fullmatch(name)):
             shards.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
     for (stem, of, suffix), there in shards.items():
         lost = (f"{stem}-{number:05d}-of-{of}{suffix}" for number in range(1, int(of) + 1) if number not in there)
@@ -103,11 +103,10 @@ def _missing(paths: Sequence[Path], folder: Path, own: set[str]) -> Iterator[str
             yield f"there is no {METADATA} beside the .distcp files, and it says what they hold"
 
 
-def _own_files(folder: Path, names: Sequence[str], beside: Sequence[str]) -> set[str]:
-    """The files that hold a Hugging Face model: those that its index names, or the one file, or, without either, all
-    of the first kind that is there.
+def _own_files(names: Sequence[str], chosen: str, beside: Sequence[str]) -> set[str]:
+    """The files that hold a Hugging Face model: those that the ``chosen`` index names, or the chosen file, or, without
+    either, all of the first kind that is there.
     """
-    chosen = next(iter(weight_files(folder)), "")
     if chosen.endswith(INDEX_SUFFIX):
         return set(names) - set(beside)
     suffix = next((kind for kind in (".safetensors", ".bin") if any(name.endswith(kind) for name in names)), "")
@@ -115,14 +114,13 @@ def _own_files(folder: Path, names: Sequence[str], beside: Sequence[str]) -> set
 
 
 def _read_descriptions(
-    folder: Path, files: Sequence[StoredFile], faults: Collected
+    folder: Path, chosen: str, files: Sequence[StoredFile], faults: Collected
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The ``config.json`` of a Hugging Face model, and the files that its index does not name. The index is checked
     against the shards.
     """
     path, beside = folder / CONFIG, []
     config = faults.opened(path, read_config) if path.is_file() else None
-    chosen = next(iter(weight_files(folder)), "")
     if chosen.endswith(INDEX_SUFFIX):
         weight_map = faults.opened(folder / chosen, lambda index: read_index(index, faults))
         named = set((weight_map or {}).values())

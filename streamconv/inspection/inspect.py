@@ -169,16 +169,14 @@ def _files_of(tensors: Iterable[LazyTensor]) -> str:
 
 
 def _check(found: Inspected, settings: SweepSettings, progress: Callable[[int, int], None] | None) -> None:
-    from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
     from streamconv.inspection.integrity import check_files
     from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
+    from streamconv.inspection.stored import files_of_tensors
 
     report = found.report
-    base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
-    paths = [*(base / row.path for row in report.files if row.kind != "cannot be opened"), *found.beside]
-    # A lone file is meant whatever its name is.
-    paths = [path for path in paths if report.kind == "file" or path.suffix in CHECKPOINT_SUFFIXES]
-    verdict = check_files(paths, settings, progress)
+    base = report.folder
+    opened = [base / row.path for row in files_of_tensors(report) if row.kind != "cannot be opened"]
+    verdict = check_files([*opened, *found.beside], settings, progress)
     # Files that were not opened before, such as most optimizer files.
     known_files = {file for row in report.globals for file in row.files}
     others = [(path, named) for path, named in verdict.named if path.suffix != ".distcp"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import DamagedError, StorageError, StreamconvError, UnsafeError
@@ -213,6 +214,11 @@ class InspectionReport(Result):
             entry["elements"] += math.prod(row.shape)
             entry["nbytes"] += row.nbytes
         return dict(sorted(totals.items(), key=lambda pair: -pair[1]["nbytes"]))
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the paths of ``files`` are below."""
+        return Path(self.path) if self.kind == "folder" else Path(self.path).parent
 
     @property
     def exit_code(self) -> int:

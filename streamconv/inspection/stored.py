@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.core.lazy import LazyTensor, Storage
 from streamconv.inspection.names import place_of
-from streamconv.inspection.report import TensorRow
+from streamconv.inspection.report import FileRow, InspectionReport, TensorRow
 
-__all__ = ["first_byte", "storage_facts", "tensor_rows"]
+__all__ = ["files_of_tensors", "first_byte", "storage_facts", "tensor_rows"]
 
 _LONGEST_NAME = 200
+
+
+def files_of_tensors(report: InspectionReport) -> list[FileRow]:
+    """The files that may hold tensors, by their suffixes; a lone file is meant whatever its name is."""
+    return [row for row in report.files if report.kind == "file" or Path(row.path).suffix in CHECKPOINT_SUFFIXES]
 
 
 def first_byte(tensor: LazyTensor) -> int | None:

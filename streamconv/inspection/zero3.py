@@ -8,12 +8,11 @@ The last ones of a parameter that do not divide so are padding, which nobody set
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from streamconv.containers.stored_file import StoredFile
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.survey import Survey
 from streamconv.inspection.opening import open_all
@@ -50,17 +49,18 @@ def flat_parameters(found: Survey) -> FlatParameters:
         states = ranks.get(names.zero3.get((data, model), ""))
         for file in files:
             flat = {key: tensor for key, tensor in file.tensors().items() if key.startswith(_FLAT)}
-            parts = None if states is None else _parts(flat, states, data, names.dp or 1)
+            shapes = [] if states is None else list(_shapes(states.state))
+            parts = _parts(flat, shapes, data, names.dp or 1)
             result.parts |= {f"{name}:{key}": tensor for key, tensor in (flat if parts is None else parts).items()}
-            if parts is not None and states is not None:
-                result.shapes |= {f"{name}:{key}": shape for key, shape in _shapes(states.state) if key in parts}
+            result.shapes |= {f"{name}:{key}": shape for key, shape in shapes if key in (parts or ())}
             result.whole += flat.values()
     return result
 
 
-def _parts(flat: Mapping[str, LazyTensor], states: StoredFile, rank: int, dp: int) -> dict[str, LazyTensor] | None:
+def _parts(
+    flat: Mapping[str, LazyTensor], shapes: Sequence[tuple[str, tuple[int, ...]]], rank: int, dp: int
+) -> dict[str, LazyTensor] | None:
     """The parts of parameters that a rank has, by name; None if the shapes are not recorded or do not fit."""
-    shapes = list(_shapes(states.state))
     sizes = [-(-prod(shape) // dp) for _, shape in shapes]
     one_axis = [tensor for tensor in flat.values() if len(tensor.shape) == 1]
     if not shapes or not flat or len(one_axis) < len(flat) or len({tensor.dtype for tensor in one_axis}) > 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from streamconv.core.errors import DiskSpaceError, StorageError
 
-__all__ = ["refused_by_system"]
+__all__ = ["refusals", "refused_by_system"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "when the storage works again, run the same command again"
@@ -41,3 +43,12 @@ def refused_by_system(what: str, error: OSError, where: Path | None = None) -> D
         where=error.filename or where,
         remedy=None if error.errno is None else _REMEDIES.get(error.errno),
     )
+
+
+@contextmanager
+def refusals(what: str, where: Path) -> Iterator[None]:
+    """Raise what the system refuses inside as :func:`refused_by_system` has it."""
+    try:
+        yield
+    except OSError as error:
+        raise refused_by_system(what, error, where) from error

@@ -6,9 +6,10 @@ is found only if the record's other bytes are read too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from streamconv.core.counting import Counted
 from streamconv.core.pool import run_pool
 from streamconv.core.views import Storage
 from streamconv.io.checksums import SourceChecksums, crc32
@@ -32,21 +33,20 @@ class _Stretch(NamedTuple):
 def read_unread(
     checksums: SourceChecksums,
     readers: Sequence[Reader],
-    expect: Callable[[int], None],
-    progress: Callable[[int], None],
+    count: Counted | None = None,
 ) -> int:
     """Read the rest of the records that were read in part and have a CRC-32; returns the number of bytes.
 
     Args:
         checksums: what has been read so far. The rest is entered into them, which compares the CRC-32s.
         readers: one for each thread.
-        expect: called with a number of bytes before they are read.
-        progress: called with a number of bytes that were read, from any thread.
+        count: expects these bytes too, and counts them.
 
     Raises:
-        DamagedError: a record's CRC-32 is not the recorded one, or a file ends early.
-        StorageError: the system refused to read.
+        DamagedError: a record's CRC-32 is not the recorded one.
+        StorageError: the system refused to read, or a file has become shorter.
     """
+    count = count or Counted(0, None)
 
     def read(reader: Reader, part: _Stretch) -> None:
         files, buffer = reader
@@ -55,14 +55,14 @@ def read_unread(
         files.read_into(part.storage.path, offset, buffer, position, part.nbytes)
         crc = crc32(memoryview(buffer)[position : position + part.nbytes])
         checksums.add(part.storage, part.start, part.nbytes, crc)
-        progress(part.nbytes)
+        count(part.nbytes)
 
     block = page_start(min(len(buffer) for _, buffer in readers)) - 2 * PAGE
     nbytes = 0
     # Threads may pass one another so that a piece is forgotten; what is missing then is read once more.
     while stretches := list(_joined(_Stretch(*part) for part in checksums.unread())):
         wanted = sum(stretch.nbytes for stretch in stretches)
-        expect(wanted)
+        count.expect(wanted)
         run_pool(readers, _cut(stretches, block), read)
         nbytes += wanted
     return nbytes

@@ -10,7 +10,7 @@ from pathlib import Path
 from streamconv.core.errors import DamagedError, DestinationError
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.reading import InputFile, reading, status_of
-from streamconv.io.refusals import refused_by_system
+from streamconv.io.refusals import refusals
 
 __all__ = ["check_place", "copy_file", "write_file"]
 
@@ -25,7 +25,7 @@ def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> None:
         DiskSpaceError, StorageError: the system refused.
     """
     done = 0
-    try:
+    with refusals("write the file", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         with closing(OutputFileWriter(path, nbytes, _PIECE, "pread")) as writer:
@@ -33,8 +33,6 @@ def write_file(path: Path, nbytes: int, pieces: Iterable[bytes]) -> None:
                 writer.write(done, piece, 0, len(piece))
                 done += len(piece)
             writer.finish()
-    except OSError as error:
-        raise refused_by_system("write the file", error, path) from error
 
 
 def check_place(path: Path, mark: bytes) -> None:

@@ -75,7 +75,7 @@ def compare_replicas(
                 )
             drifts += [drift] if drift is not None else []
         if read_later is None:
-            read_unread(checksums, [reader.own for reader in readers], _untold, _untold)
+            read_unread(checksums, [reader.own for reader in readers])
     if drifts and policy == "fail":
         worst = max(drifts, key=lambda drift: drift.largest)
         raise DifferenceError(
@@ -84,10 +84,6 @@ def compare_replicas(
             remedy="choose --replicated first or --replicated mean",
         )
     return drifts
-
-
-def _untold(nbytes: int) -> None:
-    """Progress that nobody asked for."""
 
 
 def _needed_nbytes(block: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
+from streamconv.core.counting import Counted
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.pool import run_pool
 from streamconv.io.checksums import SourceChecksums
@@ -97,8 +98,7 @@ def sweep(
         ]
         run_pool(workers, _tasks(items, settings.block), collected.look_at)
         if checksums is not None:
-            own = [readers[0].own for readers in workers]
-            read_unread(checksums, own, collected.expect, collected.count)
+            read_unread(checksums, [readers[0].own for readers in workers], collected.count)
     refuse_changed(identities_of(tensor for item in items for tensor in item))
     return [[result for _, result in sorted(pairs, key=lambda pair: pair[0])] for pairs in collected.results]
 
@@ -128,9 +128,8 @@ class _Sweep:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.results: list[list[tuple[int, Any]]] = [[] for _ in items]
-        self._look, self._progress = look, progress
-        self._lock = Lock()
-        self._done, self._total = 0, sum(tensor.nbytes for item in items for tensor in item)
+        self.count = Counted(sum(tensor.nbytes for item in items for tensor in item), progress)
+        self._look, self._lock = look, Lock()
 
     def look_at(self, readers: Sequence[TensorReader], task: _Task) -> None:
         """Read a part, with one reader for each tensor, and keep the result of looking at it."""
@@ -139,14 +138,3 @@ class _Sweep:
         with self._lock:
             self.results[task.item].append((task.position, result))
         self.count(sum(tensor.nbytes for tensor in task.tensors))
-
-    def expect(self, nbytes: int) -> None:
-        """Add bytes that turned out to be needed."""
-        self._total += nbytes
-
-    def count(self, nbytes: int) -> None:
-        """Add bytes that have been read, and tell the progress."""
-        with self._lock:
-            self._done += nbytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)

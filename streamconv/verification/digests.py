@@ -22,7 +22,7 @@ from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.result import Result
 from streamconv.io.checksums import RecordCounts
 from streamconv.io.reading import reading
-from streamconv.io.refusals import refused_by_system
+from streamconv.io.refusals import refusals
 from streamconv.io.whole_file import check_place
 from streamconv.values.replicas import Drift
 
@@ -99,10 +99,8 @@ class Digests(Result):
         """
         place = Path(path)
         check_place(place, MARK)
-        try:
+        with refusals("write the digests", place):
             place.write_text(f"{self.as_json()}\n", encoding="utf-8")
-        except OSError as error:
-            raise refused_by_system("write the digests", error, place) from error
 
 
 def digests_dict(found: Digests) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from streamconv.containers.open_any import open_any
+from streamconv.containers.open_any import checkpoint_files, open_any
 from streamconv.containers.reference.open import check_torch, open_reference
 from streamconv.containers.reference.torch_tensors import ReferenceFile
 from streamconv.core.errors import StorageError, StreamconvError, UnsupportedError
@@ -92,7 +92,8 @@ def fit_reference(dst: Path, reading: ReadingOptions) -> ReferenceRoom:
         UnsupportedError: this release of torch is not safe.
         MemoryBudgetError: the budget is too small.
     """
-    check_torch(distributed=dst.suffix == DISTRIBUTED or any(dst.rglob(f"*{DISTRIBUTED}")))
+    files = checkpoint_files(dst) if dst.is_dir() else [dst]
+    check_torch(distributed=any(path.suffix == DISTRIBUTED for path in files))
     # One side for our own reader, one for copies of what torch reads.
     settings = fit_sweep(reading, sides=2)
     used = psutil.Process().memory_info().rss + 8 * settings.block

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.options import Given
 from streamconv.core.result import Result
@@ -15,6 +14,7 @@ from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.inspection.inspect import InspectionReport, inspect
 from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import Finding
+from streamconv.inspection.stored import files_of_tensors
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.values.sweep import fit_sweep
@@ -108,11 +108,8 @@ def verify(
     if result.broken:
         return result
     if reference is not None and room is not None:
-        base = Path(report.path) if report.kind == "folder" else Path(report.path).parent
-        names = [row.path for row in report.files]
-        # A lone file is meant whatever its name is.
-        names = names if report.kind == "file" else [name for name in names if Path(name).suffix in CHECKPOINT_SUFFIXES]
-        result.reference = check_reference(base, names, reference, room, progress)
+        names = [row.path for row in files_of_tensors(report)]
+        result.reference = check_reference(report.folder, names, reference, room, progress)
     if against is None:
         return result
     if is_digests(against):
