@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from streamconv.bigscience.python_text import DEEPEST, one_line, size_text, text_of
+from streamconv.bigscience.python_text import one_line, size_text, text_of
+from streamconv.core.effort import DEEPEST
 from streamconv.core.errors import UnsafeError
 from streamconv.core.lazy import LazyTensor
 

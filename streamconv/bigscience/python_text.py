@@ -12,15 +12,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamconv.containers.pickles.reader import Global, Record
+from streamconv.core.effort import DEEPEST
 from streamconv.core.errors import UnsafeError
 from streamconv.core.lazy import LazyTensor
 
-__all__ = ["DEEPEST", "one_line", "size_text", "text_of"]
+__all__ = ["one_line", "size_text", "text_of"]
 
 _LONGEST_TEXT = 1 << 20
 _LONGEST_BYTES = 64
-DEEPEST = 200
-"""The most containers inside one another."""
 _NAMESPACES = {"argparse.Namespace": "Namespace", "types.SimpleNamespace": "namespace"}
 _NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.")
 _CUT = f".. (cut after {_LONGEST_TEXT} characters)"
