@@ -92,7 +92,7 @@ def word_of(name: str, value: object, words: Sequence[str]) -> str:
     try:
         word: str = Choice(words).check(value)
     except InvalidValue as error:
-        raise UsageError(f"{name}={value!r:.60}: {error.what}", remedy=error.remedy) from None
+        raise UsageError(f"{name}={as_written(value)}: {error.what}", remedy=error.remedy) from None
     return word
 
 

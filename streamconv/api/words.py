@@ -26,15 +26,18 @@ _SAID = {
     "BudgetedMemory": ("budget",),
     "Comparison": ("a", "b", "notes"),
     "ConversionReport": ("plan", "fit"),
+    "DigestComparison": ("side", "incomparable", "notes"),
+    "Digests": ("notes",),
     "Evidence": ("what", "evidence"),
     "Fact": ("what", "evidence"),
     "Finding": ("what", "remedy"),
     "Fit": ("budget",),
+    "Incomparable": ("why",),
     "InspectionReport": ("evidence", "findings"),
     "MemoryBudget": ("source",),
     "Plan": ("facts", "choices", "notes", "warnings", "memory"),
     "Side": ("notes",),
-    "Verification": ("report", "broken", "comparison"),
+    "Verification": ("report", "broken", "comparison", "digests"),
 }
 # Flags for paths, which Python takes as arguments.
 _PATHS = ("--against", "--src")

@@ -32,6 +32,7 @@ from tests import oracle
 from tests.damage import cut, flip, records
 from tests.making.deepspeed import Tensors
 from tests.places import FRAMEWORKS, MADE, REAL
+from tests.processes import run_main
 
 RAM: dict[str, Any] = {"max_ram": "2G"}
 BLOOM, GPT = REAL[1], REAL[2]
@@ -261,7 +262,7 @@ def test_padding_that_a_published_model_keeps_is_cut_off(tmp_path: Path) -> None
     with_padding = saved(digest(tmp_path / "hf", **RAM), tmp_path / "padded.json")
     assert json.loads(with_padding.read_text())["vocabulary"] == 112
     assert held(BLOOM.folder, with_padding) == (0, [], [], [])
-    why = "100 true rows, and the digest is of 112: take it with --vocab-size 100"
+    why = "100 true rows, and the digest is of 112: take it with vocab_size=100"
     for tp, rows in ((1, 104), (4, 128)):
         convert(BLOOM.folder, tmp_path / f"tp{tp}", to="megatron-legacy", tp=tp, **RAM)
         found = against(tmp_path / f"tp{tp}", with_padding)
@@ -269,6 +270,8 @@ def test_padding_that_a_published_model_keeps_is_cut_off(tmp_path: Path) -> None
         assert found.digests.side.tensors["word_embeddings.weight"].shape[0] == rows
         assert (found.exit_code, found.digests.compared) == (3, 68)
         assert [(each.name, each.why) for each in found.digests.incomparable] == [("word_embeddings.weight", why)]
+    printed = run_main("verify", tmp_path / "tp4", "--against", with_padding, "--max-ram", "2G").stdout
+    assert "100 true rows, and the digest is of 112: take it with --vocab-size 100" in printed
 
 
 # -- heads and biases ----------------------------------------------------------------------------------------------

@@ -221,3 +221,6 @@ def test_a_checkpoint_has_the_same_names_by_either_reader(tmp_path: Path) -> Non
     assert torch.equal(one["w"], torch.ones(3))
     with pytest.raises(UsageError, match="reader='pickle': no such choice"):
         open_checkpoint(BLOOM, reader="pickle")  # type: ignore[call-overload]
+    # A value of which Python makes no text is named in the message all the same.
+    with pytest.raises(UsageError, match="reader=<a number of 20000 bits>: "):
+        open_checkpoint(BLOOM, reader=(1 << 20000) - 1)  # type: ignore[call-overload]
