@@ -11,7 +11,7 @@ from streamconv.core.errors import DamagedError
 from streamconv.formats.common.faults import COPY_AGAIN, Faults, listed
 from streamconv.formats.deepspeed.names import FolderNames, expert_file, layer_file, rank_file
 
-__all__ = ["RecordedSizes", "check_grid", "check_partitions"]
+__all__ = ["RecordedSizes", "check_experts", "check_grid", "check_partitions"]
 
 _PARTITION = re.compile(r"(.*zero_pp_rank_)[0-9]+_mp_rank_[0-9]+_(.+)")
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-__all__ = ["PipelineModules", "balanced_bounds", "probed_bounds", "stages_by_method", "uniform_bounds"]
+__all__ = ["PipelineModules", "balanced_bounds", "probed_bounds", "release_of", "stages_by_method", "uniform_bounds"]
 
 Version = tuple[int, ...]
 
-
 _PLAIN = re.compile(r"[\w|.^$]*", re.ASCII)
+_RELEASE = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,12 @@ class PipelineModules:
     numels: tuple[int, ...]
     first_layer: int
     num_layers: int
+
+
+def release_of(version: str | None) -> Version | None:
+    """DeepSpeed's release as three numbers, from ``ds_version``; None if it does not begin with them."""
+    match = _RELEASE.match(version or "")
+    return None if match is None else tuple(map(int, match.groups()))
 
 
 def stages_by_method(modules: PipelineModules, method: str, pp: int, version: Version | None) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamconv.core.errors import DamagedError, UsageError
 from streamconv.formats.deepspeed.layer_files import Layers
-from streamconv.formats.deepspeed.partition import PipelineModules, stages_by_method
+from streamconv.formats.deepspeed.partition import PipelineModules, release_of, stages_by_method
 from streamconv.formats.source import Fact
 from streamconv.models.parameter import Section
 
@@ -81,9 +81,8 @@ def _recorded(folder: Path, layers: Layers, param_shapes: Sequence[Any]) -> tupl
 def _recomputed(
     layers: Layers, args: Mapping[str, Any], method: str, pp: int, version: str | None
 ) -> tuple[int, ...] | None:
-    match = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version or "")
-    number = tuple(map(int, match.groups())) if match else None
-    layouts = {stages_by_method(_modules(layers, args, norm), method, pp, number) for norm in (True, False)}
+    release = release_of(version)
+    layouts = {stages_by_method(_modules(layers, args, norm), method, pp, release) for norm in (True, False)}
     # bigscience builds the embedding norm on the first stage only (dd06ea32), so ranks may count differently.
     return layouts.pop() if len(layouts) == 1 else None
 

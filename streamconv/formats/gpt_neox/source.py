@@ -6,7 +6,6 @@ Sources: gpt-neox ``megatron/checkpointing.py`` (what is recorded), ``megatron/m
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from streamconv.formats.deepspeed.evidence import agree
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import Layers
 from streamconv.formats.deepspeed.names import LATEST, parse_names
-from streamconv.formats.deepspeed.partition import PipelineModules, stages_by_method
+from streamconv.formats.deepspeed.partition import PipelineModules, release_of, stages_by_method
 from streamconv.formats.deepspeed.rank_files import (
     RankFiles,
     left_behind,
@@ -196,9 +195,7 @@ def _stages(
     )
     stages, fact = find_stages(model.path, files, model.pp, shapes, None, version or None, None)
     if stages is None and model.pp is not None and run.partition_method is not None:
-        match = re.match(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})", version)
-        number = tuple(map(int, match.groups())) if match else None
-        stages = stages_by_method(_modules(layers), run.partition_method, model.pp, number)
+        stages = stages_by_method(_modules(layers), run.partition_method, model.pp, release_of(version))
         if stages is not None:
             words = f"param_shapes is not recorded; pipe_partition_method {run.partition_method}"
             return stages, Fact("stages recomputed", words)
