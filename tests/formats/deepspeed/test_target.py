@@ -381,6 +381,10 @@ def test_calls_are_written_as_pickle_writes_them(monkeypatch: pytest.MonkeyPatch
     class PositionEmbeddingType(enum.Enum):
         rotary, absolute, alibi = 1, 2, 3
 
+        def __reduce_ex__(self, _: object) -> tuple[object, ...]:
+            """As every Python but 3.11.0 to 3.11.3 has it."""
+            return self.__class__, (self.value,)
+
     PositionEmbeddingType.__module__, PositionEmbeddingType.__qualname__ = "megatron.enums", "PositionEmbeddingType"
     module.PositionEmbeddingType = PositionEmbeddingType  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "megatron", types.ModuleType("megatron"))
