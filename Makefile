@@ -2,6 +2,8 @@
 # make test      lint, types and every test; of a sweep over many like cases (each step a run can be killed before, each
 #                broken byte, each cell of a table) a spread sample. What CI runs
 # make test-all  the same with every case of every sweep
+# make test-faults  kills, errors and power cuts at every call that changes a file, races, flipped bits, budgets in cgroups:
+#                   hours. They want a C compiler, root, and libfuse2 for two mounts of a folder; else they are skipped
 # make check     the quick tests alone, and of every table of cases the ends and the middle
 # make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
@@ -29,7 +31,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cases $(CASES)
 DEMO_SRC := tests/fixtures/frameworks/bs_bloom_tp2pp2_fp32_z0
 DEMO_DST := demo-output
 
-.PHONY: demo test test-all test-deepspeed test-megatron lint check bench fuzz clean
+.PHONY: demo test test-all test-faults test-deepspeed test-megatron lint check bench fuzz clean
 
 # What a user installs; the demo needs no more.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -57,6 +59,10 @@ test: lint
 
 test-all: CASES = all
 test-all: test
+
+test-faults: CASES = all
+test-faults: $(VENV)/ready
+	$(PYTEST) tests/faults tests/memory/test_cgroups.py
 
 check: CASES = few
 check: $(VENV)/ready

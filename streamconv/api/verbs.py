@@ -82,8 +82,14 @@ def convert(src: Path, dst: Path | None, given: Given, progress: Progress | None
     return carried_out(planned(src, given), dst, given, progress)
 
 
-def carried_out(work: Plan, dst: Path | None, given: Given, progress: Progress | None = None) -> ConversionReport:
-    """Carry out a plan."""
+def carried_out(
+    work: Plan,
+    dst: Path | None,
+    given: Given,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] = log.warning,
+) -> ConversionReport:
+    """Carry out a plan; ``notice`` is called with what a user should know at once."""
     import streamconv.report.conversions  # noqa: F401 - gives reports their face
     from streamconv.execution.options import PublishOptions, RunOptions
     from streamconv.execution.run import run_plan
@@ -96,6 +102,7 @@ def carried_out(work: Plan, dst: Path | None, given: Given, progress: Progress |
         overwrite=publish.overwrite,
         restart=publish.restart,
         progress=progress,
+        notice=notice,
     )
     log.info("converted %r", report)
     return report

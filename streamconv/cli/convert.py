@@ -11,7 +11,7 @@ from streamconv.cli import plan as plan_verb
 from streamconv.cli.command import Command, Invocation, Place
 from streamconv.cli.ending import outcome
 from streamconv.cli.options import ConvertViewOptions, OutputOptions
-from streamconv.cli.output import print_log, print_result, progress_on
+from streamconv.cli.output import notice_on, print_log, print_result, progress_on
 from streamconv.core.errors import UsageError
 from streamconv.core.options import Given
 from streamconv.core.text import printable_lines
@@ -63,7 +63,7 @@ def execute(work: Plan, dst: Path | None, given: Given) -> int:
     if dst is not None:
         outcome.words = _UNDECIDED
     with progress_on(output, "converting") as progress:
-        report = verbs.carried_out(work, dst, given, progress)
+        report = verbs.carried_out(work, dst, given, progress, notice_on(output))
     if dst is not None:
         outcome.words = f"{dst} holds the whole result"
     print_result(report, output)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streamconv.cli.options import OutputOptions
     from streamconv.report.blocks import Block
 
-__all__ = ["print_blocks", "print_log", "print_result", "progress_on"]
+__all__ = ["notice_on", "print_blocks", "print_log", "print_result", "progress_on"]
 
 
 def print_result(result: Result, output: OutputOptions, text: str | None = None) -> None:
@@ -47,6 +47,16 @@ def progress_on(
 ) -> AbstractContextManager[Callable[[int, int], None] | None]:
     """A function to call with the progress, which is shown on stderr."""
     return progress_bar(sys.stderr, quiet=output.json or output.quiet or not wanted, verb=verb)
+
+
+def notice_on(output: OutputOptions) -> Callable[[str], None]:
+    """A function to call with what a user should know at once: a line on stderr, above the bar that may be there."""
+
+    def notice(words: str) -> None:
+        if not output.quiet:
+            print(f"{without_bar(sys.stderr)}{printable_lines(words)}", file=sys.stderr, flush=True)
+
+    return notice
 
 
 def print_log(output: OutputOptions) -> None:

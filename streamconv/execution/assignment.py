@@ -33,7 +33,7 @@ class Assignment:
     """One run of an engine: the remaining tiles of a log, the workers, the outputs, the progress and the journal.
 
     A finished tile is entered in the log at once. A commit records it in the journal, after the files that it was
-    written to have been made durable.
+    written to have been made durable. Once a write, a sync or the journal has failed nothing is recorded any more.
     """
 
     def __init__(
@@ -93,7 +93,10 @@ class Assignment:
             self._due = time.monotonic() + self._pause
 
     def commit(self) -> None:
-        """Make the tiles since the last commit durable, then record them. Does nothing once a commit has failed.
+        """Make the tiles since the last commit durable, then record them.
+
+        Does nothing once a commit, or any call that writes or syncs an output, has failed: which bytes were lost then
+        is not known, since the system tells one call only.
 
         Raises:
             StorageError, DiskSpaceError: the system refused.
@@ -101,11 +104,15 @@ class Assignment:
         with self._lock:
             done, self._unnoted = self._unnoted, []
             touched, self._touched = self._touched, set()
-        if self._journal is None or not done or self._commit_failed:
+        if self._journal is None or not done or self._commit_failed or self._has_failed():
             return
-        # Linux reports bytes that it could not write to one sync only; the next sync of the file succeeds.
         self._commit_failed = True
         for number in sorted(touched):
             self._outputs[number].commit()
+        if self._has_failed():  # in a worker meanwhile, which raises it
+            return
         self._journal(done)
         self._commit_failed = False
+
+    def _has_failed(self) -> bool:
+        return any(output.has_failed for output in self._outputs)

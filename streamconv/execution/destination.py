@@ -1,18 +1,22 @@
-"""Whether a result may go to a destination: what is there already, and whether another run is writing there."""
+"""Whether a result may go to a destination: what is there already, what is the source's, and whether it is done."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from streamconv.core.errors import DestinationError
+from streamconv.core.work_folder import RECEIPT, WORK_FOLDER
+from streamconv.execution.identity import identity_of
+from streamconv.execution.receipt import is_result_of
+from streamconv.io.refusals import refusals
+from streamconv.planning.plan import Plan
 
-__all__ = ["WORK_FOLDER", "check_destination", "lock_destination"]
-
-WORK_FOLDER = ".streamconv"
+__all__ = ["Destination", "check_destination"]
 
 # Names that a checkpoint of any framework has directly in its folder: those of each target, and of a tag's folder.
 _CHECKPOINTS = (
@@ -32,6 +36,58 @@ _CHECKPOINTS = (
     "config.json",
     "generation_config.json",
 )
+
+
+class Destination:
+    """The destination of a plan: what is there, and whether it is already done.
+
+    Attributes:
+        retired: the names there that the result retires, as of the last look.
+        restart: whether what an earlier run left is to be discarded.
+    """
+
+    def __init__(self, work: Plan, destination: Path, *, overwrite: bool, restart: bool) -> None:
+        self.work, self.destination = work, destination
+        self.overwrite, self.restart = overwrite, restart
+        self.retired: list[str] = []
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The identity of the conversion."""
+        return identity_of(self.work)
+
+    def is_done(self) -> bool:
+        """Look at what is there: whether it is the result of this very conversion. With ``overwrite`` that is replaced.
+
+        Raises:
+            DestinationError: something is there that must not be replaced.
+            StorageError: the system refused to look.
+        """
+        retired = self._check(overwrite=True)
+        with refusals("look at what is there", self.destination):
+            if not self.overwrite and not retired and is_result_of(self.work, self.identity, self.destination):
+                return True
+        self.retired = self._check(overwrite=self.overwrite)
+        return False
+
+    def _check(self, *, overwrite: bool) -> list[str]:
+        work = self.work
+        names = [*(file.path for file in work.files), RECEIPT, *work.texts, *work.small, *work.copied]
+        return check_destination(
+            work.source,
+            self.destination,
+            sorted({name.split("/", 1)[0] for name in names}),
+            overwrite=overwrite,
+            owned=work.owned,
+            beside=work.beside,
+            sources=[*work.source_paths, *self._copied_from_elsewhere()],
+            root=work.root,
+        )
+
+    def _copied_from_elsewhere(self) -> list[Path]:
+        """The copied files, except those that already have their place in the destination."""
+        places = {name: (self.destination.resolve() / name, path) for name, path in self.work.copied.items()}
+        return [path for place, path in places.values() if path.resolve() != place]
 
 
 def check_destination(
@@ -78,7 +134,7 @@ def check_destination(
         raise DestinationError(
             "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
         )
-    names = {*entries, *(child.name for child in matching)}
+    names = {*entries, *(child.name for child in matching)} - {RECEIPT}  # which alone is no checkpoint
     taken = [child.name for child in children if child.name in names or _matches(child, _CHECKPOINTS)]
     if taken and not overwrite:
         raise DestinationError(
@@ -129,23 +185,3 @@ def _links(folder: Path) -> Iterator[Path]:
     """The links below a folder."""
     for parent, folders, files in os.walk(folder):
         yield from (path for path in (Path(parent, name) for name in (*folders, *files)) if path.is_symlink())
-
-
-def lock_destination(path: Path, destination: Path) -> int:
-    """Lock the work folder by a file in it; returns the descriptor that holds the lock.
-
-    Raises:
-        DestinationError: another run holds it.
-        OSError: the system refused.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The run that held it may have removed the file in between: then this is no longer the lock.
-        held = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-    except BlockingIOError:
-        held = False
-    if not held:
-        os.close(descriptor)
-        raise DestinationError("another conversion is writing there", where=destination, remedy="wait until it ends")
-    return descriptor

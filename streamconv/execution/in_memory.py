@@ -13,6 +13,7 @@ class MemoryOutput:
     """An output in memory."""
 
     wants_pages = False
+    has_failed = False
 
     def __init__(self, pool: Buffer) -> None:
         self.bytes = np.frombuffer(pool, np.uint8)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from streamconv.core.counting import Counted
+from streamconv.core.log import log as logger
 from streamconv.core.result import Result
+from streamconv.core.work_folder import RECEIPT, WORK_FOLDER
+from streamconv.execution.destination import Destination
 from streamconv.execution.fit import Fit, check_budget
-from streamconv.execution.journal import Journal, identity_of, refuse_another, refuse_incomplete
+from streamconv.execution.journal import Journal
 from streamconv.execution.options import RunOptions
+from streamconv.execution.receipt import receipt_of
+from streamconv.execution.resuming import find_earlier
 from streamconv.execution.run_tiles import run_tiles
-from streamconv.execution.staging import Staging, check_destination, clear_leftovers, staging
+from streamconv.execution.staging import Staging, staging
 from streamconv.execution.tile_log import TileDone, TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.identity import refuse_changed
 from streamconv.io.open_files import allow_open_files
 from streamconv.io.output import DiscardedOutput, OutputFileWriter
-from streamconv.io.refusals import refusals
 from streamconv.io.source import OPEN_FILES
 from streamconv.io.unread import read_unread
 from streamconv.memory.budget import MemoryBudget, peak_rss_nbytes
@@ -40,6 +42,7 @@ class ConversionReport(Result):
     """What a conversion did. Times in seconds, sizes in bytes; ``peak_nbytes`` is the process's peak resident set.
 
     ``destination`` is None if the result was discarded. ``resumed_nbytes`` were written by a run that ended early.
+    ``was_done`` says that the destination already held the result of this conversion, and nothing was written.
     """
 
     plan: Plan
@@ -48,6 +51,7 @@ class ConversionReport(Result):
     read_nbytes: int
     write_nbytes: int
     resumed_nbytes: int
+    was_done: bool
     peak_nbytes: int
     fit: Fit
     drifts: tuple[Drift, ...]
@@ -74,59 +78,66 @@ def run_plan(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    notice: Callable[[str], None] = logger.warning,
 ) -> ConversionReport:
-    """Carry out a plan; see :func:`streamconv.convert`."""
+    """Carry out a plan; see :func:`streamconv.convert`. ``notice`` is called with what a user should know at once."""
     began = time.monotonic()
     fit = check_budget(work, options)
-    log = TileLog(work.jobs)
+    tiles = TileLog(work.jobs)
     refuse_changed(work.identities)
-    if destination is not None:
-        allow_open_files(_open_files(work, fit))
-        clear_leftovers(destination)
-        retired = _check_destination(work, destination, overwrite)
-    drifts = compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block, log.sources)
-    resumed = 0
     if destination is None:
-        _discard(work, log, fit, progress)
+        drifts = _compared(work, fit, tiles)
+        _discard(work, tiles, fit, progress)
         refuse_changed(work.identities)
-    else:
-        with staging(destination) as stage:
-            resumed = _write(work, log, stage, fit, restart, progress)
-            refuse_changed(work.identities)
-            for name, text in work.small.items():
-                stage.text(name, text)
-            for name, path in work.copied.items():
-                stage.copy(name, path)
-            stage.publish(work.texts, retired)
+        return _report(work, None, fit, tiles, drifts, began)
+    allow_open_files(_open_files(work, fit))
+    there = Destination(work, destination, overwrite=overwrite, restart=restart)
+    if not (destination / WORK_FOLDER).exists() and there.is_done():
+        return _report(work, destination, fit, tiles, [], began, was_done=True)
+    with staging(destination, notice) as stage:
+        if there.is_done():
+            return _report(work, destination, fit, tiles, [], began, was_done=True)
+        drifts = _compared(work, fit, tiles)
+        resumed = _write(work, tiles, stage, fit, there, progress)
+        refuse_changed(work.identities)
+        for name, text in work.small.items():
+            stage.text(name, text)
+        for name, path in work.copied.items():
+            stage.copy(name, path)
+        stage.publish({RECEIPT: receipt_of(work, there.identity), **work.texts}, there.retired)
+    return _report(work, destination, fit, tiles, drifts, began, resumed=resumed)
+
+
+def _compared(work: Plan, fit: Fit, log: TileLog) -> list[Drift]:
+    return compare_replicas(work.replicas, work.replicated_policy, fit.io, fit.block, log.sources)
+
+
+def _report(
+    work: Plan,
+    destination: Path | None,
+    fit: Fit,
+    log: TileLog,
+    drifts: Sequence[Drift],
+    began: float,
+    *,
+    resumed: int = 0,
+    was_done: bool = False,
+) -> ConversionReport:
     verdict = log.sources.verdict()
     return ConversionReport(
         plan=work,
         destination=destination,
         seconds=time.monotonic() - began,
         read_nbytes=log.read_nbytes,
-        write_nbytes=work.write_nbytes,
+        write_nbytes=0 if was_done else work.write_nbytes,
         resumed_nbytes=resumed,
+        was_done=was_done,
         peak_nbytes=peak_rss_nbytes(),
         fit=fit,
         drifts=tuple(drifts),
         records_checked=verdict.checked,
         records_in_part=verdict.in_part,
         records_without_crc=verdict.without_crc,
-    )
-
-
-def _check_destination(work: Plan, destination: Path, overwrite: bool) -> list[str]:
-    """Check the destination; returns the names in it that the result retires."""
-    names = [*(file.path for file in work.files), *work.texts, *work.small, *work.copied]
-    return check_destination(
-        work.source,
-        destination,
-        sorted({name.split("/", 1)[0] for name in names}),
-        overwrite=overwrite,
-        owned=work.owned,
-        beside=work.beside,
-        sources=[*work.source_paths, *_copied_from_elsewhere(work, destination)],
-        root=work.root,
     )
 
 
@@ -144,40 +155,36 @@ def _open_files(work: Plan, fit: Fit) -> int:
     return (len(work.files) + read) * (2 if fit.io == "direct" else 1)
 
 
-def _copied_from_elsewhere(work: Plan, destination: Path) -> list[Path]:
-    """The copied files, except those that already have their place in the destination."""
-    places = {name: (destination.resolve() / name, path) for name, path in work.copied.items()}
-    return [path for place, path in places.values() if path.resolve() != place]
-
-
-def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, progress: Progress | None) -> int:
-    """Fill the staged files, resuming an earlier run if there is one; returns the bytes that it had written."""
-    identity = identity_of(work)
-    journal = Journal(stage.journal)
-    resumes = _prepare(work, journal, stage, identity, restart)
+def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, there: Destination, progress: Progress | None) -> int:
+    """Fill the staged files, going on where an earlier run ended; returns the bytes that it had written."""
+    earlier = find_earlier(work, stage, there)
     stage.need(work.write_nbytes)
+    journal = Journal(stage.journal) if earlier is None else earlier.journal
     with ExitStack() as opened:
         opened.callback(journal.close)
         writers = [
             opened.enter_context(
-                closing(OutputFileWriter(stage.path(file.path), file.layout.nbytes, fit.window, fit.io, resume=resumes))
+                closing(
+                    OutputFileWriter(
+                        stage.path(file.path), file.layout.nbytes, fit.window, fit.io, resume=earlier is not None
+                    )
+                )
             )
             for file in work.files
         ]
-        with _noting(stage):
-            if resumes:
-                journal.resume(log)
+        stage.sync()
+        count = Counted(work.tensor_nbytes, progress)
+        with closing(Workers(fit.settings)) as workers:
+            if earlier is None:
+                journal.begin(there.identity)
             else:
-                stage.sync()
-                journal.begin(identity)
-        resumed = log.write_nbytes
+                earlier.go_on(log, writers, workers, count)
+            resumed = log.write_nbytes
 
-        def note(done: Sequence[TileDone]) -> None:
-            with _noting(stage):
+            def note(done: Sequence[TileDone]) -> None:
+                stage.owner.confirm()
                 journal.add(done)
 
-        count = Counted(work.tensor_nbytes, progress, resumed)
-        with closing(Workers(fit.settings)) as workers:
             run_tiles(log, writers, workers, count, note)
             log.read_nbytes += read_unread(log.sources, workers.readers, count)
         for number, (file, writer) in enumerate(zip(work.files, writers, strict=True)):
@@ -185,25 +192,6 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, restart: bool, pr
                 writer.write(offset, data, 0, len(data))
             writer.finish()
     return resumed
-
-
-def _prepare(work: Plan, journal: Journal, stage: Staging, identity: dict[str, Any], restart: bool) -> bool:
-    """Whether to resume from the staged files; if not, they are discarded."""
-    if stage.is_resumable and not restart:
-        with _noting(stage, "read"):
-            noted = list(islice(journal.read(), 1))
-        if noted:
-            refuse_another(noted[0], identity, stage.destination)
-            refuse_incomplete({stage.new / file.path: file.layout.nbytes for file in work.files})
-            return True
-    stage.begin_anew()
-    return False
-
-
-@contextmanager
-def _noting(stage: Staging, verb: str = "write") -> Iterator[None]:
-    with refusals(f"{verb} the journal", stage.journal):
-        yield
 
 
 def _crcs(log: TileLog, number: int, file: OutputFile) -> dict[int, int]:

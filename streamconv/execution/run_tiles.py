@@ -29,7 +29,7 @@ def run_tiles(
         workers: the workers that do the tiles.
         progress: called after each tile with the number of bytes that it wrote, from any thread.
         journal: called with the tiles that have become durable: every two seconds, or after a tile that took longer,
-            and at the end, also after an error. It is not called again once it or a sync has failed.
+            and at the end, also after an error. It is not called again once it, a write or a sync has failed.
 
     Raises:
         DamagedError: a record's CRC is not the recorded one.

@@ -64,19 +64,33 @@ class TileLog:
             self.read_nbytes += sum(read.nbytes for read in tile.reads)
             self.write_nbytes += sum(write.nbytes for write in tile.writes)
 
-    def enter(self, done: TileDone) -> None:
-        """Enter a tile from the journal of an earlier run.
+    def tile(self, done: TileDone) -> Tile:
+        """The tile that a journal says is done.
 
         Raises:
-            ValueError: the jobs have no such tile, or it is done already.
+            ValueError: the jobs have no such tile, or it has other numbers of reads or writes.
         """
         if not 0 <= done.job < len(self.jobs):
             raise ValueError(f"there is no job {done.job}")
         job = self.jobs[done.job]
-        overlaps = any(a < done.last and done.first < b for a, b in self._done.get(done.job, ()))
-        if not 0 <= done.first < done.last <= job.length or overlaps:
+        if not 0 <= done.first < done.last <= job.length:
             raise ValueError(f"job {done.job} has no range {done.first} to {done.last} to be done")
-        self.add(done, job.tile(done.first, done.last))
+        tile = job.tile(done.first, done.last)
+        if (len(tile.reads), len(tile.writes)) != (len(done.reads), len(done.writes)):
+            raise ValueError(f"job {done.job} has other reads or writes from {done.first} to {done.last}")
+        return tile
+
+    def enter(self, done: TileDone, tile: Tile | None = None) -> None:
+        """Enter a tile from the journal of an earlier run, whose :meth:`tile` it is; one thread at a time may do that.
+
+        Raises:
+            ValueError: as :meth:`tile`, or it is done already.
+            DamagedError: as :meth:`add`.
+        """
+        tile = tile or self.tile(done)
+        if any(first < done.last and done.first < last for first, last in self._done.get(done.job, ())):
+            raise ValueError(f"job {done.job} has no range {done.first} to {done.last} to be done")
+        self.add(done, tile)
 
     def remaining(self) -> Iterator[tuple[int, int, int]]:
         """(job, first, last) of all ranges that are not done; tiles that are entered meanwhile are not considered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,21 @@ class TileWorker:
             writes.append(crc32(_part(self.output, write.position, write.nbytes)))
             _write(write, outputs[write.file], self.output, write.position)
         return tuple(reads), tuple(writes)
+
+    def crc_of(self, path: Path, offset: int, nbytes: int) -> int:
+        """The CRC-32 of a file's bytes, read in parts into the input buffer.
+
+        Raises:
+            StorageError: the system refused, or the file ends before.
+        """
+        crc, end = 0, offset + nbytes
+        while offset < end:
+            position = offset % PAGE
+            length = min(end - offset, len(self.input) - PAGE - position)
+            self.files.read_into(path, offset, self.input, position, length)
+            crc = crc32(_part(self.input, position, length), crc)
+            offset += length
+        return crc
 
     def _move(self, move: Move) -> None:
         arrays: list[NDArray] = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from streamconv.core.errors import AmbiguousError
 from streamconv.core.options import Given
+from streamconv.core.work_folder import refuse_unfinished
 from streamconv.formats.common.refusals import OtherCheckpointError, titles
 from streamconv.formats.frameworks import FRAMEWORKS
 from streamconv.formats.recorded import is_child_name
@@ -51,8 +52,10 @@ def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
         given: the user's options, of which the format takes its own.
 
     Raises:
+        DamagedError: a conversion into this folder was cut off while it moved its result into place.
         StreamconvError: the format's ``open`` refuses the checkpoint.
     """
+    refuse_unfinished(path)
     source = find_source(path, given.get("tag"))
     try:
         return source, source.open(path, given.take(source.options))

@@ -7,9 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
-from streamconv.core.errors import SourceError, StorageError, StreamconvError, UnsupportedError, UsageError
+from streamconv.core.errors import (
+    DamagedError,
+    SourceError,
+    StorageError,
+    StreamconvError,
+    UnsupportedError,
+    UsageError,
+)
 from streamconv.core.options import Given
-from streamconv.execution.staging import JOURNAL, WORK_FOLDER
+from streamconv.core.work_folder import JOURNAL, WORK_FOLDER, refuse_unfinished
 from streamconv.formats.common.faults import Collected
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names, step_folder
@@ -48,6 +55,7 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
     report = InspectionReport(str(folder), "folder", 0, "")
     report.findings += [*notes, *_unfinished(path)]
     if is_torch_dist(folder):
+        report.findings += _cut_off(path)
         refuse_unread(given, "a torch_dist folder is shown as it is stored")
         result = Inspected(report, describe_torch_dist(folder, report))
     else:
@@ -63,6 +71,15 @@ def _unfinished(path: Path) -> list[Finding]:
         return []
     words = "a conversion into this folder has not finished, or is running; what it has written is not shown"
     return [Finding("warning", words, str(path / WORK_FOLDER), "run the same command again, or remove it", 6)]
+
+
+def _cut_off(path: Path) -> list[Finding]:
+    """A finding if a conversion was cut off while it moved its result into the folder."""
+    try:
+        refuse_unfinished(path)
+    except DamagedError as error:
+        return [finding_of(error)]
+    return []
 
 
 def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]]:

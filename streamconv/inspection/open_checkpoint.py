@@ -11,6 +11,7 @@ from streamconv.containers.reference.open import check_torch, open_reference
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.work_folder import refuse_unfinished
 from streamconv.formats.deepspeed.source import resolve_tag
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def open_checkpoint(
 
     Raises:
         SourceError: ``path`` does not exist, or the folder has no such file.
+        DamagedError: a conversion into the folder was cut off while it moved its result into place.
         UnsupportedError: with ``reference``, this release of torch is not safe.
     """
     if reference:
@@ -139,6 +141,7 @@ def open_checkpoint(
     root = Path(path)
     if root.is_file():
         return kind(root, {"": root})
+    refuse_unfinished(root)
     folder = resolve_tag(root, tag)
     files = {str(file.relative_to(folder)): file for file in checkpoint_files(folder)}
     if not files:

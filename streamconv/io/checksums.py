@@ -21,9 +21,9 @@ __all__ = ["ChecksumBook", "RecordCounts", "SourceChecksums", "crc32"]
 K = TypeVar("K", bound=Hashable)
 
 
-def crc32(data: bytes | memoryview) -> int:
-    """The CRC-32 of zip files and of ``zlib``."""
-    return int(isal_zlib.crc32(data))
+def crc32(data: bytes | memoryview, before: int = 0) -> int:
+    """The CRC-32 of zip files and of ``zlib``; ``before`` is that of the bytes in front of these."""
+    return int(isal_zlib.crc32(data, before))
 
 
 # A transposed tensor is read in many short runs; so many waiting runs take about 10 MiB.

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["exchange", "sync_folder", "write_text"]
+__all__ = ["exchange", "make_folders", "sync_folder", "write_all", "write_text"]
 
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -38,9 +38,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those that it is in, and make their names durable; returns those made, the innermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if os.path.lexists(folder):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "the folder was there, and has just been removed", folder) from None
+    for each in reversed(missing):
+        sync_folder(each.parent)
+    return missing
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file and make its content durable."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Put a small file in its place, whole and durable but for its name, for which the folder is to be synced."""
+    written = path.with_name(f"{path.name}.part")
+    descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        write_all(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    written.rename(path)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all bytes at the descriptor's position."""
+    view = memoryview(data)
+    while view:
+        count = os.write(descriptor, view)
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote nothing, and gave no reason")
+        view = view[count:]

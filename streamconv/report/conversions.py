@@ -18,6 +18,11 @@ __all__ = ["conversion_dict", "conversion_text", "how_text"]
 def conversion_text(report: ConversionReport) -> str:
     """A finished conversion as text."""
     plan = report.plan
+    if report.was_done:
+        return (
+            f"wrote   nothing: {report.destination} holds the whole result of this conversion already\n"
+            f"        (its files, their sizes and times were compared, not their values: streamconv verify does that)"
+        )
     lines = [
         f"wrote   {report.destination or 'nowhere (discarded)'}: {plural(len(plan.files), 'file')}, "
         f"{format_bytes(report.write_nbytes)}",
@@ -59,6 +64,7 @@ def conversion_dict(report: ConversionReport) -> dict[str, Any]:
         "read_nbytes": report.read_nbytes,
         "write_nbytes": report.write_nbytes,
         "resumed_nbytes": report.resumed_nbytes,
+        "was_done": report.was_done,
         "nbytes_per_second": report.nbytes_per_second,
         "peak_nbytes": report.peak_nbytes,
         "budget_nbytes": report.budget.nbytes,
@@ -80,6 +86,8 @@ def conversion_dict(report: ConversionReport) -> dict[str, Any]:
 
 
 def _conversion_line(report: ConversionReport) -> str:
+    if report.was_done:
+        return f"{report.plan.target_format}, done already: {report.destination}"
     how = f"{report.seconds:.2f} s, peak {format_bytes(report.peak_nbytes)}"
     where = report.destination or "nowhere"
     return f"{report.plan.target_format}, {format_bytes(report.write_nbytes)} in {how}: {where}"

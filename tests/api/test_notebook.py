@@ -50,7 +50,7 @@ CELLS = {
     "help": "help(streamconv.convert)",
     "nowhere": "streamconv.plan('no/such/<folder>')",
     "budget": "streamconv.convert(SRC, None, max_ram='8M')",
-    "twice": "streamconv.convert(SRC, OUT, tp=1, pp=3)",
+    "twice": "streamconv.convert(SRC, OUT, tp=2, pp=3)",
     "stages": "streamconv.plan(SRC, pp=3, pp_layers=(1, 3))",
     "number": "streamconv.plan(SRC, tp='2')",
     "mistyped": "streamconv.plan(SRC, max_rem='1G')",

@@ -14,7 +14,7 @@ from tests.processes import start
 
 BLOOM = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 GPT = FRAMEWORKS / "dsp_gptuntied_tp2pp1_fp32_z0"
-NAMES = ["iter_0000003", "latest_checkpointed_iteration.txt"]
+NAMES = ["iter_0000003", "latest_checkpointed_iteration.txt", "streamconv.json"]
 
 
 def shell(line: str, *words: object) -> subprocess.CompletedProcess[str]:

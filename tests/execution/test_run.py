@@ -118,6 +118,6 @@ def test_the_same_conversion_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for number in (1, 2):
         convert(REAL[4].folder, tmp_path / f"{number}", tp=1, pp=3, max_ram="2G", to="megatron-legacy")
     files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*") if path.is_file())
-    assert len(files) == 4
+    assert len(files) == 5
     for path in files:
         assert (tmp_path / "1" / path).read_bytes() == (tmp_path / "2" / path).read_bytes()

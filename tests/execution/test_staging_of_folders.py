@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from streamconv.core.errors import DamagedError, DestinationError, SourceError, StorageError, StreamconvError
-from streamconv.execution import staging as publishing
+from streamconv.execution import publication
 from streamconv.execution.destination import check_destination
-from streamconv.execution.staging import clear_leftovers, staging
+from streamconv.execution.staging import staging
 from streamconv.io import whole_file
 from tests.places import ROOT
 from tests.spread import Sweep
@@ -28,12 +28,20 @@ TEXTS = {"generation_config.json": "new generation", RECORD: "new config"}
 RETIRED = ["model.safetensors", "pytorch_model-00001-of-00002.bin", "model-00003-of-00003.safetensors"]
 OWNED = ("*.safetensors", "pytorch_model*", RECORD)
 
+
+def clear_leftovers(folder: Path) -> None:
+    """What the next run does first."""
+    with staging(folder):
+        pass
+
+
 # Runs each line in a process of its own, which stops at its Nth step: what changes a name, opens a file to write, or
 # makes something durable. It kills itself before the step, or that step (or that one and all after it) is refused.
 DRIVER = """
 import errno, json, os, signal, sys
 from pathlib import Path
-from streamconv.execution import staging as publishing
+from streamconv.execution import publication
+from streamconv.execution.staging import staging
 from streamconv.core.errors import StorageError
 from streamconv.io import output as output_io
 
@@ -66,8 +74,9 @@ def watch():
 def child(what, folder, names, retire, texts, has_journal):
     if what == "clear":
         watch()
-        return publishing.clear_leftovers(folder)
-    with publishing.staging(folder) as stage:
+        with staging(folder):
+            return
+    with staging(folder) as stage:
         if has_journal:
             stage.journal.write_text("{}")
         for name in names:
@@ -81,7 +90,7 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         if not can_exchange:
-            publishing.exchange = lambda first, second: False
+            publication.exchange = lambda first, second: False
         code = 1
         try:
             child(what, Path(folder), *rest)
@@ -288,7 +297,8 @@ def test_refused_at_each_step_the_old_or_the_new_is_whole(run: Runs, old: Path, 
     assert states[max(states)] == (0, "new")
     # More than 10 of all steps; of a sample the same share.
     assert list(states.values()).count((5, "old")) * (last + 1) > 10 * len(states)
-    assert (5, "new") in states.values()
+    # There is one step after which it is known that the result is in place, and not that it stays.
+    assert (5, "new") in states.values() or sweep.cases != "all"
 
 
 @pytest.mark.slow
@@ -322,7 +332,7 @@ def test_a_record_that_cannot_be_replaced_leaves_all_as_it_was(run: Runs, old: P
 def test_what_cannot_be_deleted_is_not_put_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on NFS, where the folder of an open file stays."""
     out = copy_of(old, "out")
-    monkeypatch.setattr(publishing, "exchange", lambda first, second: False)
+    monkeypatch.setattr(publication, "exchange", lambda first, second: False)
     with monkeypatch.context() as stays:
         stays.setattr(shutil, "rmtree", lambda *_, **__: None)
         with staging(out) as stage:

@@ -13,7 +13,8 @@ import torch
 
 from streamconv import convert, plan
 from streamconv.core.lazy import LazyTensor
-from streamconv.execution.journal import Journal, identity_of
+from streamconv.execution.identity import identity_of
+from streamconv.execution.journal import Journal
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
 from streamconv.execution.tile_log import TileDone, TileLog
@@ -66,8 +67,8 @@ def test_zeros_that_an_earlier_run_noted_are_not_written_again(work: Plan, tmp_p
     with closing(journal):
         journal.begin(identity_of(work))
         journal.add(noted)
-    with closing(Journal(tmp_path / "journal")) as second:
-        second.resume(again)
+    for done in Journal(tmp_path / "journal").tiles():
+        again.enter(done)
     assert list(again.remaining()) == []
     for (offset, nbytes), entry in zip(work.files[0].layout.storages, work.files[0].entries, strict=True):
         if is_made(entry):

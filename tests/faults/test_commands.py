@@ -16,6 +16,7 @@ from tests import damage
 from tests.faults.fault import IO_ERROR, Fault, error
 from tests.places import FIXTURES, FRAMEWORKS, MADE
 from tests.processes import run_main
+from tests.trees import tree
 
 BLOOM = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 NEOX = MADE / "neox_L3_tp2pp2_z1"
@@ -65,10 +66,6 @@ def test_trouble_with_a_hugging_face_file_is_no_damage(name: str, hugging_face: 
 
 
 # -- conversions -------------------------------------------------------------------------------------------------------
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

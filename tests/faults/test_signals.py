@@ -15,6 +15,7 @@ import pytest
 from tests.faults.fault import Fault, sends
 from tests.places import FRAMEWORKS, ROOT
 from tests.processes import STREAMCONV, run_main, start
+from tests.trees import tree
 
 BLOOM = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "terminated"}
@@ -31,10 +32,6 @@ TRACKER = "latest_checkpointed_iteration.txt"
 UNDECIDED = (
     "the destination holds the whole result, or what it held before: then the same command goes on where this ended"
 )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("number", "at"), list(zip(SIGNALS, (16, 40, 80), strict=True)))

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from streamconv.cli.main import main
+from streamconv.core.work_folder import RECEIPT
 from tests import hf_models as models
 
 # (layout of the source, layout of the result, further options of Megatron-Core)
@@ -96,10 +97,12 @@ def _lasting(text: str) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """One digest of the path, the size and the bytes of every file of a folder."""
+    """One digest of the path, the size and the bytes of every file of a folder, but for the receipt: it depends on the
+    time of change of the sources.
+    """
     whole = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != RECEIPT:
             data = path.read_bytes()
             whole.update(f"{path.relative_to(folder)} {len(data)} {_digest(data)}\n".encode())
     return whole.hexdigest()

@@ -255,11 +255,25 @@ def test_a_file_that_is_gone_on_with_keeps_what_is_there(
     assert_holds(path, LABELS[:nbytes])
 
 
-def test_going_on_with_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot open the file: No such file") as caught:
-        OutputFileWriter(tmp_path / "file", 10, 4096, resume=True)
-    assert str(tmp_path / "file") in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("before", [None, 3, 10, 12])
+def test_going_on_with_a_file_that_is_not_there_or_of_another_size_makes_it_so(
+    before: int | None, tmp_path: Path
+) -> None:
+    if before is not None:
+        (tmp_path / "file").write_bytes(bytes([7]) * before)
+    with closing(OutputFileWriter(tmp_path / "file", 10, 4096, resume=True)) as writer:
+        writer.write(8, b"ab", 0, 2)
+        writer.finish()
+    assert (tmp_path / "file").read_bytes() == (bytes([7]) * (before or 0) + bytes(10))[:8] + b"ab"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_link_is_not_followed(resume: bool, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    (tmp_path / "file").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"cannot (open|create) the file"):
+        OutputFileWriter(tmp_path / "file", 10, 4096, resume=resume)
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
 
 # -- descriptors -------------------------------------------------------------------------------------------------------

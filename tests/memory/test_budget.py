@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,12 +12,12 @@ import pytest
 
 from streamconv.core.errors import UsageError
 from streamconv.memory.budget import MIB, MemoryBudget, _walk, format_bytes, parse_budget, peak_rss_nbytes
+from tests.memory.cgroup import memory_cgroup
 from tests.options import given
 from tests.places import ROOT
 
 pytestmark = pytest.mark.disk
 
-CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 UNLIMITED_V1 = 9223372036854771712
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
@@ -188,37 +186,14 @@ def test_the_peak_grows_by_what_is_touched_and_stays_when_it_is_freed() -> None:
     assert peak_rss_nbytes() >= psutil.Process().memory_info().rss // 2
 
 
-@pytest.fixture
-def cgroup() -> Iterator[Path]:
-    """A fresh memory cgroup of 256 MiB, below the one that the tests run in."""
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    paths = [path for _, controllers, path in lines if "memory" in controllers.split(",")]
-    if os.geteuid() != 0 or not paths or not os.access(CGROUP_V1, os.W_OK):
-        pytest.skip("needs root and a writable cgroup v1")
-    parent = CGROUP_V1 / paths[0].lstrip("/")
-    folder = (parent if parent.is_dir() else CGROUP_V1) / f"streamconv-test-{os.getpid()}"
-    try:
-        folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(256 * MIB))
-    except OSError as error:
-        if folder.is_dir():
-            folder.rmdir()
-        pytest.skip(f"needs a writable cgroup v1: {error}")
-    try:
-        yield folder
-    finally:
-        folder.rmdir()
-
-
-def test_in_a_cgroup_the_budget_is_of_the_cgroup(cgroup: Path) -> None:
-    auto, half, whole = run(
-        "from streamconv.memory.budget import parse_budget\n"
-        "for word in ('auto', '50%', '100%'):\n"
-        "    print(parse_budget(word).nbytes)\n",
-        "sh",
-        "-c",
-        f'echo $$ > {cgroup}/cgroup.procs && exec "$0" "$@"',
-    )
+def test_in_a_cgroup_the_budget_is_of_the_cgroup() -> None:
+    with memory_cgroup(256 * MIB) as cgroup:
+        auto, half, whole = run(
+            "from streamconv.memory.budget import parse_budget\n"
+            "for word in ('auto', '50%', '100%'):\n"
+            "    print(parse_budget(word).nbytes)\n",
+            *cgroup.words([]),
+        )
     assert 0 < auto <= 128 * MIB
     assert half == 128 * MIB
     assert whole == 256 * MIB

@@ -60,6 +60,7 @@ def test_one_shard_needs_no_index(tmp_path: Path) -> None:
         "model.safetensors",
         "config.json",
         "generation_config.json",
+        "streamconv.json",
     }
 
 

@@ -16,6 +16,7 @@ from streamconv import convert, plan
 from streamconv.cli.main import main
 from streamconv.core.errors import AmbiguousError, DamagedError, DifferenceError, SourceError, UnsupportedError
 from streamconv.core.layout import ParallelLayout, even_stages
+from streamconv.core.work_folder import RECEIPT
 from streamconv.formats.megatron.legacy.source import open_model
 from streamconv.formats.options import RowOrderOptions
 from streamconv.formats.registry import find_source
@@ -36,7 +37,9 @@ def opened(root: Path, **options: Any) -> StoredModel:
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """The files below a folder, but for the receipt: it is of one source."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != RECEIPT)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
