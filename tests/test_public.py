@@ -46,6 +46,13 @@ def test_every_public_thing_has_a_docstring(name: str) -> None:
             assert inspect.getdoc(thing), f"{name}.{public}"
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_number_in_a_name_has_ascii_digits(name: str) -> None:
+    r"""``\d`` and ``int`` take those of every script: ``iter_\u0663`` would be iteration 3."""
+    patterns = [value for value in vars(importlib.import_module(name)).values() if isinstance(value, re.Pattern)]
+    assert not [pattern.pattern for pattern in patterns if r"\d" in str(pattern.pattern)]
+
+
 def test_every_option_that_the_documents_name_exists() -> None:
     script = {"--input_folder", "--output_folder", "--target_tp", "--target_pp", "--for_release", "--folder"}
     ours = flags_of(*VERBS) | {"--a-NAME", "--b-NAME", "--dst-NAME", "--help", "--version"}

@@ -112,7 +112,7 @@ def layer_shapes(path: str) -> dict[str, tuple[int, ...]]:
 
 def _numbered(path: str) -> tuple[str, list[Any]]:
     folder, name = os.path.split(path)
-    return folder, [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
+    return folder, [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _check_folder(folder: str, layers: Sequence[str], ranks: Sequence[str]) -> None:

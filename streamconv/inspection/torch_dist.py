@@ -42,7 +42,7 @@ from streamconv.models.config.training_args import neutral_args
 __all__ = ["by_layer", "describe_torch_dist", "is_torch_dist"]
 
 # __<rank>_<part>.distcp [torch/distributed/checkpoint/planner_helpers.py, filesystem.py].
-_WRITER = re.compile(r"__(\d+)_\d+\.distcp")
+_WRITER = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
 
 
 def is_torch_dist(folder: Path) -> bool:

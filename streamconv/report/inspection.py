@@ -141,7 +141,7 @@ def _names(cell: Cell) -> str:
     """File names, with names that differ in one consecutive number folded into one."""
     runs: list[tuple[str, list[str], str]] = []
     for name in cell.files:
-        match = re.fullmatch(r"(.*?(?:layer_|zero_pp_rank_))(\d+)(.*)", name)
+        match = re.fullmatch(r"(.*?(?:layer_|zero_pp_rank_))([0-9]+)(.*)", name)
         head, number, tail = (match[1], match[2], match[3]) if match else (name, "", "")
         if runs and match and (runs[-1][0], runs[-1][2]) == (head, tail) and int(number) == int(runs[-1][1][-1]) + 1:
             runs[-1][1].append(number)

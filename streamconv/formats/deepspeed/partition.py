@@ -19,7 +19,7 @@ __all__ = ["PipelineModules", "balanced_bounds", "probed_bounds", "release_of", 
 Version = tuple[int, ...]
 
 _PLAIN = re.compile(r"[\w|.^$]*", re.ASCII)
-_RELEASE = re.compile(r"(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+_RELEASE = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)

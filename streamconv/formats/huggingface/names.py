@@ -51,7 +51,7 @@ class HfNames:
         # Tensors that only other models of the family have.
         self._others = {row.name: row for row in self.table.widest if row.name not in self._by_name}
         # A name has at most one layer number, between dots.
-        self._number = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
+        self._number = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
         self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
         heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
         self._head = heads[0] if heads else TIED_HEAD

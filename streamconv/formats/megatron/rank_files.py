@@ -30,7 +30,7 @@ from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["Ranks", "StageTensors", "left_behind", "model_names", "open_ranks", "to_model"]
 
-_MODEL = re.compile(r"model\d*")
+_MODEL = re.compile(r"model[0-9]*")
 _SAME_ARGS = (
     "num_layers",
     "hidden_size",

@@ -83,6 +83,6 @@ FAMILY = ModelFamily(
         ),
         qkv=QkvLayout.BLOCKS,
         settings=_SETTINGS,
-        buffers=(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",),
+        buffers=(r"(transformer\.)?h\.[0-9]+\.attn\.(masked_)?bias",),
     ),
 )

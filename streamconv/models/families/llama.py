@@ -36,7 +36,7 @@ BIASED = (
 
 MECHANISMS = frozenset({ROTARY, RMSNORM, SWIGLU, NO_BIASES, GROUPED_HEADS, HEAD_SIZE})
 
-BUFFERS = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+BUFFERS = (r"(model\.)?layers\.[0-9]+\.self_attn\.rotary_emb\.inv_freq",)
 
 
 def tensors(

@@ -32,7 +32,7 @@ from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["open_dist", "says_untied"]
 
-_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..+")
+_OPTIMIZER = re.compile(r"(chained_[0-9]+\.)?optimizer\..+")
 _HALVES = {f"mlp.linear_fc1.{leaf}_{half}": number for leaf in ("weight", "bias") for number, half in enumerate("wv")}
 
 

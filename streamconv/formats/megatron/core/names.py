@@ -56,8 +56,8 @@ MOST_LAYERS = 10_000
 
 # A stack of all layers along the first axis, under any prefix, since optimizer states have one
 # [megatron/core/transformer/transformer_block.py:sharded_state_dict].
-_ANY_STACK = re.compile(r"(.*\blayers)\.(?!\d+\.)(.+)", re.DOTALL)
-_LAYER = re.compile(r"decoder\.layers\.(\d{1,9})\.(.+)", re.DOTALL)
+_ANY_STACK = re.compile(r"(.*\blayers)\.(?![0-9]+\.)(.+)", re.DOTALL)
+_LAYER = re.compile(r"decoder\.layers\.([0-9]{1,9})\.(.+)", re.DOTALL)
 _STACKED = "decoder.layers."
 _FINAL_NORM = "decoder.final_layernorm."
 _EMBEDDING = "embedding."
