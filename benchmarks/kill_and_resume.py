@@ -16,6 +16,10 @@ What a kill left in the destination tells where it fell:
   publishing  the intention to publish is noted
   after     the result is published and the work folder gone: the process was about to end
 
+Then, --rounds times, a run is killed after 85 % of that time, the page cache is dropped, and the same command is run
+again. A run that goes on reads back what it trusts: how long it took, and how many bytes of the result it read back,
+beside a run of the whole.
+
 Written bytes are what the kernel charges the process with (`ru_oublock`), so what was written again is the sum over a
 conversion's runs less what an undisturbed run writes. SIGKILL ends a process, not a machine: the page cache survives,
 and nothing here says what a loss of power would do.
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import select
@@ -51,8 +56,7 @@ from options import megabytes
 
 PHASES = ("before", "filling", "publishing", "after")
 UNDISTURBED_RUNS = 3
-IN_USE = 8
-"""streamconv's exit code when the destination holds a checkpoint: a run was killed after it had published."""
+KILLED_AT = 0.85
 TRACKER = "latest_checkpointed_iteration.txt"
 Sums = dict[str, str]
 
@@ -78,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     opt.add_target(parser)
     parser.add_argument("--preset", default="1g", help="of make_checkpoint.py, where no source is given (1g)")
     parser.add_argument("--kills", type=opt.positive, default=100, help="how many (default: 100)")
+    parser.add_argument("--rounds", type=opt.positive, default=3, help="of going on after 85 %% (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     return parser
 
@@ -178,11 +183,38 @@ def conversion(job: Job, draws: random.Random, span: float, kills: int) -> list[
 def complaint(attempts: Sequence[Attempt], reference: Sums, target: Path) -> str | None:
     """What is wrong with a conversion that came to its end; None when nothing is."""
     last = attempts[-1]
-    found_whole = last.exit_code == IN_USE and (target / TRACKER).exists() and len(attempts) > 1
-    if last.exit_code and not found_whole:
+    if last.exit_code:
         return f"the last run ended with {last.exit_code}:\n{last.output_tail}"
     different = differences(reference, sums(target))
     return f"not what an undisturbed run writes: {', '.join(different[:8])}" if different else None
+
+
+def going_on(job: Job, span: float, rounds: int) -> list[dict[str, Any]]:
+    """Runs that go on after 85 % of the time: seconds to the kill and from there to the end, and bytes read back."""
+    target, found = job.target("streamconv"), []
+    for _ in range(rounds):
+        try:
+            killed = attempt(job.command("streamconv"), target, KILLED_AT * span)
+            measure.drop_caches(target)
+            began = time.perf_counter()
+            done = subprocess.run([*job.command("streamconv"), "--json"], capture_output=True, text=True, check=False)
+            seconds = time.perf_counter() - began
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+        if done.returncode:
+            raise SystemExit(f"the run that goes on ended with {done.returncode}:\n{done.stderr}")
+        nbytes = json.loads(done.stdout)["resumed_nbytes"]
+        found.append({"killed_seconds": killed.seconds, "seconds": seconds, "read_back_nbytes": nbytes})
+    return found
+
+
+def show_going_on(found: Sequence[dict[str, Any]], span: float) -> None:
+    """Print the medians."""
+    seconds, nbytes = (median(run[name] for run in found) for name in ("seconds", "read_back_nbytes"))
+    print(
+        f"killed after {KILLED_AT:.0%} of {span:.1f} s and run again, cold: {seconds:.1f} s more, "
+        f"{megabytes(int(nbytes))} of the result read back (medians of {len(found)})"
+    )
 
 
 def report(every: Sequence[Sequence[Attempt]], written: int) -> dict[str, Any]:
@@ -258,8 +290,18 @@ def kill_and_resume(options: argparse.Namespace, job: Job, nbytes: int) -> int:
         "command": job.command("streamconv"),
     }
     samples = [[asdict(run) for run in attempts] for attempts in every]
+    resumed = [] if wrong else going_on(job, span, options.rounds)
+    if resumed:
+        show_going_on(resumed, span)
     opt.write_report(
-        options, "kill_and_resume", job=described, summary=counts, wrong=wrong, files=reference, samples=samples
+        options,
+        "kill_and_resume",
+        job=described,
+        summary=counts,
+        wrong=wrong,
+        files=reference,
+        samples=samples,
+        going_on=resumed,
     )
     return 1 if wrong else 0
 

@@ -48,6 +48,6 @@ def _being_moved(work: Path) -> set[str] | None:
     try:
         noted = json.loads((work / INTENT).read_text())
         names, record = {*noted["entries"], *noted["retired"]}, work / noted["texts"][-1]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return names if record.exists() else None

@@ -12,7 +12,7 @@ from typing import Any
 from streamconv.core.errors import DestinationError
 from streamconv.core.work_folder import RECEIPT, WORK_FOLDER
 from streamconv.execution.identity import identity_of
-from streamconv.execution.receipt import is_result_of
+from streamconv.execution.receipt import is_receipt, is_result_of
 from streamconv.io.refusals import refusals
 from streamconv.planning.plan import Plan
 
@@ -55,6 +55,14 @@ class Destination:
     def identity(self) -> dict[str, Any]:
         """The identity of the conversion."""
         return identity_of(self.work)
+
+    def refuse_sources(self) -> None:
+        """Refuse a destination that is, or holds, what is read: nothing is made there, not even for a moment.
+
+        Raises:
+            DestinationError: it is so.
+        """
+        self._check(overwrite=True)
 
     def is_done(self) -> bool:
         """Look at what is there: whether it is the result of this very conversion. With ``overwrite`` that is replaced.
@@ -128,13 +136,17 @@ def check_destination(
     )
     _refuse_inside({source, root or source}, destination)
     _refuse_sources(source, destination, (*entries, *retired), sources)
+    if destination.is_symlink() and not destination.exists():
+        raise DestinationError("the destination is a link to what is not there", where=destination)
     if destination.exists() and not destination.is_dir():
         raise DestinationError("the destination is not a folder", where=destination)
     if (destination / WORK_FOLDER).is_symlink():
         raise DestinationError(
             "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
         )
-    names = {*entries, *(child.name for child in matching)} - {RECEIPT}  # which alone is no checkpoint
+    names = {*entries, *(child.name for child in matching)}
+    if is_receipt(destination / RECEIPT):
+        names -= {RECEIPT}  # which alone is no checkpoint
     taken = [child.name for child in children if child.name in names or _matches(child, _CHECKPOINTS)]
     if taken and not overwrite:
         raise DestinationError(

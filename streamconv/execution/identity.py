@@ -18,7 +18,7 @@ from streamconv.planning.plan import Plan
 
 __all__ = ["digest_of", "identity_of", "refuse_another"]
 
-_VERSION = 3
+_VERSION = 4
 _FINISH_OTHERS = "run the command that began it, or say --restart to discard what it did"
 _PATH = re.compile(r"""PosixPath\((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)""")
 # A time that went through a float, as some file systems in user space have it, is off by less.
@@ -31,10 +31,12 @@ def identity_of(plan: Plan) -> dict[str, Any]:
     sources = {names[each.path]: [each.nbytes, each.mtime_ns, each.digest.hex()] for each in plan.identities}
     told = {repr(path): name for path, name in names.items()}
     digest = hashlib.sha256()
-    for job in plan.jobs:
-        digest.update(_PATH.sub(lambda match: told.get(match[0], match[0]), repr(job)).encode())
     for file in plan.files:
         digest.update(repr((file.path, file.layout.storages)).encode())
+        for entry in file.entries:
+            # Where each of its elements comes from; the tensor's own repr leaves that out.
+            pieces = repr((entry.tensor.shape, entry.tensor.dtype, entry.tensor.pieces))
+            digest.update(_PATH.sub(lambda match: told.get(match[0], match[0]), pieces).encode())
         for offset, data in file.layout.frame(dict.fromkeys(range(len(file.layout.storages)), 0)):
             digest.update(offset.to_bytes(8, "little") + data)
     for texts in (plan.texts, plan.small, {name: names[path] for name, path in plan.copied.items()}):

@@ -26,7 +26,6 @@ from pathlib import Path
 from threading import Event, Thread
 
 from streamconv.core.errors import DestinationError
-from streamconv.core.signals import signals_blocked
 from streamconv.execution.processes import RunningProcess
 from streamconv.io.durable import make_folders, write_all
 
@@ -34,8 +33,9 @@ __all__ = ["Ownership", "is_of_owner"]
 
 LOCK = "lock"
 _PREFIX = "owner."
-_OWNER = re.compile(rf"{re.escape(_PREFIX)}([0-9]{{1,9}})")
+_OWNER = re.compile(rf"{re.escape(_PREFIX)}([1-9][0-9]{{0,17}})")
 _BEAT_SECONDS, _STALE_BEATS = 5.0, 12
+_MOST = 1 << 16
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # A folder that its owner removes while this run comes in is made again; nobody loses so often in a row.
 _MOST_TRIES = 1000
@@ -70,8 +70,7 @@ class Ownership:
                 self.made += make_folders(self.work)
                 if self._takes_lock():
                     self._takes_number()
-                    with signals_blocked():  # the thread inherits that: no signal is delivered to it
-                        self._heart.start()
+                    self._heart.start()
                     return
         raise self._in_use("others come and go there")
 
@@ -98,9 +97,12 @@ class Ownership:
         return self._last() != self._number
 
     def give_up(self) -> None:
-        """Own it no more. The work folder is removed if nothing is left in it."""
+        """Own it no more, if it was owned. The work folder is removed if nothing is left in it."""
         self._ended.set()
-        self._heart.join(self._seconds)
+        if self._heart.is_alive():
+            self._heart.join(self._seconds)
+        if self._lock < 0:
+            return
         is_empty = False
         with suppress(OSError):
             if not self.is_lost():
@@ -110,10 +112,17 @@ class Ownership:
                     (self.work / LOCK).unlink(missing_ok=True)
         _LIVE.discard(self._me.token)
         # Some file systems keep a name for a removed file as long as it is open.
-        os.close(self._lock)
+        self._close_lock()
         if is_empty:
             with suppress(OSError):
                 self.work.rmdir()
+
+    def _close_lock(self) -> None:
+        # A process that was forked meanwhile has the descriptor too, and would keep the lock.
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+        self._lock = -1
 
     def _takes_lock(self) -> bool:
         """Whether this run has the lock; False if its file has just been removed."""
@@ -143,7 +152,7 @@ class Ownership:
             DestinationError: its last owner is alive.
         """
         with ExitStack() as undo:
-            undo.callback(os.close, self._lock)
+            undo.callback(self._close_lock)
             undo.callback(_LIVE.discard, self._me.token)
             _LIVE.add(self._me.token)
             with ExitStack() as opened:
@@ -167,7 +176,7 @@ class Ownership:
         self._number = last + 1
         for child in self.work.iterdir():
             # Those of earlier owners, and of runs that were killed while they made theirs.
-            if child.name.startswith(_PREFIX) and child != self._file(self._number):
+            if child.name.startswith(_PREFIX) and child != self._file(self._number) and not child.is_dir():
                 child.unlink(missing_ok=True)
         return True
 
@@ -175,12 +184,12 @@ class Ownership:
         """Whether this run, and no other, makes a file in the folder; where there are hard links it appears whole."""
         text = f"{0:020d}\n{json.dumps(asdict(self._me))}\n".encode()
         whole = self.work / f"{_PREFIX}of-{self._me.token}"
+        _write_new(whole, text, folder)
         try:
-            _write_new(whole, text, folder)
             os.link(whole.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except FileExistsError:
-            return False
         except OSError:
+            if os.path.lexists(path):  # on NFS a link that was made may be reported as one that was there
+                return os.path.samestat(whole.lstat(), path.lstat())
             try:
                 _write_new(path, text, folder)
             except FileExistsError:
@@ -221,11 +230,12 @@ class Ownership:
     def _read(self, number: int) -> tuple[bytes, RunningProcess | None]:
         """The content of an owner file, and whom it names; None if it is not whole."""
         try:
-            data = self._file(number).read_bytes()
+            with self._file(number).open("rb") as file:
+                data = file.read(_MOST)
         except FileNotFoundError:
             return b"", None
-        with suppress(ValueError, TypeError, IndexError):
-            return data, RunningProcess(**json.loads(data.split(b"\n")[1]))
+        with suppress(ValueError, TypeError, IndexError, RecursionError):
+            return data, RunningProcess.of(json.loads(data.split(b"\n")[1]))
         return data, None
 
     def _beat(self) -> None:
@@ -276,6 +286,9 @@ def _write_new(path: Path, data: bytes, folder: int) -> None:
         descriptor = os.open(path.name, flags, 0o666, dir_fd=folder)
         try:
             write_all(descriptor, data)
+        except OSError:
+            os.unlink(path.name, dir_fd=folder)
+            raise
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["RunningProcess", "state_of"]
 
@@ -24,6 +26,10 @@ class RunningProcess:
     start: int
     token: str
 
+    @property
+    def _place(self) -> tuple[str, str, int]:
+        return self.host, self.boot, self.pid_namespace
+
     @classmethod
     def this(cls) -> RunningProcess:
         """A new run of this process."""
@@ -35,9 +41,26 @@ class RunningProcess:
         start = 0 if started is None else started[1]
         return cls(os.uname().nodename, boot, namespace, os.getpid(), start, secrets.token_hex(8))
 
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> RunningProcess:
+        """The run that notes it of itself.
+
+        Raises:
+            ValueError, TypeError: this is no such note.
+        """
+        made = cls(**noted)
+        if not all(isinstance(word, str) for word in (made.host, made.boot, made.token)):
+            raise TypeError("the host, the boot and the token are words")
+        if not all(type(number) is int and 0 <= number < 1 << 63 for number in (made.pid_namespace, made.start)):
+            raise ValueError("no such namespace or start")
+        if type(made.pid) is not int or not 0 < made.pid < 1 << 31:
+            raise ValueError("no such process")
+        return made
+
     def has_ended(self, here: RunningProcess) -> bool | None:
         """Whether the process has ended, as seen by another run's; None if that cannot be told from there."""
-        if not self.boot or (self.boot, self.pid_namespace) != (here.boot, here.pid_namespace):
+        # Two virtual machines that were made of one snapshot have the same boot.
+        if not self.boot or self._place != here._place:
             return None
         found = state_of(self.pid)
         if found is not None:

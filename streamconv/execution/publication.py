@@ -17,12 +17,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from streamconv.core.errors import DestinationError
-from streamconv.core.signals import signals_blocked
+from streamconv.core.signals import signals_held
 from streamconv.core.work_folder import INTENT
 from streamconv.io.durable import exchange, sync_folder, write_text
 from streamconv.io.refusals import refused_by_system
@@ -62,7 +61,7 @@ class Publication:
     ) -> None:
         """Move staged entries into place and ``retire`` aside, then put the record in place: the last of ``texts``.
 
-        Signals are blocked until it is done, so that a publication is whole or undone even if it is interrupted.
+        Signals wait until it is done. What an error leaves half done, :meth:`undo` undoes.
 
         Args:
             names: the entries; they and all that is in them are durable.
@@ -71,27 +70,24 @@ class Publication:
             confirm: called right before the first name changes; raises an error if it must not.
 
         Raises:
-            DiskSpaceError, StorageError: the system refused. What was there before is in place again, or, if the
-                message says so, the result is.
+            DiskSpaceError, StorageError: the system refused; the message says if the result is in place.
         """
         record, retired = list(texts)[-1], sorted(set(retire))
         if not all(map(_is_name, retired)):
             raise ValueError(f"not names in the destination: {retired}")
-        with signals_blocked():
+        with signals_held():
             try:
-                with ExitStack() as undo:
-                    intent = self._note(names, texts, retired)
-                    confirm()
-                    self._move(intent, undo)
-                    (self.work / record).replace(self.destination / record)
-                    undo.pop_all()
-            except OSError as error:
-                raise refused_by_system("publish the result", error, self.destination) from error
-            try:
+                intent = self._note(names, texts, retired)
+                confirm()
+                self._move(intent)
+                (self.work / record).replace(self.destination / record)
                 sync_folder(self.destination)
             except OSError as error:
+                is_decided = os.path.lexists(self.intent) and not os.path.lexists(self.work / record)
                 raise refused_by_system(
-                    "make sure that a power failure leaves the result there (it is in place, and whole)",
+                    "make sure that a power failure leaves the result there (it is in place, and whole)"
+                    if is_decided
+                    else "publish the result",
                     error,
                     self.destination,
                 ) from error
@@ -113,37 +109,33 @@ class Publication:
         sync_folder(self.work)
         return intent
 
-    def _move(self, intent: _Intent, undo: ExitStack) -> None:
+    def _move(self, intent: _Intent) -> None:
         changed = [*(name for name in intent.entries if name not in intent.texts), *intent.retired]
         # A folder alone is exchanged in one step, and its record only names it.
         is_one_step = len(changed) == 1 and (self.new / changed[0]).is_dir()
         if not is_one_step and intent.record in intent.before:
-            self._set_aside(intent.record, undo)
+            self._set_aside(intent.record)
             sync_folder(self.old)
             sync_folder(self.destination)
         for name in intent.entries:
-            self._put(name, undo)
+            self._put(name)
         for name in intent.retired:
             if os.path.lexists(self.destination / name):
-                self._set_aside(name, undo)
+                self._set_aside(name)
         sync_folder(self.old)
         sync_folder(self.destination)
 
-    def _put(self, name: str, undo: ExitStack) -> None:
+    def _put(self, name: str) -> None:
         """Move a staged entry into place."""
         staged, target = self.new / name, self.destination / name
         if os.path.lexists(target):
             if exchange(staged, target):
-                undo.callback(exchange, staged, target)
                 return
-            self._set_aside(name, undo)
+            self._set_aside(name)
         staged.rename(target)
-        undo.callback(target.rename, staged)
 
-    def _set_aside(self, name: str, undo: ExitStack) -> None:
-        target, aside = self.destination / name, self.old / name
-        target.rename(aside)
-        undo.callback(aside.rename, target)
+    def _set_aside(self, name: str) -> None:
+        (self.destination / name).rename(self.old / name)
 
     def undo(self) -> bool:
         """Undo what a run did that was ended while it published; returns whether its result is in place instead.
@@ -163,8 +155,12 @@ class Publication:
         if intent is None:
             self._put_back_unnamed()
             return False
-        is_published = not (self.work / intent.record).exists()
-        if not is_published:
+        is_published = not os.path.lexists(self.work / intent.record)
+        if is_published:
+            staged = next((name for name, inode in intent.entries.items() if _is(self.new / name, inode)), None)
+            if staged is not None:
+                raise self._unreadable(f"{intent.record} is in place, and {staged} is not")
+        else:
             self._check(intent)
             for name, inode in reversed(list(intent.entries.items())):
                 self._take_out(name, inode)
@@ -175,26 +171,26 @@ class Publication:
         return is_published
 
     def forget(self) -> None:
-        """Remove what was moved aside, then the intent.
+        """Remove what was moved aside, then the intent: it is there until all else is durably gone.
 
         Raises:
             OSError: the system refused.
         """
         self.discard(self.old)
+        sync_folder(self.work)
         self.intent.unlink(missing_ok=True)
         sync_folder(self.work)
 
     def _check(self, intent: _Intent) -> None:
         """Check that every inode is where this run can find it: a copy of the folder has others."""
         for name, inode in (*intent.entries.items(), *intent.before.items()):
-            places = (self.destination / name, self.new / name, self.old / name)
-            if not any(os.path.lexists(place) and place.lstat().st_ino == inode for place in places):
+            if not any(_is(folder / name, inode) for folder in (self.destination, self.new, self.old)):
                 raise self._unreadable(f"{name} is not the one that it was")
 
     def _take_out(self, name: str, inode: int) -> None:
         """Move an entry back to where it was staged, and the entry that it was exchanged with back into place."""
         staged, target = self.new / name, self.destination / name
-        if not os.path.lexists(target) or target.lstat().st_ino != inode:
+        if not _is(target, inode):
             return
         if os.path.lexists(staged):
             if exchange(staged, target):
@@ -205,7 +201,9 @@ class Publication:
 
     def _put_back(self, name: str, inode: int) -> None:
         aside, target = self.old / name, self.destination / name
-        if os.path.lexists(aside) and aside.lstat().st_ino == inode and not os.path.lexists(target):
+        if _is(aside, inode):
+            if os.path.lexists(target):
+                raise self._unreadable(f"another {name} has been put there meanwhile")
             aside.rename(target)
 
     def _put_back_unnamed(self) -> None:
@@ -229,11 +227,13 @@ class Publication:
             intent = _Intent(**noted)
             names = [*intent.entries, *intent.before, *intent.retired, *intent.texts]
             inodes = [*intent.entries.values(), *intent.before.values()]
-            if not names or not all(map(_is_name, names)) or not all(type(inode) is int for inode in inodes):
-                raise ValueError("not the names and inodes of entries")
+            if not (intent.entries and intent.texts) or not all(map(_is_name, names)):
+                raise ValueError("not the names of entries")
+            if not all(type(inode) is int for inode in inodes):
+                raise ValueError("not the inodes of entries")
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._unreadable(str(error)) from error
         return intent
 
@@ -244,6 +244,11 @@ class Publication:
             remedy=f"what it moved is in {self.old} and {self.new}: put the checkpoint that you want together, then "
             f"remove {self.work}",
         )
+
+
+def _is(path: Path, inode: int) -> bool:
+    """Whether a path is that of an entry with this inode; a link is not followed."""
+    return os.path.lexists(path) and path.lstat().st_ino == inode
 
 
 def _is_name(name: object) -> bool:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from streamconv import __version__
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import SourceError
 from streamconv.core.work_folder import RECEIPT
 from streamconv.execution.identity import digest_of
 from streamconv.io.reading import reading
 from streamconv.planning.plan import Plan
 
-__all__ = ["is_result_of", "receipt_of"]
+__all__ = ["is_receipt", "is_result_of", "receipt_of"]
 
 _MOST = 1 << 20
 
@@ -60,12 +60,21 @@ def is_result_of(work: Plan, identity: Mapping[str, Any], destination: Path) -> 
     return all(_has(destination / name, text) for name, text in texts.items())
 
 
+def is_receipt(path: Path) -> bool:
+    """Whether a file is a receipt, and not one of the user's that has its name.
+
+    Raises:
+        StorageError: the system refused to read it.
+    """
+    return _receipt_digest(path) is not None
+
+
 def _receipt_digest(path: Path) -> str | None:
     try:
         with reading(path) as file:
             said = json.loads(file.read(0, _MOST))
         return str(said["digest"])
-    except (StreamconvError, ValueError, LookupError, TypeError, RecursionError):
+    except (SourceError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

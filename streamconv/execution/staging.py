@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from streamconv.core.errors import DamagedError, DifferenceError, DiskSpaceError
-from streamconv.core.signals import signals_blocked
+from streamconv.core.signals import signals_held
 from streamconv.core.work_folder import JOURNAL, WORK_FOLDER
 from streamconv.execution.ownership import Ownership, is_of_owner
 from streamconv.execution.publication import Publication
@@ -122,9 +122,16 @@ class Staging:
         """
         for name in list(texts)[:-1]:
             self.text(name, texts[name])
+            self._make_youngest(name)
         self.sync()
         self._publication.publish(self._names, texts, retire, self.owner.confirm)
         self._is_published = True
+
+    def _make_youngest(self, name: str) -> None:
+        """Let no staged file be younger than this one, even if the clock was set back meanwhile."""
+        youngest = max(path.lstat().st_mtime_ns for path in self.new.rglob("*"))
+        if (self.new / name).stat().st_mtime_ns < youngest:
+            os.utime(self.new / name, ns=(youngest, youngest))
 
     def recover(self) -> None:
         """Undo what a killed run left behind, and delete its staged files unless it has a journal.
@@ -166,7 +173,7 @@ class Staging:
             DiskSpaceError, StorageError: the system refused; the next run tries again. After the result has been
                 published, that is no error.
         """
-        with signals_blocked():
+        with signals_held():
             try:
                 if self.owner.is_lost():
                     return  # what is there is another run's
@@ -186,6 +193,12 @@ class Staging:
                 shutil.rmtree(child, ignore_errors=True)
             else:
                 child.unlink(missing_ok=True)
+
+    def give_up_work(self) -> None:
+        """Let no later run go on with what is staged."""
+        with suppress(OSError):
+            if not self.owner.is_lost():
+                self.journal.unlink(missing_ok=True)
 
     def give_up(self) -> None:
         """Own the work folder no more; it goes if nothing is left in it."""
@@ -212,8 +225,8 @@ def staging(destination: Path, notice: Callable[[str], None] = lambda _: None) -
     with ExitStack() as cleanup:
         try:
             cleanup.callback(_remove_empty, stage.owner.made)
-            stage.owner.take()
             cleanup.callback(stage.give_up)
+            stage.owner.take()
             cleanup.callback(stage.leave)
             stage.recover()
             stage.new.mkdir(exist_ok=True)
@@ -224,7 +237,7 @@ def staging(destination: Path, notice: Callable[[str], None] = lambda _: None) -
         except OSError as error:
             raise refused_by_system("write there", error, destination) from error
         except (DamagedError, DifferenceError):
-            stage.journal.unlink(missing_ok=True)
+            stage.give_up_work()
             raise
 
 

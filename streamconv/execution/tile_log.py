@@ -6,6 +6,7 @@ budget, and therefore another block, only does the remaining ranges.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import NamedTuple
@@ -56,11 +57,7 @@ class TileLog:
         for write, crc in zip(tile.writes, done.writes, strict=True):
             self.targets.add((write.file, write.record), write.start, write.nbytes, crc)
         with self._lock:
-            ranges = self._done.setdefault(done.job, [])
-            if ranges and ranges[-1][1] == done.first:
-                ranges[-1] = (ranges[-1][0], done.last)
-            else:
-                ranges.append((done.first, done.last))
+            _merge(self._done.setdefault(done.job, []), done.first, done.last)
             self.read_nbytes += sum(read.nbytes for read in tile.reads)
             self.write_nbytes += sum(write.nbytes for write in tile.writes)
 
@@ -88,13 +85,15 @@ class TileLog:
             DamagedError: as :meth:`add`.
         """
         tile = tile or self.tile(done)
-        if any(first < done.last and done.first < last for first, last in self._done.get(done.job, ())):
+        ranges = self._done.get(done.job, [])
+        after = bisect_left(ranges, (done.first, done.first))
+        if any(first < done.last and done.first < last for first, last in ranges[max(0, after - 1) : after + 1]):
             raise ValueError(f"job {done.job} has no range {done.first} to {done.last} to be done")
         self.add(done, tile)
 
     def remaining(self) -> Iterator[tuple[int, int, int]]:
         """(job, first, last) of all ranges that are not done; tiles that are entered meanwhile are not considered."""
-        done = {number: sorted(ranges) for number, ranges in self._done.items()}
+        done = {number: list(ranges) for number, ranges in self._done.items()}
         for number, job in enumerate(self.jobs):
             position = 0
             for first, last in done.get(number, ()):
@@ -103,3 +102,14 @@ class TileLog:
                 position = last
             if position < job.length:
                 yield number, position, job.length
+
+
+def _merge(ranges: list[tuple[int, int]], first: int, last: int) -> None:
+    """Add a range to sorted ones, and join it to those that it touches."""
+    at = bisect_left(ranges, (first, last))
+    if at < len(ranges) and ranges[at][0] == last:
+        last = ranges.pop(at)[1]
+    if at and ranges[at - 1][1] == first:
+        at -= 1
+        first = ranges.pop(at)[0]
+    ranges.insert(at, (first, last))

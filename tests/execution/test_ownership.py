@@ -39,7 +39,7 @@ if input() == "give up":
 
 
 class without_locks:  # noqa: N801 - stands for the module fcntl
-    LOCK_EX, LOCK_NB = fcntl.LOCK_EX, fcntl.LOCK_NB
+    LOCK_EX, LOCK_NB, LOCK_UN = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
 
     def flock(self, *_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks there")
@@ -166,6 +166,58 @@ def test_of_an_owner_elsewhere_the_heartbeat_tells(changes: dict[str, Any] | Non
     who = "an owner that has not said who it is" if changes is None else f"process {os.getpid()} on there"
     assert waits == [f"waiting up to 1 s to see whether {who}, which works there, is alive"]
     owner.give_up()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 10**21}, {"pid": "x"}, {"pid": 0}, {"start": None}, {"boot": 5}, {"token": []}, {"more": 1}],
+    ids=str,
+)
+def test_an_owner_that_is_none_is_waited_for(changes: dict[str, Any], work: Path) -> None:
+    work.parent.mkdir()
+    owner_file(work, **changes)
+    waits: list[str] = []
+    take(work, waits.append).give_up()
+    assert "has not said who it is" in waits[0]
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 100, b"0\n" + b"[" * 200_000, b"0\n5\n", b"x" * 10**6], ids=repr)
+def test_an_owner_file_of_anything_is_waited_for(text: bytes, work: Path) -> None:
+    work.mkdir(parents=True)
+    (work / "owner.999999999").write_bytes(text)
+    (work / "owner.of-folder").mkdir()
+    owner = take(work)
+    owner.confirm()
+    assert names(work) == ["lock", "owner.1000000000", "owner.of-folder"]
+    owner.give_up()
+
+
+def test_a_disk_without_room_for_an_owner_file_leaves_none(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(ownership, "write_all", refuse)
+        with pytest.raises(OSError, match="No space left") as caught:
+            take(work)
+    assert str(caught.value.filename).startswith(str(work))
+    assert names(work) == ["lock"]
+    take(work).give_up()
+
+
+def test_a_child_does_not_keep_the_lock(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "fcntl", fcntl)
+    owner = take(work)
+    (work / "journal").write_text("")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(read, 1)
+        os._exit(0)
+    owner.give_up()
+    take(work).give_up()
+    os.write(write, b"x")
+    os.waitpid(pid, 0)
 
 
 def test_an_owner_elsewhere_that_beats_is_alive(work: Path) -> None:

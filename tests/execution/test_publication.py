@@ -121,7 +121,11 @@ def half_done(old: Path, folder: Path) -> Path:
     return outs[-1]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"entries": {}}', "null"])
+NO_TEXTS = '{"entries": {"a": 1}, "before": {}, "retired": [], "texts": []}'
+DAMAGED = ("", "{", "[]", '{"entries": {}}', "null", NO_TEXTS, "[" * 200_000)
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: text[:9])
 def test_a_damaged_intent_is_refused_and_nothing_is_deleted(text: str, old: Path, tmp_path: Path) -> None:
     out = half_done(old, tmp_path)
     (out / ".streamconv" / INTENT).write_text(text)
@@ -143,6 +147,27 @@ def test_a_copy_of_a_half_done_publication_is_refused_and_nothing_is_deleted(old
     after = tree(copy)
     assert after == {name: data for name, data in before.items() if name in after}
     assert {name.rpartition(".")[0] for name in before.keys() - after.keys()} <= {".streamconv/owner"}
+
+
+def test_what_has_been_put_in_the_place_of_the_old_record_is_not_overwritten(old: Path, tmp_path: Path) -> None:
+    """Nor is the old record deleted."""
+    out = half_done(old, tmp_path)
+    (out / "config.json").write_text("another")
+    done = run_main(LLAMA, out, *NEW)
+    assert done.returncode == 8, done.stderr
+    assert "another config.json has been put there meanwhile" in done.stderr
+    assert (out / "config.json").read_text() == "another"
+    assert (out / ".streamconv" / "old" / "config.json").read_bytes() == (old / "config.json").read_bytes()
+    (out / "config.json").unlink()
+    assert run_main(LLAMA, out, *NEW).returncode == 0
+
+
+def test_a_link_to_nothing_is_no_destination(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    done = run_main(LLAMA, tmp_path / "out", *OLD)
+    assert done.returncode == 8
+    assert "a link to what is not there" in done.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_an_error_after_the_record_is_in_place_says_that_it_is(
@@ -195,3 +220,19 @@ def test_the_receipt_tells_what_was_made_of_what(old: Path) -> None:
     assert said["target"].startswith("huggingface: TP 1")
     assert len(said["digest"]) == 64
     assert os.fspath(LLAMA) not in (old / RECEIPT).read_text()
+
+
+def test_a_source_with_a_work_folder_of_its_own_is_not_touched(tmp_path: Path) -> None:
+    """It may be the destination of another conversion, which was cut off there."""
+    source = Path(shutil.copytree(LLAMA, tmp_path / "source"))
+    for name in ("old/weights", "new/weights", "journal"):
+        path = source / ".streamconv" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    before = tree(source)
+    for words in (NEW, (*NEW, "--restart")):
+        for out in (source, source / "global_step3"):
+            done = run_main(source, out, *words)
+            assert done.returncode == 8
+            assert "a source is never written" in done.stderr
+            assert tree(source) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from itertools import count
@@ -196,6 +197,39 @@ def test_a_result_that_was_touched_is_not_taken_for_ones_own(what: str, tmp_path
     assert (done.returncode, tree(out)) == (8, before)
 
 
-def test_a_receipt_alone_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / RECEIPT).write_text("{}")
+def test_a_receipt_alone_is_no_checkpoint_and_a_file_of_its_name_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / RECEIPT).write_text('{"digest": "of what is gone"}')
     assert run_main(BLOOM, tmp_path, *WORDS).returncode == 0
+    for name, text in (("file", "{}"), ("words", "precious"), ("folder", None)):
+        out = tmp_path / name
+        out.mkdir()
+        if text is None:
+            (out / RECEIPT / "precious").mkdir(parents=True)
+        else:
+            (out / RECEIPT).write_text(text)
+        before = tree(out)
+        assert run_main(BLOOM, out, *WORDS).returncode == 8
+        assert tree(out) == before
+        assert (out / RECEIPT).exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "choices"),
+    [
+        (FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0", (("--glu-order", "gate-up"), ("--glu-order", "up-gate"))),
+        (BLOOM, (("--qkv-layout", "interleaved"), ("--qkv-layout", "blocks"), ("--qkv-layout", "alternating"))),
+    ],
+)
+def test_what_moves_other_bytes_is_another_conversion(
+    source: Path, choices: tuple[tuple[str, str], ...], tmp_path: Path
+) -> None:
+    """Though the result has the same files, names and shapes."""
+    digests = set()
+    for number, words in enumerate(choices):
+        out = tmp_path / f"{number}"
+        assert run_main(source, out, "--to", "huggingface", *words).returncode == 0
+        digests.add(json.loads((out / RECEIPT).read_text())["digest"])
+        for other in choices:
+            expected = 0 if other == words else 8
+            assert run_main(source, out, "--to", "huggingface", *other).returncode == expected
+    assert len(digests) == len(choices)

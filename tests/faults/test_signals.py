@@ -100,6 +100,17 @@ def test_a_signal_while_the_result_appears(call: str, step: int, expected: dict[
 
 
 @pytest.mark.slow
+def test_a_signal_at_the_rename_that_decides_waits_whichever_thread_gets_it(
+    expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """numpy has threads of its own, which block no signal; a process that was forked has them not."""
+    for number in range(8):
+        out = tmp_path / f"{number}"
+        done = Fault("rename", sends(signal.SIGTERM), out / TRACKER).start(STREAMCONV, BLOOM, out, "--tp", 1)
+        assert (done.returncode, tree(out)) == (143, expected), done.stderr
+
+
+@pytest.mark.slow
 def test_a_signal_while_the_result_is_printed(expected: dict[str, bytes], tmp_path: Path) -> None:
     ends = set()
     for at in count(1):
