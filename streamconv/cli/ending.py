@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SOON_SECONDS = 0.01
+_SOON_SECONDS = 0.05
 
 
 class Terminated(BaseException):
@@ -124,7 +124,11 @@ def _send_again(lost: sys.UnraisableHookArgs) -> None:
     if isinstance(lost.exc_value, Interrupted | Terminated):
         from threading import Timer
 
-        Timer(_SOON_SECONDS, os.kill, (os.getpid(), lost.exc_value.number)).start()
+        # Where a machine is so busy that it comes again before this has returned, it is lost here too.
+        while True:
+            with suppress(Interrupted, Terminated):
+                Timer(_SOON_SECONDS, os.kill, (os.getpid(), lost.exc_value.number)).start()
+                return
     else:
         sys.__unraisablehook__(lost)
 

@@ -144,6 +144,30 @@ def test_a_signal_in_a_destructor_is_not_lost(number: signal.Signals) -> None:
     assert (done.returncode, done.stderr) == (128 + number, f"{SIGNALS[number]}; no checkpoint was changed\n")
 
 
+def test_a_signal_in_a_destructor_is_not_lost_on_a_busy_machine() -> None:
+    """There it is sent again before the thread that sends it counts as started."""
+    program = (
+        "import os, sys, threading, time\n"
+        "from streamconv.cli.main import guarded\n"
+        "start, seen = threading.Thread.start, []\n"
+        "def slow(self):\n"
+        "    start(self)\n"
+        "    if not seen:\n"
+        "        seen.append(self)\n"
+        "        time.sleep(1)\n"
+        "threading.Thread.start = slow\n"
+        "class Last:\n"
+        "    def __del__(self): os.kill(os.getpid(), 15)\n"
+        "def command(words):\n"
+        "    Last()\n"
+        "    time.sleep(60)\n"
+        "    return 0\n"
+        "sys.exit(guarded(command, []))\n"
+    )
+    done = start([*HEARD, sys.executable, "-c", program])
+    assert (done.returncode, done.stderr) == (143, "terminated; no checkpoint was changed\n")
+
+
 def test_an_interrupt_of_a_text_that_is_executed_keeps_its_exit_code() -> None:
     """As of a dataclass, whose methods are made so while a module is imported."""
     program = (
