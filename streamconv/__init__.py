@@ -16,6 +16,8 @@ happens meanwhile goes to the logger ``streamconv``.
 
 from __future__ import annotations
 
+from streamconv.core.version import __version__
+
 # typing's own: typing takes longer to import than all that must be there before a signal ends in words.
 TYPE_CHECKING = False
 
@@ -60,8 +62,6 @@ if TYPE_CHECKING:
     from streamconv.verification.comparison import Comparison
     from streamconv.verification.digests import Digests
     from streamconv.verification.verify import Verification
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "api.keywords": (

@@ -7,25 +7,23 @@ a terminal starts its own.
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import streamconv
 from tests.places import ROOT
 
 STREAMCONV = [sys.executable, "-m", "streamconv"]
-# What a process has imported before it forks, its children need not.
-IMPORT_ALL = """
-import importlib, pkgutil, streamconv
-for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
-    if module.name != "streamconv.__main__":
-        importlib.import_module(module.name)
-"""
+IMPORT_ALL = "from tests.processes import import_all\nimport_all()\n"
 SERVER = """
 import json, os, sys
 for line in sys.stdin:
@@ -43,13 +41,43 @@ for line in sys.stdin:
 """
 
 
-@cache
-def _server(preload: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", IMPORT_ALL + SERVER]
+def import_all() -> None:
+    """Import every module of the package: what a process has imported before it forks, its children need not."""
+    for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
+        if module.name != "streamconv.__main__":
+            importlib.import_module(module.name)
+
+
+def serve(*words: str, preload: str = "") -> subprocess.Popen[str]:
+    """A Python process that answers a line with a line, until this one ends; ``words`` are its command line.
+
+    ``preload`` is a library that is loaded before the others.
+    """
     variables = {**os.environ, "LD_PRELOAD": preload} if preload else None
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    command = [sys.executable, *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+    )
     atexit.register(process.communicate, timeout=60)
     return process
+
+
+@contextmanager
+def other_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that has printed its first line, ``ready``; it is told to go on, and waited for, at the end."""
+    words = [sys.executable, "-c", code, *map(str, arguments)]
+    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.communicate("go on\n", timeout=60)
+
+
+@cache
+def _server(preload: str) -> subprocess.Popen[str]:
+    return serve("-c", IMPORT_ALL + SERVER, preload=preload)
 
 
 def start(

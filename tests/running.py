@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from streamconv.execution.run_tiles import run_tiles
 from streamconv.execution.settings import EngineSettings
+from streamconv.execution.staging import staging
 from streamconv.execution.tile_log import TileLog
 from streamconv.execution.tile_worker import Workers
 from streamconv.io.output import OutputFileWriter
 from streamconv.moves.jobs import Job
 from streamconv.moves.tiles import Tile
+
+
+def clear_leftovers(destination: Path) -> None:
+    """Do there what the next run does first."""
+    with staging(destination):
+        pass
 
 
 def tiles_of(job: Job, block: int) -> Iterator[Tile]:

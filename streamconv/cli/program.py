@@ -10,10 +10,10 @@ from importlib import import_module
 import click
 from click.shell_completion import CompletionItem
 
-from streamconv import __version__
 from streamconv.cli.exit_codes import exit_codes_text
 from streamconv.core.errors import UsageError
 from streamconv.core.kinds import nearest
+from streamconv.core.version import __version__
 
 __all__ = ["ANYWHERE", "PROGRAM", "VERBS", "verbs_with"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamconv.core.errors import DestinationError
 from streamconv.core.work_folder import RECEIPT, WORK_FOLDER
@@ -62,7 +62,7 @@ class Destination:
         Raises:
             DestinationError: it is so.
         """
-        self._check(overwrite=True)
+        self._look()
 
     def is_done(self) -> bool:
         """Look at what is there: whether it is the result of this very conversion. With ``overwrite`` that is replaced.
@@ -71,21 +71,23 @@ class Destination:
             DestinationError: something is there that must not be replaced.
             StorageError: the system refused to look.
         """
-        retired = self._check(overwrite=True)
+        seen = self._look()
+        self.retired = seen.retired
+        if self.overwrite:
+            return False
         with refusals("look at what is there", self.destination):
-            if not self.overwrite and not retired and is_result_of(self.work, self.identity, self.destination):
+            if not seen.retired and is_result_of(self.work, self.identity, self.destination):
                 return True
-        self.retired = self._check(overwrite=self.overwrite)
+        _refuse_taken(self.destination, seen.taken)
         return False
 
-    def _check(self, *, overwrite: bool) -> list[str]:
+    def _look(self) -> _Seen:
         work = self.work
         names = [*(file.path for file in work.files), RECEIPT, *work.texts, *work.small, *work.copied]
-        return check_destination(
+        return _look(
             work.source,
             self.destination,
             sorted({name.split("/", 1)[0] for name in names}),
-            overwrite=overwrite,
             owned=work.owned,
             beside=work.beside,
             sources=[*work.source_paths, *self._copied_from_elsewhere()],
@@ -128,6 +130,30 @@ def check_destination(
     Raises:
         DestinationError: writing there would change the source, or it is not a folder, or holds a checkpoint.
     """
+    seen = _look(source, destination, entries, owned=owned, beside=beside, sources=sources, root=root)
+    if not overwrite:
+        _refuse_taken(destination, seen.taken)
+    return seen.retired
+
+
+class _Seen(NamedTuple):
+    """The names in a destination that make up a checkpoint, and those that the result retires."""
+
+    taken: list[str]
+    retired: list[str]
+
+
+def _look(
+    source: Path,
+    destination: Path,
+    entries: Sequence[str],
+    *,
+    owned: Sequence[str],
+    beside: Sequence[str],
+    sources: Iterable[Path],
+    root: Path | None,
+) -> _Seen:
+    """What is there, if the result may go there at all; the arguments are those of :func:`check_destination`."""
     children = sorted(destination.iterdir()) if destination.is_dir() else []
     matching = [child for child in children if _matches(child, owned)]
     old = [*matching, *(child for child in children if matching and _matches(child, beside))]
@@ -136,6 +162,14 @@ def check_destination(
     )
     _refuse_inside({source, root or source}, destination)
     _refuse_sources(source, destination, (*entries, *retired), sources)
+    _refuse_no_folder(destination)
+    names = {*entries, *(child.name for child in matching)}
+    if is_receipt(destination / RECEIPT):
+        names -= {RECEIPT}  # which alone is no checkpoint
+    return _Seen([child.name for child in children if child.name in names or _matches(child, _CHECKPOINTS)], retired)
+
+
+def _refuse_no_folder(destination: Path) -> None:
     if destination.is_symlink() and not destination.exists():
         raise DestinationError("the destination is a link to what is not there", where=destination)
     if destination.exists() and not destination.is_dir():
@@ -144,17 +178,15 @@ def check_destination(
         raise DestinationError(
             "the work folder in the destination is a link to elsewhere", where=destination / WORK_FOLDER
         )
-    names = {*entries, *(child.name for child in matching)}
-    if is_receipt(destination / RECEIPT):
-        names -= {RECEIPT}  # which alone is no checkpoint
-    taken = [child.name for child in children if child.name in names or _matches(child, _CHECKPOINTS)]
-    if taken and not overwrite:
+
+
+def _refuse_taken(destination: Path, taken: Sequence[str]) -> None:
+    if taken:
         raise DestinationError(
             f"the destination holds a checkpoint: {', '.join(taken[:4])}",
             where=destination,
             remedy="choose another folder, or --overwrite to replace it (it stays until the new one is durable)",
         )
-    return retired
 
 
 def _matches(child: Path, patterns: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ since a name is made once on every file system.
 
 A stale owner is taken over by rule: its process is gone, which is known at once if it was started on this boot of this
 machine and in this PID namespace; or else its file has not changed for :data:`_STALE_BEATS` beats, by the clock of the
-run that waits. A run that was taken over for dead, as one that was suspended, finds a higher number, and publishes
+run that waits. A run that was wrongly taken for dead, as one that was suspended, finds a higher number, and publishes
 nothing.
 """
 
@@ -159,11 +159,11 @@ class Ownership:
                 # If the folder is removed and made again meanwhile, nothing more can be made in this one.
                 folder = os.open(self.work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 opened.callback(os.close, folder)
-                while not self._succeeds(self._last(), folder):
+                while not self._takes_over_from(self._last(), folder):
                     pass
             undo.pop_all()
 
-    def _succeeds(self, last: int, folder: int) -> bool:
+    def _takes_over_from(self, last: int, folder: int) -> bool:
         """Whether this run takes over from owner number ``last``, 0 for none; False if things have changed meanwhile.
 
         Raises:
@@ -171,7 +171,7 @@ class Ownership:
         """
         if last and not self._is_stale(last):
             return False
-        if not self._makes(self._file(last + 1), folder):
+        if not self._makes_file(self._file(last + 1), folder):
             return False
         self._number = last + 1
         for child in self.work.iterdir():
@@ -180,7 +180,7 @@ class Ownership:
                 child.unlink(missing_ok=True)
         return True
 
-    def _makes(self, path: Path, folder: int) -> bool:
+    def _makes_file(self, path: Path, folder: int) -> bool:
         """Whether this run, and no other, makes a file in the folder; where there are hard links it appears whole."""
         text = f"{0:020d}\n{json.dumps(asdict(self._me))}\n".encode()
         whole = self.work / f"{_PREFIX}of-{self._me.token}"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamconv import __version__
 from streamconv.core.errors import SourceError
+from streamconv.core.version import __version__
 from streamconv.core.work_folder import RECEIPT
 from streamconv.execution.identity import digest_of
 from streamconv.io.reading import reading

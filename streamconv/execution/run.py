@@ -92,8 +92,9 @@ def run_plan(
         return _report(work, None, fit, tiles, drifts, began)
     allow_open_files(_open_files(work, fit))
     there = Destination(work, destination, overwrite=overwrite, restart=restart)
-    there.refuse_sources()
-    if not (destination / WORK_FOLDER).exists() and there.is_done():
+    if (destination / WORK_FOLDER).exists():
+        there.refuse_sources()  # what else is there is only known when it has been cleared up
+    elif there.is_done():
         return _report(work, destination, fit, tiles, [], began, was_done=True)
     with staging(destination, notice) as stage:
         if there.is_done():

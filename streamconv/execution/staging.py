@@ -194,7 +194,7 @@ class Staging:
             else:
                 child.unlink(missing_ok=True)
 
-    def give_up_work(self) -> None:
+    def remove_journal(self) -> None:
         """Let no later run go on with what is staged."""
         with suppress(OSError):
             if not self.owner.is_lost():
@@ -237,7 +237,7 @@ def staging(destination: Path, notice: Callable[[str], None] = lambda _: None) -
         except OSError as error:
             raise refused_by_system("write there", error, destination) from error
         except (DamagedError, DifferenceError):
-            stage.give_up_work()
+            stage.remove_journal()
             raise
 
 

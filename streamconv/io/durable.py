@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["exchange", "make_folders", "sync_folder", "write_all", "write_text"]
+__all__ = ["exchange", "make_folders", "sync_folder", "write_all", "write_text", "wrote"]
 
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -68,7 +68,15 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write all bytes at the descriptor's position."""
     view = memoryview(data)
     while view:
-        count = os.write(descriptor, view)
-        if count == 0:
-            raise OSError(errno.EIO, "the system wrote nothing, and gave no reason")
-        view = view[count:]
+        view = view[wrote(os.write(descriptor, view)) :]
+
+
+def wrote(count: int) -> int:
+    """The number of bytes that a write of at least one has written.
+
+    Raises:
+        OSError: none, which would be tried for ever.
+    """
+    if count == 0:
+        raise OSError(errno.EIO, "the system wrote nothing, and gave no reason")
+    return count

@@ -23,6 +23,7 @@ from threading import Condition
 from typing import Protocol
 
 from streamconv.io.direct import Buffer, is_direct, is_refusal, open_file, page_end, page_start
+from streamconv.io.durable import wrote
 from streamconv.io.refusals import refused_by_system
 
 __all__ = ["DiscardedOutput", "Output", "OutputFileWriter"]
@@ -228,10 +229,7 @@ class OutputFileWriter:
 def _write(fd: int, offset: int, view: memoryview) -> None:
     done = 0
     while done < len(view):
-        count = os.pwrite(fd, view[done:], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, "the system wrote nothing, and gave no reason")
-        done += count
+        done += wrote(os.pwrite(fd, view[done:], offset + done))
 
 
 class _Reported:

@@ -20,6 +20,7 @@ import pytest
 
 import streamconv
 from tests.places import FRAMEWORKS, ROOT
+from tests.trees import tree
 
 SRC = FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0"
 WITH_ROOT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -30,17 +31,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 Bytes = dict[str, bytes]
 
 
-def bytes_of(folder: Path) -> Bytes:
-    """The files of a folder by their paths below it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Bytes:
     """The bytes of a conversion that nothing disturbs."""
     folder = tmp_path_factory.mktemp("one") / "out"
     streamconv.convert(SRC, folder, tp=1, pp=3)
-    return bytes_of(folder)
+    return tree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Bytes:
     """The bytes of another one."""
     folder = tmp_path_factory.mktemp("other") / "out"
     streamconv.convert(SRC, folder, to="huggingface", dtype="bf16")
-    return bytes_of(folder)
+    return tree(folder)
 
 
 # -- threads, asyncio, processes ---------------------------------------------------------------------------------------
@@ -79,8 +75,8 @@ def test_two_conversions_in_two_threads_are_both_right(tmp_path: Path, one: Byte
     with ThreadPoolExecutor(2) as threads:
         for done in [threads.submit(first), threads.submit(second)]:
             done.result()
-    assert bytes_of(tmp_path / "one") == one
-    assert bytes_of(tmp_path / "other") == other
+    assert tree(tmp_path / "one") == one
+    assert tree(tmp_path / "other") == other
 
 
 def test_two_conversions_into_one_folder_are_refused(tmp_path: Path, one: Bytes) -> None:
@@ -94,7 +90,7 @@ def test_two_conversions_into_one_folder_are_refused(tmp_path: Path, one: Bytes)
 
     streamconv.convert(SRC, tmp_path / "out", tp=1, pp=3, jobs=1, progress=again)
     assert len(refusals) == 1
-    assert bytes_of(tmp_path / "out") == one
+    assert tree(tmp_path / "out") == one
 
 
 def test_a_loop_of_asyncio_goes_on_meanwhile(tmp_path: Path, one: Bytes, other: Bytes) -> None:
@@ -121,8 +117,8 @@ def test_a_loop_of_asyncio_goes_on_meanwhile(tmp_path: Path, one: Bytes, other: 
     assert found.comparison is not None
     assert found.comparison.is_faithful
     assert turns > 10
-    assert bytes_of(tmp_path / "one") == one
-    assert bytes_of(tmp_path / "other") == other
+    assert tree(tmp_path / "one") == one
+    assert tree(tmp_path / "other") == other
 
 
 @pytest.mark.slow
@@ -155,7 +151,7 @@ def test_a_child_process_converts_and_hands_its_results_back(method: str, tmp_pa
         report = child.submit(streamconv.convert, SRC, tmp_path / "out", tp=1, pp=3).result(timeout=60)
         inspected = child.submit(streamconv.inspect, tmp_path / "out").result(timeout=60)
         refused = child.submit(streamconv.convert, SRC, tmp_path / "out").exception(timeout=60)
-    assert bytes_of(tmp_path / "out") == one
+    assert tree(tmp_path / "out") == one
     assert repr(report).startswith("<ConversionReport: megatron-legacy, ")
     assert report.to_dict()["destination"] == str(tmp_path / "out")
     assert str(inspected) == str(streamconv.inspect(tmp_path / "out"))
@@ -192,7 +188,7 @@ def test_what_a_callback_raises_ends_the_run_and_the_next_goes_on(
     assert "restart=True" in str(refused.value)
     report = streamconv.convert(SRC, out, tp=1, pp=3, engine=engine)
     assert 0 < report.resumed_nbytes < report.write_nbytes
-    assert bytes_of(out) == one
+    assert tree(out) == one
 
 
 def test_what_a_callback_raises_at_once_leaves_nothing_published(tmp_path: Path, one: Bytes) -> None:
@@ -204,7 +200,7 @@ def test_what_a_callback_raises_at_once_leaves_nothing_published(tmp_path: Path,
             streamconv.convert(SRC, tmp_path / "out", tp=1, pp=3, progress=stop)
         assert [path.name for path in (tmp_path / "out").iterdir()] == [".streamconv"]
     streamconv.convert(SRC, tmp_path / "out", tp=1, pp=3)
-    assert bytes_of(tmp_path / "out") == one
+    assert tree(tmp_path / "out") == one
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests import oracle
 from tests.places import FRAMEWORKS, REAL
 from tests.processes import STREAMCONV, start
 from tests.processes import run_main as run
+from tests.trees import tree
 
 BLOOM = REAL[1]
 NAMES = ["iter_0000003", "latest_checkpointed_iteration.txt", RECEIPT]
@@ -155,25 +156,25 @@ def test_verbose_lists_every_file() -> None:
 
 def test_an_existing_checkpoint_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     assert run(BLOOM.folder, tmp_path / "out").returncode == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    before = tree(tmp_path / "out")
     refused = run(BLOOM.folder, tmp_path / "out", "--tp", 1)
     assert refused.returncode == 8
     assert "--overwrite" in refused.stderr
-    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert before == tree(tmp_path / "out")
     assert run(BLOOM.folder, tmp_path / "out", "--tp", 1, "--pp", 1, "--overwrite").returncode == 0
     oracle.result_files(tmp_path / "out", 1, 1)
 
 
 def test_a_failed_overwrite_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     assert run(BLOOM.folder, tmp_path / "out").returncode == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    before = tree(tmp_path / "out")
     root = Path(shutil.copytree(BLOOM.folder, tmp_path / "copy"))
     path = root / "global_step3" / "layer_06-model_00-model_states.pt"
     data = bytearray(path.read_bytes())
     data[20000] ^= 1
     path.write_bytes(data)
     assert run(root, tmp_path / "out", "--overwrite").returncode == 6
-    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert before == tree(tmp_path / "out")
 
 
 @pytest.mark.slow

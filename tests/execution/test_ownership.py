@@ -7,11 +7,10 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from streamconv.core.errors import DestinationError
 from streamconv.execution import ownership
 from streamconv.execution.ownership import Ownership
 from streamconv.execution.processes import RunningProcess, state_of
+from tests.processes import other_process
 
 BEAT = 0.05
 # Owns the folder until it gets a line. Without locks: as where flock is local to a mount, or is not there.
@@ -32,9 +32,9 @@ from tests.execution.test_ownership import without_locks
 ownership.fcntl = without_locks()
 owner = ownership.Ownership(Path(sys.argv[1]), beat_seconds=float(sys.argv[2]))
 owner.take()
-print("owned", flush=True)
-if input() == "give up":
-    owner.give_up()
+print("ready", flush=True)
+input()
+owner.give_up()
 """
 
 
@@ -51,16 +51,8 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "fcntl", without_locks())
 
 
-@contextmanager
-def another(work: Path, beat: float = BEAT) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-c", OWNS, str(work), str(beat)]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "owned\n"
-        yield process
-    finally:
-        process.communicate("give up\n", timeout=60)
+def another(work: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    return other_process(OWNS, work, BEAT)
 
 
 def take(work: Path, notice: Callable[[str], None] = lambda _: None) -> Ownership:

@@ -19,6 +19,8 @@ from streamconv.execution.destination import check_destination
 from streamconv.execution.staging import staging
 from streamconv.io.output import OutputFileWriter
 from tests.places import ROOT
+from tests.processes import other_process
+from tests.running import clear_leftovers
 from tests.small_disk import small_disk
 
 MIB = 1 << 20
@@ -29,12 +31,6 @@ OLD, NEW = "old weights", "new weights"
 
 def check(source: Path, destination: Path, *, overwrite: bool = False) -> None:
     check_destination(source, destination, [ITER, TRACKER], overwrite=overwrite)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """What the next run does first."""
-    with staging(folder):
-        pass
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -127,19 +123,6 @@ def test_a_new_or_empty_folder_is_fine_and_is_not_made(source: Path, tmp_path: P
 
 
 # -- the lock --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def other_process(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A process that has printed its first line; it is told to go on, and waited for, at the end."""
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.communicate("go on\n", timeout=60)
 
 
 HOLDS_THE_LOCK = """

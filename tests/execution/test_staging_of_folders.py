@@ -19,6 +19,7 @@ from streamconv.execution.destination import check_destination
 from streamconv.execution.staging import staging
 from streamconv.io import whole_file
 from tests.places import ROOT
+from tests.running import clear_leftovers
 from tests.spread import Sweep
 
 MIB = 1 << 20
@@ -27,12 +28,6 @@ ENTRIES = ["extra", "model-00001-of-00002.safetensors", "model-00002-of-00002.sa
 TEXTS = {"generation_config.json": "new generation", RECORD: "new config"}
 RETIRED = ["model.safetensors", "pytorch_model-00001-of-00002.bin", "model-00003-of-00003.safetensors"]
 OWNED = ("*.safetensors", "pytorch_model*", RECORD)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """What the next run does first."""
-    with staging(folder):
-        pass
 
 
 # Runs each line in a process of its own, which stops at its Nth step: what changes a name, opens a file to write, or

@@ -12,11 +12,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.conftest import MEMORY
-from tests.faults import rivals as of_rivals
 from tests.faults.cases import TARGETS, Case, prepare
 from tests.faults.points import LATE, NO_EXCHANGE
 from tests.faults.race import Run, at_once
-from tests.faults.rivals import OTHERWISE, Rivals
+from tests.faults.rivals import CONVERSIONS, OTHERWISE, Rivals
 from tests.trees import tree
 
 Prepare = Callable[[str, bool, str], Case]
@@ -66,9 +65,9 @@ def late(request: pytest.FixtureRequest, prepared: Prepare) -> Case:
     return prepared(request.param, False, "late")
 
 
-@pytest.fixture(scope="module", params=of_rivals.TARGETS)
+@pytest.fixture(scope="module", params=CONVERSIONS)
 def rivals(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rivals:
-    source, options = of_rivals.TARGETS[request.param]
+    source, options = CONVERSIONS[request.param]
     options = {"to": request.param, **options}
     outs = [tmp_path_factory.mktemp("alone") / "out" for _ in range(2)]
     first, second = (Run(str(source), str(out), {**options, **o}) for out, o in zip(outs, ({}, OTHERWISE), strict=True))

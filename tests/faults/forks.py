@@ -12,10 +12,8 @@ checkpoint makes all the calls that a large one makes, and each run makes the sa
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import pkgutil
 import signal
 import sys
 from collections.abc import Callable
@@ -23,12 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import streamconv
 from streamconv.cli import convert
 from streamconv.cli.main import guarded, main
 from streamconv.execution import assignment, ownership, run
 from streamconv.io.output import OutputFileWriter
 from tests.faults import naive
+from tests.processes import import_all
 
 WINDOW_NBYTES = 32 << 10
 NOWHERE = "/nowhere"
@@ -44,9 +42,7 @@ class NarrowWriter(OutputFileWriter):
 
 
 def prepare() -> None:
-    for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
-        if module.name != "streamconv.__main__":
-            importlib.import_module(module.name)
+    import_all()
     commit_every(0.0)
     # Nobody else works there: an owner whose file a power cut has emptied is dead, and need not be waited for.
     vars(ownership).update(_STALE_BEATS=0)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tests.faults.fault import error, library
-from tests.places import ROOT
+from tests.processes import serve
 
 __all__ = ["ERRORS", "LATE", "NO_EXCHANGE", "Call", "Done", "Point", "calls_of", "run"]
 
@@ -83,11 +81,7 @@ class Point:
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    variables = {**os.environ, "LD_PRELOAD": library()}
-    words = [sys.executable, "-m", "tests.faults.forks"]
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-    atexit.register(process.communicate, timeout=60)
-    return process
+    return serve("-m", "tests.faults.forks", preload=library())
 
 
 def run(

@@ -8,7 +8,6 @@ at a call (SIGSTOP), another run begins and ends, and the first goes on. So ever
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import signal
@@ -18,20 +17,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import walk_packages
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import streamconv
 from streamconv.api import verbs
 from streamconv.api.options import known_options
 from streamconv.cli.convert import execute
 from streamconv.cli.main import guarded
 from streamconv.cli.options import OutputOptions
 from streamconv.core.options import Given, all_options
-from tests.places import ROOT
+from tests.processes import import_all, serve
 
 if TYPE_CHECKING:
     from streamconv.planning.plan import Plan
@@ -77,11 +73,7 @@ def _ask(runs: tuple[Run, ...], preload: str, *, hold: bool) -> list[End]:
 
 @cache
 def _server(preload: str) -> subprocess.Popen[str]:
-    variables = {**os.environ, **({"LD_PRELOAD": preload} if preload else {})}
-    words = [sys.executable, "-m", __name__]
-    process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-    atexit.register(process.communicate, timeout=60)
-    return process
+    return serve("-m", __name__, preload=preload)
 
 
 # -- the parent --------------------------------------------------------------------------------------------------------
@@ -89,9 +81,7 @@ def _server(preload: str) -> subprocess.Popen[str]:
 
 def main() -> None:
     """Carry out one race after another, until there are no more lines."""
-    for module in walk_packages(streamconv.__path__, "streamconv."):
-        if module.name != "streamconv.__main__":
-            import_module(module.name)
+    import_all()
     for line in sys.stdin:
         asked = json.loads(line)
         runs = [Run(**run) for run in asked["runs"]]

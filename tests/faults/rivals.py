@@ -14,7 +14,7 @@ from tests.places import FRAMEWORKS
 from tests.spread import Sweep
 from tests.trees import tree
 
-TARGETS: dict[str, tuple[Path, dict[str, Any]]] = {
+CONVERSIONS: dict[str, tuple[Path, dict[str, Any]]] = {
     "huggingface": (FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0", {"max_shard_size": "60KB"}),
     "megatron-legacy": (FRAMEWORKS / "bs_bloom_tp2pp2_fp32_z0", {"tp": 1}),
 }

@@ -8,10 +8,8 @@ process of its own, so that one file's memory is not counted for the next.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import pkgutil
 import random
 import sys
 import tempfile
@@ -22,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import streamconv
 from tests.fuzz.kinds import FILES, Seeds, folder, seeds
 from tests.fuzz.look import Fault, commands_of_file, commands_of_folder, empty, look, watch
+from tests.processes import import_all
 
 BATCH = {"file": 200, "folder": 10}
 _MOST_FAULTS = 200
@@ -98,9 +96,7 @@ def in_a_process(kind: str, seed: int, numbers: range, found: Seeds, scratch: Pa
 def run(seed: int, files: int, folders: int, scratch: Path, *, seconds: float, talk: bool = False) -> dict[str, Any]:
     """Make and look at so many folders and files, or as many as the time allows; what is recorded of it."""
     end = time.monotonic() + seconds
-    for module in pkgutil.walk_packages(streamconv.__path__, "streamconv."):
-        if module.name != "streamconv.__main__":
-            importlib.import_module(module.name)
+    import_all()
     found = seeds(scratch / "seeds")
     watch()
     result: dict[str, Any] = {"seed": seed}

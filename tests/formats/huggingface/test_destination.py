@@ -16,6 +16,7 @@ from streamconv.core.errors import DestinationError
 from streamconv.execution.destination import _CHECKPOINTS
 from tests import hf_models as models
 from tests.places import REAL
+from tests.trees import tree
 
 RAM: dict[str, Any] = {"max_ram": "1G"}
 GPT = next(source for source in REAL if source.name == "dsh_gpt_tp2pp2_fp32_z0")
@@ -29,17 +30,13 @@ def linked(folder: Path, to: Path) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_files_that_the_source_links_to_are_not_replaced(tmp_path: Path) -> None:
     models.make("llama", tmp_path / "out")
     source = linked(tmp_path / "hf", tmp_path / "out")
-    before = contents(tmp_path / "out")
+    before = tree(tmp_path / "out")
     with pytest.raises(DestinationError, match="a source is never written"):
         convert(source, tmp_path / "out", to="huggingface", dtype="bf16", overwrite=True, **RAM)
-    assert contents(tmp_path / "out") == before
+    assert tree(tmp_path / "out") == before
     # One link is enough, also one to a file that is not copied but retired.
     for path in source.iterdir():
         path.unlink()
@@ -58,27 +55,27 @@ def test_a_folder_of_ranks_that_is_a_link_is_not_replaced(tmp_path: Path) -> Non
     source.mkdir(parents=True)
     for ranks in iteration.iterdir():
         (source / ranks.name).symlink_to(ranks)
-    before = contents(tmp_path / "out")
+    before = tree(tmp_path / "out")
     with pytest.raises(DestinationError, match="a source is never written"):
         convert(source, tmp_path / "out", to="megatron", dtype="bf16", overwrite=True, **RAM)
-    assert contents(tmp_path / "out") == before
+    assert tree(tmp_path / "out") == before
 
 
 def test_a_link_in_the_destination_is_replaced_and_what_it_names_stays(tmp_path: Path) -> None:
     models.make("llama", tmp_path / "hf")
     out = linked(tmp_path / "out", tmp_path / "hf")
-    before = contents(tmp_path / "hf")
+    before = tree(tmp_path / "hf")
     convert(tmp_path / "hf", out, to="huggingface", dtype="bf16", overwrite=True, **RAM)
-    assert contents(tmp_path / "hf") == before
+    assert tree(tmp_path / "hf") == before
     assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_hard_links_are_not_in_the_way(tmp_path: Path) -> None:
     models.make("llama", tmp_path / "hf")
     shutil.copytree(tmp_path / "hf", tmp_path / "out", copy_function=os.link)
-    before = contents(tmp_path / "hf")
+    before = tree(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "out", to="huggingface", dtype="bf16", overwrite=True, **RAM)
-    assert contents(tmp_path / "hf") == before
+    assert tree(tmp_path / "hf") == before
 
 
 def test_an_older_tokenizer_and_adapter_go_with_their_model(tmp_path: Path) -> None:
@@ -122,10 +119,10 @@ def test_another_frameworks_checkpoint_is_not_mixed_in(there: str, wanted: str, 
     models.make("gpt", tmp_path / "gpt")
     family = {name: "neox" if name == "gpt-neox" else "gpt" for name in CHECKPOINTS}
     convert(tmp_path / family[there], tmp_path / "out", to=there, **RAM)
-    before = contents(tmp_path / "out")
+    before = tree(tmp_path / "out")
     with pytest.raises(DestinationError, match="holds a checkpoint"):
         convert(tmp_path / family[wanted], tmp_path / "out", to=wanted, **RAM)
-    assert contents(tmp_path / "out") == before
+    assert tree(tmp_path / "out") == before
 
 
 def test_every_name_of_every_target_counts(tmp_path: Path) -> None:
