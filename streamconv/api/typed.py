@@ -33,20 +33,24 @@ class PlanKeywords(TypedDict, total=False):
     for_release: bool | None
     keep_args: bool | None
     fork: str | None
-    vocab_padding: str | None
-    tokenizer: str | PathLike[str] | None
     max_shard_size: str | int | None
+    tokenizer: str | PathLike[str] | None
+    vocab_padding: str | None
     vpp: int | None
     container: str | None
     spec: str | None
     megatron_version: str | None
     dialect: str | None
+    tensors: str | Sequence[str] | None
+    skip: str | Sequence[str] | None
+    rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
     num_heads: int | None
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -68,20 +72,24 @@ class ConvertKeywords(TypedDict, total=False):
     for_release: bool | None
     keep_args: bool | None
     fork: str | None
-    vocab_padding: str | None
-    tokenizer: str | PathLike[str] | None
     max_shard_size: str | int | None
+    tokenizer: str | PathLike[str] | None
+    vocab_padding: str | None
     vpp: int | None
     container: str | None
     spec: str | None
     megatron_version: str | None
     dialect: str | None
+    tensors: str | Sequence[str] | None
+    skip: str | Sequence[str] | None
+    rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
     num_heads: int | None
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -105,20 +113,24 @@ class StreamKeywords(TypedDict, total=False):
     for_release: bool | None
     keep_args: bool | None
     fork: str | None
-    vocab_padding: str | None
-    tokenizer: str | PathLike[str] | None
     max_shard_size: str | int | None
+    tokenizer: str | PathLike[str] | None
+    vocab_padding: str | None
     vpp: int | None
     container: str | None
     spec: str | None
     megatron_version: str | None
     dialect: str | None
+    tensors: str | Sequence[str] | None
+    skip: str | Sequence[str] | None
+    rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
     num_heads: int | None
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -145,6 +157,7 @@ class InspectKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -164,6 +177,7 @@ class VerifyKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -176,6 +190,7 @@ class VerifyKeywords(TypedDict, total=False):
     dst_pp_layers: Sequence[int] | None
     dst_qkv_layout: str | None
     dst_glu_order: str | None
+    dst_weights: str | None
     dst_ignore: str | None
 
 
@@ -191,6 +206,7 @@ class DiffKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -203,6 +219,7 @@ class DiffKeywords(TypedDict, total=False):
     a_pp_layers: Sequence[int] | None
     a_qkv_layout: str | None
     a_glu_order: str | None
+    a_weights: str | None
     a_ignore: str | None
     b_config: str | PathLike[str] | Mapping[str, Any] | None
     b_vocab_size: int | None
@@ -212,6 +229,7 @@ class DiffKeywords(TypedDict, total=False):
     b_pp_layers: Sequence[int] | None
     b_qkv_layout: str | None
     b_glu_order: str | None
+    b_weights: str | None
     b_ignore: str | None
 
 
@@ -228,6 +246,7 @@ class DigestKeywords(TypedDict, total=False):
     pp_layers: Sequence[int] | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None
@@ -248,20 +267,24 @@ class BenchKeywords(TypedDict, total=False):
     for_release: bool | None
     keep_args: bool | None
     fork: str | None
-    vocab_padding: str | None
-    tokenizer: str | PathLike[str] | None
     max_shard_size: str | int | None
+    tokenizer: str | PathLike[str] | None
+    vocab_padding: str | None
     vpp: int | None
     container: str | None
     spec: str | None
     megatron_version: str | None
     dialect: str | None
+    tensors: str | Sequence[str] | None
+    skip: str | Sequence[str] | None
+    rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
     num_heads: int | None
     tag: str | None
     qkv_layout: str | None
     glu_order: str | None
+    weights: str | None
     ignore: str | None
     max_ram: str | int | None
     io: str | None

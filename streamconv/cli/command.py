@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import click
@@ -131,7 +131,7 @@ class Command(click.Command):
         ambient = set()
         for name, each in self.known.items():
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                values[name] = (not each.default) if each.is_switch else ctx.params[name]
+                values[name] = (not each.default) if each.is_switch else _value(each, ctx.params[name])
                 spelled[name] = each.flag if each.is_switch else f"{each.flag} {as_shown(values[name])}"
             elif each.variable is not None and (text := os.environ.get(each.variable)):
                 spelled[name] = f"{each.variable}={as_shown(text)}"
@@ -214,7 +214,12 @@ def _parameter(each: Option) -> click.Option:
         return click.Option(names, count=True, default=0, help=each.help)
     if each.is_switch:
         return click.Option(names, is_flag=True, flag_value=True, default=None, help=each.help)
-    return click.Option(names, type=OptionType(each), default=None, help=each.help)
+    return click.Option(names, type=OptionType(each), default=None, help=each.help, multiple=each.kind.many)
+
+
+def _value(each: Option, said: Any) -> Any:
+    """The value of an option, of all its flags together if it has several."""
+    return tuple(chain.from_iterable(said)) if each.kind.many else said
 
 
 def _row(each: Option) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, Piece, Storage, View
 from streamconv.core.tiling import Box, tiling_fault, whole_box
 
-__all__ = ["Coverage", "CoverageError", "boxes_in_source", "prove"]
+__all__ = ["Coverage", "CoverageError", "SourceIndex", "boxes_in_source", "prove"]
 
 
 class CoverageError(StreamconvError):
@@ -85,7 +85,7 @@ def prove(
     Raises:
         CoverageError: an element is lost or repeated.
     """
-    index = _Index(sources)
+    index = SourceIndex(sources)
     read: dict[tuple[str, str], list[Box]] = defaultdict(list)
     written = 0
     for role, tensor in targets:
@@ -115,7 +115,7 @@ def prove(
     return Coverage(len(consumed), len(set(sources) - consumed), written)
 
 
-class _Index:
+class SourceIndex:
     """Finds the source tensor that a view reads."""
 
     def __init__(self, sources: Mapping[str, LazyTensor]) -> None:

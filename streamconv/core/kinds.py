@@ -66,6 +66,7 @@ class ValueKind:
     python = "str"
     folder: bool | None = None
     bare: str | None = None
+    many = False
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -104,6 +104,21 @@ class LazyTensor:
         pieces = [part for piece in self.pieces for part in flatten_piece(piece, dim, inner)]
         return LazyTensor((*self.shape[:dim], outer * inner, *self.shape[dim + 2 :]), self.dtype, tuple(pieces))
 
+    def shaped(self, shape: Sequence[int]) -> LazyTensor:
+        """A tensor of one axis with another shape of as many elements, as ``torch.reshape``."""
+        box = tuple(shape)
+        if len(self.shape) != 1 or self.numel != prod(box):
+            raise ValueError(f"{self.shape} has not the elements of {box}, or more than one axis")
+        if not self.pieces:
+            return LazyTensor(box, self.dtype, ())
+        if not box:
+            (piece,) = self.pieces
+            return LazyTensor((), self.dtype, (piece.at((), (), tuple(view.strided(()) for view in piece.views)),))
+        tensor = self
+        for axis, size in enumerate(box[:-1]):
+            tensor = tensor.unflatten(axis, size, tensor.shape[axis] // size)
+        return tensor
+
     def repeat_row(self, row: int, times: int) -> LazyTensor:
         """``times`` copies of one row of axis 0, marked as fill: the proof of coverage does not count them."""
         pieces = []

@@ -15,10 +15,12 @@ from streamconv.core.errors import UsageError
 from streamconv.core.kinds import Choice, Count, Counts, Flag, InvalidValue, PathTo, Text, kind_of, plain
 from streamconv.core.options import option
 from streamconv.core.shown import as_shown
+from streamconv.memory.options import SizeText
 from streamconv.models.orders import GluOrder, QkvLayout
 
 __all__ = [
     "RowOrderOptions",
+    "ShardedOptions",
     "SourceOptions",
     "TargetOptions",
     "TrainingOptions",
@@ -201,16 +203,28 @@ class TrainingOptions(TargetOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WholeOptions(TargetOptions):
-    """What is wanted of a target without ranks."""
+class ShardedOptions(TargetOptions):
+    """What is wanted of a model in files for transformers and its kind."""
+
+    max_shard_size: str = option(
+        SizeText(),
+        "the largest file (default: 5GB)",
+        default="5GB",
+        purpose="the largest file of a model without ranks",
+    )
+    tokenizer: Any = option(
+        PathTo("DIR", folder=True),
+        "copy the tokenizer's files from there, byte for byte (default: from the source, if it has them)",
+        purpose="files that go along with a model without ranks",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeOptions(ShardedOptions):
+    """What is wanted of a translated model without ranks."""
 
     vocab_padding: str | None = option(
         Choice(("strip", "keep")),
         "padding of the vocabulary (default: strip, but BLOOM's and GPT-NeoX's published models keep it)",
         purpose="whether a target that pads nothing keeps the padding",
-    )
-    tokenizer: Any = option(
-        PathTo("DIR", folder=True),
-        "copy the tokenizer's files from there, byte for byte",
-        purpose="files that go along with a Hugging Face model",
     )

@@ -1,41 +1,57 @@
-"""All formats: the frameworks whose checkpoints are read and written, and which of them a folder belongs to.
-
-A framework is a package with a ``SOURCE`` in its module ``source`` and a ``TARGET`` in its module ``target``.
-"""
+"""All formats: those whose checkpoints are read and written, and which of them a folder belongs to."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from streamconv.core.errors import AmbiguousError
 from streamconv.core.options import Given
 from streamconv.core.work_folder import refuse_unfinished
-from streamconv.formats.common.refusals import OtherCheckpointError, titles
-from streamconv.formats.frameworks import FRAMEWORKS
+from streamconv.formats.common.refusals import titles
+from streamconv.formats.frameworks import SOURCES, TARGETS
+from streamconv.formats.huggingface.configuration import read_stored_config
+from streamconv.formats.huggingface.names import CONFIG
+from streamconv.formats.huggingface.naming import parameters_of
+from streamconv.formats.named import NamedModel
 from streamconv.formats.recorded import is_child_name
 from streamconv.formats.source import SourceFormat, StoredModel
+from streamconv.formats.surroundings import Meant, meant_by, unclaimed
 from streamconv.formats.target import TargetFormat
 
 __all__ = [
+    "OpenedSource",
     "find_source",
     "known_sources",
     "known_targets",
+    "open_named",
     "open_source",
     "titles_from",
 ]
 
-_REFUSES_OTHERS = "deepspeed"
+_RUN, _MODEL = "deepspeed-zero", "huggingface"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """A source's format and what it opened: a model by parameters, or by names; and how it was found, in remarks."""
+
+    source: SourceFormat
+    model: StoredModel | NamedModel
+    remarks: tuple[str, ...] = ()
 
 
 def known_sources() -> tuple[SourceFormat, ...]:
-    """The ``SOURCE`` of every framework."""
-    return tuple(import_module(f"streamconv.formats.{name}.source").SOURCE for name in FRAMEWORKS)
+    """The ``SOURCE`` of every format that is read."""
+    return tuple(import_module(f"streamconv.formats.{name}.source").SOURCE for name in SOURCES)
 
 
 def known_targets() -> tuple[TargetFormat, ...]:
-    """The ``TARGET`` of every framework."""
-    return tuple(import_module(f"streamconv.formats.{name}.target").TARGET for name in FRAMEWORKS)
+    """The ``TARGET`` of every format that is written."""
+    return tuple(import_module(f"streamconv.formats.{name}.target").TARGET for name in TARGETS)
 
 
 def titles_from(*sources: str) -> str:
@@ -45,7 +61,7 @@ def titles_from(*sources: str) -> str:
 
 
 def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
-    """The format that claims a checkpoint, and the model that it opened, metadata only.
+    """The format that claims a checkpoint, and the model that it opened by parameters, metadata only.
 
     Args:
         path: a root, or the folder of one checkpoint below it.
@@ -53,30 +69,58 @@ def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
 
     Raises:
         DamagedError: a conversion into this folder was cut off while it moved its result into place.
-        StreamconvError: the format's ``open`` refuses the checkpoint.
+        StreamconvError: the format's ``open`` refuses the checkpoint, or its names are those of no family.
     """
-    refuse_unfinished(path)
-    source = find_source(path, given.get("tag"))
-    try:
-        return source, source.open(path, given.take(source.options))
-    except OtherCheckpointError as error:
-        error.remedy = _sources()
-        raise
+    opened = open_named(path, given)
+    model = opened.model.noting(warnings=opened.remarks)
+    if isinstance(model, StoredModel):
+        return opened.source, model
+    return opened.source, parameters_of(model, given.take(opened.source.options))
 
 
-def find_source(path: Path, tag: str | None = None) -> SourceFormat:
-    """The format that claims a checkpoint; without a claim, the one that refuses other frameworks' folders by name.
+def open_named(path: Path, given: Given) -> OpenedSource:
+    """The format that claims a checkpoint, and what it opened, metadata only: by names, if it has names.
+
+    Raises:
+        StreamconvError: see :func:`open_source`.
+    """
+    place = meant_by(path)
+    refuse_unfinished(place.path)
+    source = _source_of(place, given)
+    options: Any = given.take(source.options)
+    model = source.open(place.path, options)
+    remarks = (*place.remarks, *_remarks(source, place.path, given))
+    if isinstance(model, NamedModel):
+        model = replace(model, config=read_stored_config(model.home))
+    return OpenedSource(source, model, remarks)
+
+
+def find_source(path: Path, tag: str | None = None, weights: str | None = None) -> SourceFormat:
+    """The format that claims a checkpoint.
 
     Args:
         path: a root, or the folder of one checkpoint below it.
         tag: the folder below the root to open; it is looked at before the root.
+        weights: ``master`` if the masters of a run are wanted, beside which lies the model that it saved.
 
     Raises:
         AmbiguousError: two formats claim it.
+        SourceError: none does; the message says what was seen there.
     """
+    place = meant_by(path)
+    values = {name: value for name, value in (("tag", tag), ("weights", weights)) if value is not None}
+    return _source_of(place, Given(values))
+
+
+def _source_of(place: Meant, given: Given) -> SourceFormat:
+    tag, path = given.get("tag"), place.path
     meant = [path / tag] if tag is not None and is_child_name(tag) and (path / tag).is_dir() else []
     for folder in (*meant, path):
         claims = {source.name: (source, words) for source in known_sources() if (words := source.claims(folder))}
+        if claims.keys() == {_RUN, _MODEL}:
+            return claims[_RUN if _wants_run(folder, given) else _MODEL][0]
+        if len(claims) > 1 and _MODEL in claims and not (folder / CONFIG).is_file():
+            del claims[_MODEL]  # a stray file of weights
         if len(claims) > 1:
             evidence = " and ".join(f"{name} ({words})" for name, (_, words) in claims.items())
             raise AmbiguousError(
@@ -86,13 +130,28 @@ def find_source(path: Path, tag: str | None = None) -> SourceFormat:
             )
         for source, _ in claims.values():
             return source
-    return next(source for source in known_sources() if source.name == _REFUSES_OTHERS)
+    raise unclaimed(place, known_sources())
 
 
-def _sources() -> str:
-    """The checkpoints that can be opened, for a message."""
-    return (
-        f"sources so far: Megatron-DeepSpeed and legacy Megatron-LM folders of "
-        f"{titles_from('deepspeed', 'megatron-legacy')}; GPT-NeoX folders of {titles_from('gpt-neox')}; "
-        f"Hugging Face folders of {titles_from('huggingface')}"
-    )
+def _wants_run(folder: Path, given: Given) -> bool:
+    """Whether of a folder with a whole model and the state of the run that saved it the run is meant: if the masters
+    are asked for, or the model holds placeholders alone.
+    """
+    if given.get("weights") is not None:
+        return bool(given.get("weights") == "master")
+    model = _claimant(_MODEL).open(folder, given.take(_claimant(_MODEL).options))
+    return isinstance(model, NamedModel) and bool(model.placeholders)
+
+
+def _claimant(name: str) -> SourceFormat:
+    return next(source for source in known_sources() if source.name == name)
+
+
+def _remarks(source: SourceFormat, path: Path, given: Given) -> Iterable[str]:
+    """What a user should know of a folder that has a whole model and the state of the run that saved it."""
+    others = {each.name for each in known_sources() if each.name in (_RUN, _MODEL) and each.claims(path)}
+    if others != {_RUN, _MODEL}:
+        return []
+    if source.name == _MODEL:
+        return ["the run's DeepSpeed state lies beside the model: --weights master takes its masters"]
+    return [] if given.get("weights") else ["the model beside the run holds placeholders: the run's state is taken"]

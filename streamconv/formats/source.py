@@ -16,8 +16,10 @@ from streamconv.core.errors import DamagedError
 from streamconv.core.layout import ParallelLayout
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.text import shown
+from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
 from streamconv.formats.recorded import RELEASE
+from streamconv.formats.remarks import Dropped, Fact
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import ParameterId, Section
@@ -46,23 +48,6 @@ def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int 
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
-    """Something that is deliberately not converted, and why."""
-
-    name: str
-    nbytes: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A fact about a source or a target, and the evidence for it."""
-
-    what: str
-    evidence: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredModel:
     """A model as it is stored: ``tensors[parameter][rank]`` is the shard of tensor-parallel rank ``rank``.
 
@@ -78,7 +63,8 @@ class StoredModel:
     ``copies`` are tensors that are stored a second time (a tied head on the last stage): name, copy, original;
     ``copies_must_equal`` says that a copy that differs is refused. ``called`` returns the stored name of a parameter,
     None if that is the canonical one. ``named`` maps each opened file to the classes and functions that its pickle
-    names, with the number of calls.
+    names, with the number of calls. ``home`` is the folder that has the configuration and the tokenizer, if the model
+    has names of transformers; ``masters`` says where the run's masters are, if they are not what is taken.
     """
 
     path: Path
@@ -108,6 +94,8 @@ class StoredModel:
     copies_must_equal: bool = False
     called: Callable[[ParameterId], str] | None = None
     named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
+    home: Path | None = None
+    masters: str | None = None
 
     def noting(
         self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
@@ -156,14 +144,15 @@ class StoredModel:
 class SourceFormat:
     """A framework's checkpoints as a source.
 
-    ``open`` returns the whole model, or raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
+    ``open`` returns the whole model, by parameters or (a :class:`streamconv.formats.named.NamedModel`) by names, or
+    raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
     a folder this framework's, in words; None if nothing does. ``refusal`` returns why there are no checkpoints of a
     family in this format, None if there are. ``options`` is the dataclass of the options that ``open`` takes,
     ``title`` the name in messages.
     """
 
     name: str
-    open: Callable[[Path, Any], StoredModel]
+    open: Callable[[Path, Any], StoredModel | NamedModel]
     claims: Callable[[Path], str | None]
     refusal: Callable[[ModelFamily], str | None]
     options: type[SourceOptions]

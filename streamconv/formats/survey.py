@@ -18,11 +18,11 @@ from streamconv.core.errors import DamagedError
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.deepspeed.grid import check_experts, check_grid, check_partitions
 from streamconv.formats.deepspeed.layer_files import LayerFiles, agreeing_layers, join_layers, keys_of, open_layer_files
-from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, role_of
+from streamconv.formats.deepspeed.layer_roles import check_roles, is_megatron, is_neox, role_of
 from streamconv.formats.deepspeed.names import FolderNames, parse_names
 from streamconv.formats.deepspeed.rank_files import RankFiles, open_ranks, recorded_shapes
 from streamconv.formats.gpt_neox.args import RECORDED
-from streamconv.formats.gpt_neox.layer_files import check_neox_numbers, is_neox, neox_sections
+from streamconv.formats.gpt_neox.layer_files import check_neox_numbers, neox_sections
 from streamconv.formats.recorded import whole
 from streamconv.formats.source import StoredModel
 from streamconv.models.parameter import Section

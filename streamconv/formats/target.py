@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from streamconv.core.dtypes import DType
@@ -18,7 +19,17 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import RowOrders
 from streamconv.models.parameter import ModelSizes, ParameterId
 
-__all__ = ["Container", "FileLayout", "Slot", "TargetFile", "TargetFiles", "TargetFormat", "TargetModel"]
+__all__ = [
+    "Container",
+    "FileLayout",
+    "NameSlot",
+    "NamedTarget",
+    "Slot",
+    "TargetFile",
+    "TargetFiles",
+    "TargetFormat",
+    "TargetModel",
+]
 
 O_co = TypeVar("O_co", bound=TargetOptions, covariant=True)
 
@@ -34,6 +45,28 @@ class Slot(NamedTuple):
     part: str | None = None
     transposed: bool = False
     stacked: bool = False
+
+
+class NameSlot(NamedTuple):
+    """A tensor's place in an output file that keeps names: which tensor it is."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTarget:
+    """Tensors to lay out under their names, in order, with the dtypes that they have in the result.
+
+    ``shared`` are names that share the parameter of another name. ``config`` is the source's ``config.json``, None if
+    it has none; ``home`` the folder that it is in; ``supplied`` are the user's entries of it.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    shared: Mapping[str, str]
+    config: Mapping[str, Any] | None
+    home: Path
+    supplied: Mapping[str, Any]
+    options: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +121,8 @@ Container = Callable[[Any], FileLayout]
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """A file of the result: path below the destination, its container, a tree with :class:`Slot` leaves.
+    """A file of the result: path below the destination, its container, a tree with :class:`Slot` leaves, or
+    :class:`NameSlot` leaves if names are kept.
 
     ``rank`` is the rank whose shards it holds. ``model`` is the entry of the tree that is the model's state dict, empty
     if the tree itself is. Files that share a tree must share a container.
@@ -125,14 +159,15 @@ class TargetFormat:
 
     ``refusal`` returns why a family cannot be written, None if it can. ``options`` is the dataclass of the options that
     ``lay_out`` takes. ``is_core`` says that it is Megatron-Core: its arguments can express more, and a rank may hold a
-    slice of a group's rows.
+    slice of a group's rows, ``keeps_names`` that it takes any model, as a :class:`NamedTarget`.
     """
 
     name: str
-    lay_out: Callable[[TargetModel[Any]], TargetFiles]
+    lay_out: Callable[[Any], TargetFiles]
     refusal: Callable[[ModelFamily], str | None]
     options: type[TargetOptions]
     is_core: bool = False
+    keeps_names: bool = False
 
     @property
     def is_sharded(self) -> bool:

@@ -38,18 +38,22 @@ __all__ = ["describe_file_set"]
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[a-z]+)")
 
 
-def describe_file_set(folder: Path, refusal: StreamconvError | None, report: InspectionReport) -> dict[str, LazyTensor]:
+def describe_file_set(
+    folder: Path, refusal: StreamconvError | None, report: InspectionReport, without: Sequence[str] = ()
+) -> dict[str, LazyTensor]:
     """Fill a report from all checkpoint files below a folder; returns their tensors by file and name.
 
     Args:
         folder: where they are.
         refusal: why no format opened the folder, None if one did.
         report: the report to fill.
+        without: folders below that are other checkpoints, which are not looked into.
 
     Raises:
         SourceError: there is no checkpoint file.
     """
-    paths = checkpoint_files(folder)
+    apart = tuple(folder / name for name in without)
+    paths = [path for path in checkpoint_files(folder) if not any(path.is_relative_to(each) for each in apart)]
     if not paths:
         raise SourceError("no checkpoint file in the folder", where=folder, remedy=refusal.remedy if refusal else None)
     names = [str(path.relative_to(folder)) for path in paths]

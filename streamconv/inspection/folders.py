@@ -8,6 +8,7 @@ from pathlib import Path
 
 from streamconv.containers.pickles.machine import Global
 from streamconv.core.errors import (
+    AmbiguousError,
     DamagedError,
     SourceError,
     StorageError,
@@ -18,28 +19,34 @@ from streamconv.core.errors import (
 from streamconv.core.options import Given
 from streamconv.core.work_folder import JOURNAL, WORK_FOLDER, refuse_unfinished
 from streamconv.formats.common.faults import Collected
+from streamconv.formats.deepspeed.folder import tag_folder
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names, step_folder
-from streamconv.formats.deepspeed.source import resolve_tag
 from streamconv.formats.megatron.folder import TRACKER, folder_named
+from streamconv.formats.named import NamedModel
 from streamconv.formats.recorded import first_line, is_child_name, iteration_of
+from streamconv.formats.registry import find_source, known_sources, open_named
+from streamconv.formats.surroundings import checkpoints_below, meant_by
 from streamconv.formats.survey import survey
 from streamconv.inspection.beside import files_beside
 from streamconv.inspection.deepspeed_folder import OWN_OPTIMIZER, describe_parts, optimizer_facts
 from streamconv.inspection.file_set import describe_file_set
 from streamconv.inspection.inspected import Inspected
+from streamconv.inspection.named import named_folder
 from streamconv.inspection.names import count
 from streamconv.inspection.opening import global_rows, joined_globals, unsafe_globals
+from streamconv.inspection.places import add_ranks
 from streamconv.inspection.report import Evidence, Finding, InspectionReport, OptimizerFacts, finding_of
+from streamconv.inspection.runs import describe_runs
 from streamconv.inspection.sharded import KnownModel, canonical_tensors, describe_sharded, recognised
 from streamconv.inspection.torch_dist import describe_torch_dist, is_torch_dist
 from streamconv.inspection.zero3 import flat_parameters
-from streamconv.planning.opening import open_supplied
+from streamconv.planning.opening import supplied
 from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["inspect_folder"]
 
-_OF_DEEPSPEED = ("deepspeed", "gpt-neox")
+_OF_DEEPSPEED, _MODEL = ("deepspeed", "gpt-neox"), "huggingface"
 
 
 def inspect_folder(path: Path, given: Given) -> Inspected:
@@ -49,11 +56,22 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
         SourceError: there is no such folder, or no checkpoint in it.
         UsageError: an option has no effect, because such a folder is shown as it is stored.
     """
-    folder, notes = _checkpoint_folder(path, given.get("tag"))
+    if not path.is_dir():
+        raise SourceError("no such file or folder", where=path)
+    place = meant_by(path)
+    path, claimed = place.path, _claimed_by(place.path, given)
+    notes = [Finding("note", words, str(path)) for words in place.remarks]
+    folder = path
+    if claimed != _MODEL:
+        folder, found = _checkpoint_folder(path, given.get("tag"))
+        notes += found
     if folder != path:
         given = given.without("tag")  # it was a name below `path`, and is none below the folder
     report = InspectionReport(str(folder), "folder", 0, "")
     report.findings += [*notes, *_unfinished(path)]
+    if claimed is None and folder == path and (below := checkpoints_below(path, known_sources())):
+        refuse_unread(given, "a folder of several checkpoints is listed")
+        return Inspected(report, {}, elsewhere=describe_runs(report, below))
     if is_torch_dist(folder):
         report.findings += _cut_off(path)
         refuse_unread(given, "a torch_dist folder is shown as it is stored")
@@ -61,8 +79,20 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
     else:
         result = _framework_folder(folder, given, report)
     report.nbytes = sum(file.nbytes for file in report.files)
-    result.beside, result.elsewhere = files_beside(path, Path(report.path))
+    result.beside, elsewhere = files_beside(path, Path(report.path))
+    result.elsewhere += elsewhere
+    add_ranks(report)
     return result
+
+
+def _claimed_by(path: Path, given: Given) -> str | None:
+    """The name of the format that claims a folder; None if none or more than one does."""
+    try:
+        return find_source(path, given.get("tag"), given.get("weights")).name
+    except StorageError:
+        raise
+    except StreamconvError:
+        return None
 
 
 def _unfinished(path: Path) -> list[Finding]:
@@ -84,13 +114,19 @@ def _cut_off(path: Path) -> list[Finding]:
 
 def _checkpoint_folder(path: Path, tag: str | None) -> tuple[Path, list[Finding]]:
     """The folder of the files, and notes: the one that ``latest`` or the tracker names, or the last numbered one."""
-    if not path.is_dir():
-        raise SourceError("no such file or folder", where=path)
     is_tracked = (path / TRACKER).is_file()
     if (path / LATEST).is_file() or (tag is not None and not is_tracked):
-        return resolve_tag(path, tag), []
+        try:
+            folder, remark = tag_folder(path, tag)
+        except AmbiguousError:
+            return _last_numbered(path)
+        return folder, [Finding("note", remark, str(path))] if remark else []
     if is_tracked:
         return _tracked(path, tag), []
+    return _last_numbered(path)
+
+
+def _last_numbered(path: Path) -> tuple[Path, list[Finding]]:
     numbered = ((iteration_of(child.name), child) for child in path.iterdir())
     steps = sorted((number, child) for number, child in numbered if number is not None)
     if not steps or not steps[-1][1].is_dir():
@@ -114,7 +150,11 @@ def _tracked(path: Path, tag: str | None) -> Path:
 
 def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> Inspected:
     try:
-        source, model, named_family = open_supplied(folder, given)
+        opened = open_named(folder, given)
+        if isinstance(opened.model, NamedModel):
+            return named_folder(opened, opened.model, folder, given, report)
+        model, named_family = supplied(opened.model, given.get("config", {}), has_args=True)
+        source = opened.source
     except (UsageError, StorageError):
         raise
     except UnsupportedError as error:
@@ -122,10 +162,6 @@ def _framework_folder(folder: Path, given: Given, report: InspectionReport) -> I
         return _unopened(folder, error, report)
     except StreamconvError as error:
         return _unopened(folder, error, report)
-    if source.name == "huggingface":
-        # Its tensors are whole, so they are shown under their stored names; the index is checked too.
-        refuse_unread(given, "a Hugging Face folder is shown as it is stored")
-        return Inspected(report, describe_file_set(folder, None, report))
     report.path = str(model.path)
     named: list[tuple[str, dict[Global, int]]] = []
     names = parse_names(child.name for child in model.path.iterdir()) if source.name in _OF_DEEPSPEED else None

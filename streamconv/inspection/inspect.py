@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from streamconv.core.errors import DamagedError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
+from streamconv.formats.common.layer_numbers import place_of
 from streamconv.inspection.inspected import Inspected
-from streamconv.inspection.names import place_of
 from streamconv.inspection.options import InspectOptions
-from streamconv.inspection.report import Finding, InspectionReport, StatisticsRow, finding_of, report_dict
+from streamconv.inspection.report import Finding, InspectionReport, StatisticsRow, finding_of
 
 if TYPE_CHECKING:
     from streamconv.values.options import ReadingOptions
     from streamconv.values.sweep import SweepSettings
 
-__all__ = ["InspectionReport", "inspect", "report_dict"]
+__all__ = ["InspectionReport", "inspect"]
 
 # The most ranks that a target is mapped to; no cluster has as many on an axis.
 _MOST_RANKS = 1 << 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class Inspected:
         copies: the copies of replicated tensors, by rank.
         places: the files of each layer and rank.
         by_file: tensors by file and name, if no known family determined how ``tensors`` are joined.
+        sources: what ``tensors`` are cut from, if they are parts of larger stored ones.
         flat: opens further files for the parameters in them, which are parts of flat tensors; None if all parameters
             are in ``tensors``.
         beside: further checkpoint files below the root that was given, outside the checkpoint's own folder.
@@ -37,6 +38,7 @@ class Inspected:
     copies: dict[str, tuple[LazyTensor, ...]] = field(default_factory=dict)
     places: Places = field(default_factory=dict)
     by_file: dict[str, LazyTensor] | None = None
+    sources: Sequence[LazyTensor] = ()
     flat: Callable[[], FlatParameters] | None = None
     beside: list[Path] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)

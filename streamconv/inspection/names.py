@@ -6,19 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Guess", "count", "guess_family", "place_of"]
+__all__ = ["Guess", "count", "guess_family"]
 
-_LAYER = re.compile(r"(?:^|.*[.:])(?:layers|h|blocks|layer|block)\.([0-9]{1,9})\.(.+)", re.DOTALL)
 Keys = frozenset[str]
-
-
-def place_of(name: str) -> tuple[int | None, str]:
-    """(layer, parameter without its layer) of a tensor: ``(3, "mlp.dense_h_to_4h.weight")``.
-
-    In every framework the layer's number follows ``layers``, ``h`` or ``blocks``.
-    """
-    match = _LAYER.fullmatch(name)
-    return (int(match[1]), match[2]) if match else (None, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.work_folder import refuse_unfinished
-from streamconv.formats.deepspeed.source import resolve_tag
+from streamconv.formats.deepspeed.folder import resolve_tag
 
 if TYPE_CHECKING:
     import torch

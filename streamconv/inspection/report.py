@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ __all__ = [
     "ModelFacts",
     "OptimizerFacts",
     "ParallelFacts",
+    "PartRow",
     "StatisticsRow",
     "TensorRow",
     "Vocabulary",
     "finding_of",
-    "report_dict",
 ]
 
 SCHEMA = "streamconv.inspect/1"
@@ -74,9 +73,23 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class PartRow:
+    """A part of a tensor that ranks hold together: its file, the offset of its first element there, its bytes, the rank
+    and the pipeline stage, None where the file's name does not say them.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    rank: str | None
+    stage: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TensorRow:
     """A stored tensor. ``offset`` is the position of its first element in its file in bytes, None if it is stored in
-    several places; ``shares`` names an earlier tensor with the same bytes.
+    several places, which are then ``parts``; ``shares`` names an earlier tensor with the same bytes. ``rank`` and
+    ``stage`` are those that the file belongs to, None if it belongs to none.
     """
 
     name: str
@@ -88,6 +101,9 @@ class TensorRow:
     layer: int | None = None
     parameter: str | None = None
     shares: str | None = None
+    rank: str | None = None
+    stage: int | None = None
+    parts: tuple[PartRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,75 +241,3 @@ class InspectionReport(Result):
         """The exit code under ``--strict``: that of the gravest finding."""
         codes = {finding.exit_code for finding in self.findings}
         return next((code for code in (BROKEN, DIFFERENT) if code in codes), 0)
-
-
-def report_dict(report: InspectionReport) -> dict[str, Any]:
-    """A report as plain data, as docs/inspect.md describes it; sizes in bytes, offsets in bytes from the file's start.
-
-    NaN and infinities are None, since JSON has neither.
-    """
-    plain = {
-        "schema": SCHEMA,
-        "path": report.path,
-        "kind": report.kind,
-        "nbytes": report.nbytes,
-        "what": report.what,
-        "evidence": _all(report.evidence),
-        "model": None if report.model is None else asdict(report.model),
-        "dtypes": report.dtypes(),
-        "parallel": None if report.parallel is None else asdict(report.parallel),
-        "target": None if report.target is None else _target(report.target),
-        "optimizer": None if report.optimizer is None else asdict(report.optimizer),
-        "files": _all(report.files),
-        "tensors": _all(report.tensors),
-        "values": report.values,
-        "args": report.args,
-        "storage": report.storage,
-        "globals": _all(report.globals),
-        "statistics": None if report.statistics is None else [_statistics(row) for row in report.statistics],
-        "checked": report.checked,
-        "findings": [
-            {"severity": f.severity, "what": f.what, "where": f.where, "remedy": f.remedy} for f in report.findings
-        ],
-    }
-    return {key: _jsonable(value) for key, value in plain.items()}
-
-
-def _all(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
-
-
-def _target(facts: ParallelFacts) -> dict[str, Any]:
-    cells = [{"stage": cell.stage, "rank": cell.rank, "sources": list(cell.files)} for cell in facts.grid]
-    return {"tp": facts.tp, "pp": facts.pp, "stages": facts.stages, "grid": cells}
-
-
-def _statistics(row: StatisticsRow) -> dict[str, Any]:
-    values = row.values
-    return {
-        "name": row.name,
-        "layer": row.layer,
-        "parameter": row.parameter,
-        "dtype": row.dtype,
-        "shape": row.shape,
-        "numel": values.numel,
-        "min": values.least,
-        "max": values.most,
-        "mean": values.mean,
-        "std": values.std,
-        "norm": values.norm,
-        "zeros": values.zeros,
-        "nan": values.nan,
-        "inf": values.inf,
-        "flags": row.flags,
-    }
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_jsonable(item) for item in value]
-    return value

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.core.lazy import LazyTensor, Storage
-from streamconv.inspection.names import place_of
+from streamconv.formats.common.layer_numbers import place_of
 from streamconv.inspection.report import FileRow, InspectionReport, TensorRow
 
 __all__ = ["files_of_tensors", "first_byte", "storage_facts", "tensor_rows"]

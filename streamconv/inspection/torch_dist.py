@@ -12,6 +12,7 @@ from streamconv.containers.dcp.reader import DistributedCheckpoint, open_distrib
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN
+from streamconv.formats.common.layer_numbers import place_of
 from streamconv.formats.megatron.core.common_state import read_common_state
 from streamconv.formats.megatron.core.names import (
     COMMON_FILE,
@@ -21,7 +22,7 @@ from streamconv.formats.megatron.core.names import (
     name_in_stack,
 )
 from streamconv.formats.megatron.folder import CONFIG_FILE
-from streamconv.inspection.names import count, guess_family, place_of
+from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import global_rows, joined_globals, open_all, unsafe_globals
 from streamconv.inspection.report import (
     BROKEN,

@@ -77,7 +77,7 @@ def reason_for(target: TargetFormat, wanted: str, family: ModelFamily) -> str:
     """
     refusal = target.refusal(family)
     if refusal is not None:
-        works = [other.name for other in known_targets() if other.refusal(family) is None]
+        works = [other.name for other in known_targets() if other.refusal(family) is None and not other.keeps_names]
         raise UnsupportedError(
             f"{family.title} cannot go to {target.name}: {refusal}",
             remedy=f"targets that can hold it: {', '.join(works)}",

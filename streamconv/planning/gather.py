@@ -83,11 +83,12 @@ def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     """
     if len(tensor.pieces) < 2:
         return {name: tensor}
-    by_storage: dict[Storage, list[LazyTensor]] = {}
+    # Parts of a flat tensor may begin inside a row: only boxes of like rows can be one run.
+    like: dict[tuple[Storage, tuple[int, ...]], list[LazyTensor]] = {}
     for piece in sorted(tensor.pieces, key=lambda piece: piece.views[0].offset):
         view = piece.views[0]
-        by_storage.setdefault(view.storage, []).append(LazyTensor.stored(view, piece.shape))
-    runs = (run for parts in by_storage.values() for run in concat(parts, 0).coalesced().pieces)
+        like.setdefault((view.storage, piece.shape[1:]), []).append(LazyTensor.stored(view, piece.shape))
+    runs = (run for parts in like.values() for run in concat(parts, 0).coalesced().pieces)
     return {f"{name}, part {i}": LazyTensor.stored(run.views[0], run.shape) for i, run in enumerate(runs)}
 
 

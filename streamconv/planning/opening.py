@@ -13,7 +13,7 @@ from streamconv.formats.source import Fact, SourceFormat, StoredModel, positive_
 from streamconv.models.registry import family_of
 from streamconv.models.translate import args_of
 
-__all__ = ["Opened", "open_supplied"]
+__all__ = ["Opened", "open_supplied", "supplied"]
 
 
 class Opened(NamedTuple):
@@ -36,11 +36,11 @@ def open_supplied(path: Path, given: Given, *, has_args: bool = True) -> Opened:
         StreamconvError: no format opens the checkpoint.
     """
     source, stored = open_source(path, given)
-    model, named = _supply(stored, given.get("config", {}), has_args=has_args)
+    model, named = supplied(stored, given.get("config", {}), has_args=has_args)
     return Opened(source, model, named)
 
 
-def _supply(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> tuple[StoredModel, str | None]:
+def supplied(model: StoredModel, said: Mapping[str, Any], *, has_args: bool) -> tuple[StoredModel, str | None]:
     """The model with the user's configuration added, and the name of the family that the configuration names.
 
     If ``said`` is a ``config.json``, it only adds what the source lacks. If it is training arguments, which it is for a

@@ -23,6 +23,7 @@ from streamconv.models.translate import args_of, neutral_args, overruled
 from streamconv.planning.biases import settle_biases
 from streamconv.planning.capabilities import find_target, reason_for
 from streamconv.planning.gather import assemble
+from streamconv.planning.names_kept import make_plan_of_names, masters_at_hand
 from streamconv.planning.opening import open_supplied
 from streamconv.planning.options import ConversionOptions
 from streamconv.planning.plan import Plan
@@ -50,6 +51,8 @@ def make_plan(path: Path, given: Given) -> Plan:
         StreamconvError: the conversion is refused; its class says why.
     """
     wanted, said = given.take(ConversionOptions), given.get("config", {})
+    if (named := find_target(wanted.to)).keeps_names:
+        return make_plan_of_names(path, given, wanted, named)
     model, family, sizes, target = _open(path, given, wanted)
     options = given.take(target.options)
     layout = _layout(model, options)
@@ -104,7 +107,7 @@ def make_plan(path: Path, given: Given) -> Plan:
         facts=model.facts,
         choices=_choices(model, target, reason_for(target, wanted.to, family), layout, vocabulary),
         notes=(*laid_out.facts, *biases.facts(model, target)),
-        warnings=(*model.warnings, *laid_out.warnings),
+        warnings=(*model.warnings, *laid_out.warnings, *masters_at_hand(model.masters, wanted.dtype)),
         dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped),
         small=laid_out.small,
         copied=_copied(options.tokenizer if isinstance(options, WholeOptions) else None, laid_out),

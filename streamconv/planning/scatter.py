@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +12,15 @@ from streamconv.core.dtypes import DType
 from streamconv.core.errors import UsageError
 from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.target import FileLayout, Slot, TargetFile, TargetFiles
+from streamconv.formats.target import FileLayout, NameSlot, Slot, TargetFile, TargetFiles
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import part_of, shard
 from streamconv.models.orders import RowOrders
-from streamconv.models.parameter import QKV, Parameter
+from streamconv.models.parameter import QKV, Parameter, ParameterId
 from streamconv.planning.gather import Assembly
 from streamconv.planning.plan import OutputFile, OutputTensor
 
-__all__ = ["Filler"]
+__all__ = ["Filler", "filled_files"]
 
 
 class Filler:
@@ -68,28 +68,16 @@ class Filler:
 
     def fill(self, laid_out: TargetFiles) -> tuple[tuple[OutputFile, ...], list[tuple[str, LazyTensor]]]:
         """The output files with the tensor of each storage, and all target tensors with their roles in the proof."""
-        files: list[OutputFile] = []
         roles: list[tuple[str, LazyTensor]] = []
         uses: dict[tuple[RankCoordinates, Slot], int] = defaultdict(int)
-        layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
-        names: dict[int, dict[Slot, tuple[str, ...]]] = {}
-        for file in laid_out.files:
-            slots: dict[Slot, StoredTensor] = {}
-            entries: list[OutputTensor] = []
-            if id(file.tree) not in names:
-                names[id(file.tree)] = _names(file)
-            for slot, slot_names in names[id(file.tree)].items():
-                tensor = self.tensor(slot, laid_out.orders, file.rank)
-                slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-                entries.append(OutputTensor(slot_names, slot.parameter, tensor))
-                uses[replace(file.rank, pp=0), slot] += 1
-                roles.append((self._role(slot, file.rank, uses[replace(file.rank, pp=0), slot]), tensor))
-            # Ranks that share a tree differ only in the bytes of their tensors, so they share its layout.
-            key = id(file.tree), tuple(slots.values())
-            if key not in layouts:
-                layouts[key] = file.container(_filled(file.tree, slots))
-            files.append(OutputFile(file.path, file.rank, layouts[key], tuple(entries)))
-        return tuple(files), roles
+
+        def made(slot: Any, rank: RankCoordinates) -> tuple[ParameterId, LazyTensor]:
+            tensor = self.tensor(slot, laid_out.orders, rank)
+            uses[replace(rank, pp=0), slot] += 1
+            roles.append((self._role(slot, rank, uses[replace(rank, pp=0), slot]), tensor))
+            return slot.parameter, tensor
+
+        return filled_files(laid_out.files, made), roles
 
     def _role(self, slot: Slot, rank: RankCoordinates, copy: int) -> str:
         """The name of the group that is proved together: all shards and parts of a parameter; each copy is a group."""
@@ -97,17 +85,48 @@ class Filler:
         return f"{slot.parameter.name}, copy {copy}" + ("" if is_cut else f" on rank {rank.tp}")
 
 
-def _names(file: TargetFile) -> dict[Slot, tuple[str, ...]]:
+AnySlot = Slot | NameSlot
+Made = Callable[[Any, RankCoordinates], tuple[ParameterId, LazyTensor]]
+
+
+def filled_files(files: Iterable[TargetFile], made: Made) -> tuple[OutputFile, ...]:
+    """The output files with the tensor of each storage.
+
+    Args:
+        files: as a target laid them out.
+        made: returns the parameter and the tensor of a slot on a rank; called once for each storage.
+    """
+    result: list[OutputFile] = []
+    layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
+    names: dict[int, dict[AnySlot, tuple[str, ...]]] = {}
+    for file in files:
+        slots: dict[AnySlot, StoredTensor] = {}
+        entries: list[OutputTensor] = []
+        if id(file.tree) not in names:
+            names[id(file.tree)] = _names(file)
+        for slot, slot_names in names[id(file.tree)].items():
+            parameter, tensor = made(slot, file.rank)
+            slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
+            entries.append(OutputTensor(slot_names, parameter, tensor))
+        # Ranks that share a tree differ only in the bytes of their tensors, so they share its layout.
+        key = id(file.tree), tuple(slots.values())
+        if key not in layouts:
+            layouts[key] = file.container(_filled(file.tree, slots))
+        result.append(OutputFile(file.path, file.rank, layouts[key], tuple(entries)))
+    return tuple(result)
+
+
+def _names(file: TargetFile) -> dict[AnySlot, tuple[str, ...]]:
     """The slots of a file in the order of its tree, with their names in the model's state dict."""
-    names: dict[Slot, tuple[str, ...]] = {}
+    names: dict[AnySlot, tuple[str, ...]] = {}
     for path, slot in _slots(file.tree):
         names[slot] = (*names.get(slot, ()), path.removeprefix(f"{file.model}.") if file.model else path)
     return names
 
 
-def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, Slot]]:
+def _slots(tree: Any, path: str = "") -> Iterator[tuple[str, AnySlot]]:
     """(dotted path, slot) of every slot among the leaves, in the order of the tree."""
-    if isinstance(tree, Slot):
+    if isinstance(tree, AnySlot):
         yield path, tree
     elif isinstance(tree, dict):
         for key, value in tree.items():
@@ -123,8 +142,8 @@ def _word(key: Any) -> str:
     return f"{name}[{', '.join(f'{first}:' for first in start or ())}]"
 
 
-def _filled(tree: Any, slots: Mapping[Slot, StoredTensor]) -> Any:
-    if isinstance(tree, Slot):
+def _filled(tree: Any, slots: Mapping[AnySlot, StoredTensor]) -> Any:
+    if isinstance(tree, AnySlot):
         return slots[tree]
     if isinstance(tree, dict):
         return type(tree)((key, _filled(value, slots)) for key, value in tree.items())

@@ -16,7 +16,7 @@ from streamconv.planning.options import NOWHERE
 
 __all__ = ["refuse_all", "refuse_unread", "refuse_unused_for", "refuse_unused_options"]
 
-_WHICH_FILES = ("tag", "ignore")
+_WHICH_FILES = ("tag", "ignore", "weights")
 
 
 def refuse_unused_options(given: Given, source: SourceFormat, target: TargetFormat, to: str) -> None:

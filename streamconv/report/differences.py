@@ -16,7 +16,7 @@ from streamconv.report.digests import digest_comparison_blocks, digest_compariso
 from streamconv.report.notebook import blocks_html
 from streamconv.report.reference import reference_blocks, reference_dict
 from streamconv.verification.comparison import Comparison, TensorPlace, ValueDifference
-from streamconv.verification.sides import Side
+from streamconv.verification.side import Side
 from streamconv.verification.verify import Verification
 
 __all__ = ["comparison_blocks", "comparison_dict", "verification_blocks", "verification_dict"]
@@ -61,10 +61,20 @@ def _verification(verification: Verification) -> Iterator[Block]:
 def _verdict(found: Comparison, equal: str, is_equal: bool) -> str:
     """The verdict in words: one of equality speaks of what was compared."""
     if is_equal:
-        return f"the parameters are {equal}" if found.a.names == "canonical" and equal == "equal" else equal
+        compared = {"canonical": "the parameters are ", "own": "the model's tensors are "}.get(found.a.names, "")
+        return f"{compared}{equal}" if equal == "equal" else equal
+    if found.rounded is not None:
+        return up_to_cast(found)
     if found.differs or (found.dtypes and equal == "equal"):
         return "different"
     return "not all was compared" if found.nbytes else "nothing was compared"
+
+
+def up_to_cast(found: Comparison) -> str:
+    """That two checkpoints are equal up to a cast, in words."""
+    narrow, wide = ("b", "a") if found.rounded == "b" else ("a", "b")
+    types = sorted({difference.b if narrow == "b" else difference.a for difference in found.dtypes})
+    return f"equal up to a cast: {narrow} has the values of {wide}, rounded to {' and '.join(types)}"
 
 
 def _comparison(result: Comparison, verdict: str) -> Iterator[Block]:
@@ -127,6 +137,7 @@ def comparison_dict(found: Comparison) -> dict[str, Any]:
         "equal": found.is_equal,
         "a": {"path": found.a.path, "what": found.a.what},
         "b": {"path": found.b.path, "what": found.b.what},
+        "up_to_cast": found.rounded,
         "names": found.a.names,
         "compared": found.compared,
         "nbytes": found.nbytes,

@@ -9,10 +9,12 @@ from itertools import groupby
 from typing import Any
 
 from streamconv.core.result import Face
-from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow, report_dict
+from streamconv.inspection.plain import report_dict
+from streamconv.inspection.report import Cell, InspectionReport, ParallelFacts, StatisticsRow, TensorRow
 from streamconv.memory.budget import format_bytes
 from streamconv.report.blocks import Block, Pairs, Remarks, Table, plain_text, plural
 from streamconv.report.notebook import blocks_html
+from streamconv.report.tensor_places import tensor_places, tensor_words
 from streamconv.values.statistics import joined
 
 __all__ = ["Detail", "report_blocks"]
@@ -212,8 +214,7 @@ def _tensors(report: InspectionReport, *, whole: bool) -> Iterator[Block]:
     """Each tensor, or each parameter with its layers folded."""
     headings = ("tensor", "dtype", "shape", ">bytes", ">offset", "")
     if whole:
-        rows = [_tensor(row, row.name, "") for row in report.tensors]
-        yield Table("tensors", headings, tuple(rows))
+        yield from tensor_places(report)
         return
     folded: dict[tuple[Any, ...], list[TensorRow]] = {}
     for row in report.tensors:
@@ -223,20 +224,13 @@ def _tensors(report: InspectionReport, *, whole: bool) -> Iterator[Block]:
     for group in folded.values():
         first, layers = group[0], [row.layer for row in group if row.layer is not None]
         if len(group) == 1 or not layers:
-            rows += [_tensor(row, row.name, "") for row in group]
+            rows += [tensor_words(row, row.name, "") for row in group]
         else:
             name = first.name.replace(f".{layers[0]}.", f".[{min(layers)}-{max(layers)}].", 1)
-            rows.append(_tensor(first, name, f"x {len(group)}"))
+            rows.append(tensor_words(first, name, f"x {len(group)}"))
     shown = rows[:_MOST_ROWS]
     more = f", {len(rows) - len(shown)} more with --tree" if len(rows) > len(shown) else ""
     yield Table(f"tensors, layers folded{more}", headings, tuple(shown))
-
-
-def _tensor(row: TensorRow, name: str, note: str) -> tuple[str, ...]:
-    if row.shares is not None:
-        note = f"{note} same bytes as {row.shares}".strip()
-    offset = "" if row.offset is None or note.startswith("x ") else str(row.offset)
-    return name, row.dtype, f"[{', '.join(map(str, row.shape))}]", format_bytes(row.nbytes), offset, note
 
 
 def _values(report: InspectionReport, detail: Detail) -> Iterator[Block]:

@@ -42,7 +42,7 @@ def _plan_lines(plan: Plan, verbose: bool) -> Iterator[str]:
         f"in {plural(len(plan.files), 'file')} ({plural(len(plan.jobs), 'job')})"
     )
     if plan.copied:
-        yield f"copied  {', '.join(plan.copied)}: byte for byte, from --tokenizer"
+        yield f"copied  {', '.join(plan.copied)}: byte for byte, from {_homes(plan)}"
     if plan.memory is not None:
         yield f"memory  budget {plan.memory.budget}, workable floor {format_bytes(plan.memory.floor_nbytes)}"
     for dropped in plan.dropped:
@@ -91,6 +91,10 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         if plan.memory is None
         else {"budget_nbytes": plan.memory.budget.nbytes, "floor_nbytes": plan.memory.floor_nbytes},
     }
+
+
+def _homes(plan: Plan) -> str:
+    return ", ".join(dict.fromkeys(str(path.parent) for path in plan.copied.values()))
 
 
 def _line(plan: Plan) -> str:

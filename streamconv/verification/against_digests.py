@@ -15,7 +15,8 @@ from streamconv.io.checksums import SourceChecksums
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import Drift, compare_replicas
 from streamconv.verification.digests import CANONICAL, Digests, load_digests
-from streamconv.verification.sides import Side, open_side
+from streamconv.verification.side import Side
+from streamconv.verification.sides import open_side
 from streamconv.verification.taking_digests import is_linear_bias, taken, with_flat_groups, without_idle_biases
 
 __all__ = ["DigestComparison", "Incomparable", "compare_with_digests"]

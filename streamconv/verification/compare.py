@@ -21,7 +21,7 @@ from streamconv.io.checksums import SourceChecksums
 from streamconv.values.distance import bits_differ, distance, numbers
 from streamconv.values.sweep import Part, SweepSettings, sweep
 from streamconv.verification.comparison import Comparison, ShapeDifference, TensorPlace, ValueDifference
-from streamconv.verification.sides import Copy, Side
+from streamconv.verification.side import Copy, Side
 from streamconv.verification.zeros import without_zeros
 
 __all__ = ["compare"]
@@ -134,6 +134,7 @@ class _Difference:
     first: tuple[int, ...]
     a: float | None
     b: float | None
+    rounds: tuple[bool, bool] = (False, False)
 
 
 class _Look:
@@ -167,7 +168,19 @@ class _Look:
         values = [numbers(array[differs]) for array in (left, right)]
         largest, relative = distance(*values)
         there = tuple(map(sum, zip(part.start, start, first, strict=True)))
-        return _Difference(int(differs.sum()), largest, relative, there, _number(left[first]), _number(right[first]))
+        rounds = self._rounds(part.item, *(array[box] if box else array for array in part.arrays))
+        sides = _number(left[first]), _number(right[first])
+        return _Difference(int(differs.sum()), largest, relative, there, *sides, rounds)
+
+    def _rounds(self, item: int, left: NDArray, right: NDArray) -> tuple[bool, bool]:
+        """Whether b has a's values as a cast to its dtype rounds them, and whether a has b's so."""
+        a, b = self.types[item]
+        if self.cast or a == b or not (a.is_floating and b.is_floating):
+            return False, False
+        return (
+            bits_differ(_as(_as(left, a), b), _as(right, b)) is None,
+            bits_differ(_as(_as(right, b), a), _as(left, a)) is None,
+        )
 
 
 def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -188,6 +201,7 @@ def _together(parts: Sequence[_Difference]) -> _Difference:
         elements=sum(part.elements for part in parts),
         max_abs=max(part.max_abs for part in parts),
         max_rel=max(part.max_rel for part in parts),
+        rounds=(all(part.rounds[0] for part in parts), all(part.rounds[1] for part in parts)),
     )
 
 
@@ -214,7 +228,9 @@ def _joined(name: str, pair: tuple[LazyTensor, LazyTensor], parts: Sequence[_Dif
         return None
     whole = _together(parts)
     places = [_place(tensor, whole.first, value) for tensor, value in zip(pair, (whole.a, whole.b), strict=True)]
-    return ValueDifference(name, whole.elements, pair[0].numel, whole.max_abs, whole.max_rel, whole.first, *places)
+    rounded = "b" if whole.rounds[0] else "a" if whole.rounds[1] else None
+    numbers = whole.elements, pair[0].numel, whole.max_abs, whole.max_rel, whole.first
+    return ValueDifference(name, *numbers, places[0], places[1], rounded)
 
 
 def _place(tensor: LazyTensor, index: tuple[int, ...], value: float | None) -> TensorPlace:

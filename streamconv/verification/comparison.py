@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from streamconv.core.errors import DifferenceError, SourceError
 from streamconv.core.result import Result
 from streamconv.verification.rest import NotCompared
-from streamconv.verification.sides import Side
+from streamconv.verification.side import Side
 
 __all__ = ["Comparison", "ShapeDifference", "TensorPlace", "ValueDifference"]
 
@@ -35,7 +35,8 @@ class ShapeDifference:
 @dataclass(frozen=True, slots=True)
 class ValueDifference:
     """A tensor whose values differ: the number of such elements, the largest difference (infinite if one side is NaN
-    and the other a number), the largest relative to the larger value, and the index of the first.
+    and the other a number), the largest relative to the larger value, and the index of the first. ``rounded`` is the
+    side that has the other one's values as a cast to its dtype rounds them, None if neither has.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ValueDifference:
     first: tuple[int, ...]
     a: TensorPlace
     b: TensorPlace
+    rounded: str | None = None
 
 
 @dataclass(slots=True, repr=False)
@@ -67,6 +69,16 @@ class Comparison(Result):
     def differs(self) -> bool:
         """Whether a difference was found other than in dtypes."""
         return bool(self.only_a or self.only_b or self.shapes or self.values)
+
+    @property
+    def rounded(self) -> str | None:
+        """The side, ``a`` or ``b``, that has the other one's values rounded to its dtypes, with no other difference;
+        None if there is none.
+        """
+        sides = {difference.rounded for difference in self.values}
+        if len(sides) != 1 or self.only_a or self.only_b or self.shapes or not self.is_complete:
+            return None
+        return sides.pop()
 
     @property
     def not_compared(self) -> list[NotCompared]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from streamconv.containers.open_any import all_files, checkpoint_files
-from streamconv.core.errors import AmbiguousError, SourceError, StreamconvError
+from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, StreamconvError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
 from streamconv.core.replica import Replica
 from streamconv.formats.deepspeed.names import is_optimizer_file
+from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
+from streamconv.formats.registry import find_source
 from streamconv.formats.source import StoredModel
+from streamconv.formats.wrappers import without_wrappers
 from streamconv.inspection.beside import files_beside
 from streamconv.inspection.files import inspect_file
 from streamconv.inspection.folders import inspect_folder
@@ -25,50 +28,17 @@ from streamconv.planning.gather import Assembly, assemble
 from streamconv.planning.opening import open_supplied
 from streamconv.planning.recognise import recognise
 from streamconv.planning.vocabulary import VocabularyPlan
+from streamconv.planning.whole import open_whole
 from streamconv.verification.rest import NotCompared, rest_of, unused_files
+from streamconv.verification.side import Copy, Side
 
-__all__ = ["Copy", "Side", "open_side", "open_sides"]
+__all__ = ["open_side", "open_sides"]
 
 
 _VALUES = NotCompared("what is no tensor in files of tensors", "steps, arguments and other values are not compared", 0)
 
+_RUN = "deepspeed-zero"
 _OTHER = "another checkpoint in this folder"
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A copy of a tensor, the original that it should equal, and the name of the original if that is a whole tensor."""
-
-    tensor: LazyTensor
-    original: LazyTensor
-    name: str | None
-
-
-@dataclass(slots=True, repr=False)
-class Side:
-    """One checkpoint: its tensors by name, and the kind of names (canonical or stored).
-
-    ``replicas`` are copies that should be equal within this side: those of ranks, and a tied head's. ``copies`` has the
-    copies that are not in ``tensors``, under their own names. ``vocabulary`` names the tensors whose rows are tokens,
-    ``lacks`` the parameters that this model lacks and others of its family have. ``not_compared`` is what is in the
-    checkpoint and not in ``tensors``: under canonical names all but the parameters, under stored names what is broken.
-    """
-
-    path: str
-    what: str
-    names: str
-    tensors: dict[str, LazyTensor]
-    vocabulary: frozenset[str] = frozenset()
-    lacks: frozenset[str] = frozenset()
-    not_compared: list[NotCompared] = field(default_factory=list)
-    vocab_size: int | None = None
-    heads: int | None = None
-    replicas: tuple[Replica, ...] = ()
-    copies: dict[str, Copy] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def __repr__(self) -> str:
-        return f"Side({self.path!r}, {self.what}, {len(self.tensors)} tensors by {self.names} names)"
 
 
 def open_sides(
@@ -81,9 +51,11 @@ def open_sides(
     *,
     everything: bool = False,
 ) -> tuple[Side, Side]:
-    """Open both sides under the same kind of names: canonical ones if both are translated models, else stored ones.
+    """Open both sides under the same kind of names: canonical ones if both are translated models; else the model's own
+    ones, without wrappers, if both have whole tensors, or shards that can be joined, and they are not stored alike;
+    else stored ones.
 
-    Under canonical names the sides have the parameters, under stored names all tensors.
+    Under canonical and own names the sides have the model, under stored names all tensors.
 
     Args:
         a: a file or folder.
@@ -117,7 +89,18 @@ def open_sides(
             return open_sides(a, b, given_a.plus(num_heads=heads), given_b.plus(num_heads=heads), replicated)
         return first, second
     refusals = [error for error in (first, second) if isinstance(error, StreamconvError)]
-    sides = _stored(a, given_a), _stored(b, given_b)
+    own_a, own_b = _own(a, given_a, replicated), _own(b, given_b, "first")
+    are_both = own_a is not None and own_b is not None and not (a.is_file() and b.is_file())
+    if own_a is not None and own_b is not None and are_both and own_a.what != own_b.what:
+        return own_a, own_b
+    if (own_a is None) != (own_b is None) and all(_is_run(*side) for side in ((a, given_a), (b, given_b))):
+        # One of them is broken: its tensors have no names but those in its files.
+        sides = _by_file(a, given_a), _by_file(b, given_b)
+    else:
+        sides = _stored(a, given_a), _stored(b, given_b)
+    # What is stored alike is compared whole, with all that is no part of the model.
+    if own_a is not None and own_b is not None and are_both and sides[0].tensors.keys() != sides[1].tensors.keys():
+        return own_a, own_b
     for side in sides:
         side.notes += [f"compared by stored names: {error.what}" for error in refusals[:1]]
     return sides
@@ -157,6 +140,10 @@ def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvEr
     except SourceError as error:
         # Not a translated model. Errors of broken or ambiguous checkpoints are not caught.
         return error
+    except DamagedError as error:
+        if _is_run(path, given):
+            return error  # by stored names, what is broken or missing is named
+        raise
     kept = VocabularyPlan(sizes.vocab, sizes.vocab, None, "as stored")
     assembly = assemble(model, family, sizes, kept, replicated)
     tensors: dict[str, LazyTensor] = {}
@@ -180,6 +167,45 @@ def _canonical(path: Path, given: Given, replicated: str) -> Side | StreamconvEr
         replicas=(*assembly.replicas, *(Replica(name, (whole, copy)) for name, copy, whole in model.copies)),
         copies=dict(_copies(assembly, model)),
     )
+
+
+def _own(path: Path, given: Given, replicated: str) -> Side | None:
+    """A side under the model's own names, None if it has none."""
+    try:
+        _, opened = open_whole(path, given, replicated)
+        refuse_placeholders(opened)
+    except AmbiguousError:
+        raise
+    except (SourceError, DamagedError):
+        return None  # by stored names, what is broken or missing is named
+    model = without_wrappers(opened, own_names(opened.config or {}))
+    rest = [NotCompared(dropped.name, dropped.reason, 0) for dropped in model.dropped]
+    if path.is_dir():
+        known = {str(file.relative_to(model.path)) for file in model.named if file.is_relative_to(model.path)}
+        files = unused_files(model.path, model.tensors.values())
+        rest += [
+            NotCompared(name, "no tensor of the model is in it", 0)
+            for name in files
+            if name not in known and not is_optimizer_file(name)
+        ]
+        rest += _beside(path, model.path)
+    return Side(
+        path=str(model.path),
+        what=f"{model.format}, {model.layout}",
+        names="own",
+        tensors=dict(model.tensors),
+        not_compared=rest,
+        replicas=model.replicas,
+        notes=list(model.warnings),
+    )
+
+
+def _is_run(path: Path, given: Given) -> bool:
+    """Whether a folder is a run of DeepSpeed with a model of its own."""
+    try:
+        return path.is_dir() and find_source(path, given.get("tag"), given.get("weights")).name == _RUN
+    except SourceError:
+        return False
 
 
 def _lacking(family: ModelFamily, num_layers: int) -> Iterator[str]:
@@ -231,10 +257,21 @@ def _stored(path: Path, given: Given) -> Side:
     }
     tensors, folder = tensors | parts, Path(report.path)
     files = [*checkpoint_files(folder), *inspected.beside]
-    rest, broken = rest_of(folder, files, [*tensors.values(), *flat.whole])
+    rest, broken = rest_of(folder, files, [*tensors.values(), *inspected.sources, *flat.whole])
     missing = list(_missing(report, {each.name for each in broken}))
     others = [NotCompared(name, _OTHER, 0) for name in inspected.elsewhere]
     return Side(report.path, report.what, "stored", tensors | rest, not_compared=[*broken, *missing, *others, _VALUES])
+
+
+def _by_file(path: Path, given: Given) -> Side:
+    """A side with the files of a checkpoint's own folder, under file names and the names in the files."""
+    with given.naming_its_own():
+        inspected = inspect_folder(path, given)
+    report, folder = inspected.report, Path(inspected.report.path)
+    tensors, broken = rest_of(folder, [*checkpoint_files(folder), *inspected.beside], ())
+    missing = list(_missing(report, {each.name for each in broken}))
+    others = [NotCompared(name, _OTHER, 0) for name in inspected.elsewhere]
+    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing, *others, _VALUES])
 
 
 def _everything(path: Path, given: Given) -> Side:

@@ -19,8 +19,8 @@ from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, Us
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.options import Given
 from streamconv.execution.in_order import OrderedSettings, fit_in_order, read_in_order
+from streamconv.formats.common.layer_numbers import place_of
 from streamconv.inspection.inspect import inspect
-from streamconv.inspection.names import place_of
 from streamconv.inspection.options import InspectOptions
 from streamconv.inspection.report import BROKEN
 from streamconv.io.checksums import SourceChecksums
@@ -29,7 +29,8 @@ from streamconv.models.parameter import QKV
 from streamconv.values.options import ReadingOptions
 from streamconv.values.replicas import compare_replicas
 from streamconv.verification.digests import ALGORITHMS, CANONICAL, Digests, TensorDigest
-from streamconv.verification.sides import Side, open_side
+from streamconv.verification.side import Side
+from streamconv.verification.sides import open_side
 
 __all__ = ["digest", "is_linear_bias", "taken", "with_flat_groups", "without_idle_biases"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from streamconv.inspection.names import place_of
+from streamconv.formats.common.layer_numbers import place_of
 from streamconv.values.zeros import all_zero
-from streamconv.verification.sides import Side
+from streamconv.verification.side import Side
 
 __all__ = ["without_zeros"]
 

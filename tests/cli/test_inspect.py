@@ -24,7 +24,8 @@ from tests.processes import STREAMCONV, run_main, start
 KEYS: dict[str, set[str]] = {
     "evidence": {"what", "evidence"},
     "files": {"path", "nbytes", "kind", "tensors"},
-    "tensors": {"name", "file", "dtype", "shape", "nbytes", "offset", "layer", "parameter", "shares"},
+    "tensors": {"name", "file", "dtype", "shape", "nbytes", "offset", "layer", "parameter", "shares"}
+    | {"rank", "stage", "parts"},
     "globals": {"name", "verdict", "called", "files"},
     "statistics": {"name", "layer", "parameter", "dtype", "shape", "numel", "min", "max", "mean", "std", "norm"}
     | {"zeros", "nan", "inf", "flags"},

@@ -389,7 +389,19 @@ def section(text: str, title: str) -> set[str]:
 def test_help_shows_what_matters_first_and_a_targets_own_with_it() -> None:
     plain = run("convert", "--help").stdout
     assert section(plain, "Options that matter first") == {
-        *("--to", "--dtype", "--tp", "--pp", "--config", "--max-ram", "--overwrite", "--restart", "--dry-run", "--json")
+        *(
+            "--to",
+            "--dtype",
+            "--tp",
+            "--pp",
+            "--config",
+            "--max-ram",
+            "--overwrite",
+            "--restart",
+            "--dry-run",
+            "--json",
+        ),
+        *("--weights", "--tensors", "--skip"),
     }
     for flag in ("--container", "--fork", "--dialect", "--tokenizer", "--vpp"):
         assert flag not in plain

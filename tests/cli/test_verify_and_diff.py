@@ -24,8 +24,8 @@ GPT, BLOOM = REAL[2], REAL[1]
 DISTCP = FRAMEWORKS / "mcore_llama_dist_tp2pp2"
 TRANSLATED = {DISTCP, *(source.folder for source in (*REAL, LLAMA))}
 UNTRANSLATED = sorted(folder for folder in set(FRAMEWORKS.iterdir()) - TRANSLATED if folder.is_dir())
-DIFF_KEYS = ["schema", "equal", "a", "b", "names", "compared", "nbytes", "only_a", "only_b", "shapes", "dtypes",
-             "values", "notes", "not_compared"]  # fmt: skip
+DIFF_KEYS = ["schema", "equal", "a", "b", "up_to_cast", "names", "compared", "nbytes", "only_a", "only_b", "shapes",
+             "dtypes", "values", "notes", "not_compared"]  # fmt: skip
 VERIFY_KEYS = [
     "schema",
     "exit_code",

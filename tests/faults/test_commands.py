@@ -82,10 +82,10 @@ def metadata_reads(tmp_path_factory: pytest.TempPathFactory) -> int:
     def leaves_work(at: int) -> bool:
         out = tmp_path_factory.mktemp("reads") / "out"
         done = Fault("read", IO_ERROR, BLOOM / LAYER, at).run(BLOOM, out, "--tp", 1, "--engine", "serial")
-        assert done.returncode == 5, done.stderr
+        assert done.returncode in (0, 5), done.stderr  # 0 if there are not so many reads
         return out.exists()
 
-    return bisect_left(range(1, 64), True, key=leaves_work)
+    return bisect_left(range(1, 256), True, key=leaves_work)
 
 
 @pytest.mark.parametrize(

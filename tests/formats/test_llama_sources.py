@@ -15,6 +15,7 @@ import torch
 from streamconv.core.errors import AmbiguousError, DamagedError, StreamconvError, UnsupportedError
 from streamconv.formats.deepspeed import source as deepspeed
 from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI, DEEPSPEEDAI_2024_11
+from streamconv.formats.gpt_neox import source as gpt_neox
 from streamconv.formats.megatron.legacy import source as megatron_legacy_source
 from streamconv.formats.source import StoredModel
 from streamconv.models.fused import gather
@@ -28,7 +29,7 @@ from tests.making.deepspeed import Tensors
 from tests.making.families import case_of
 from tests.making.labelled import GLU, QKV, Labelled, part_of
 from tests.options import source_options
-from tests.places import FRAMEWORKS, LABELLED, REAL
+from tests.places import FRAMEWORKS, LABELLED, MADE, REAL
 
 REAL_LLAMA = FRAMEWORKS / "dsp_llama_gqa_tp2pp2_fp32_z0"
 # Two groups on each rank: with one, rows are the same in each order.
@@ -370,11 +371,12 @@ def test_a_gpt_neox_folder_is_not_claimed(tmp_path: Path) -> None:
     folder = root / "global_step7"
     assert deepspeed.claims(root) == "the file `latest`"
     assert str(deepspeed.claims(folder)).startswith("layer_01")
-    shutil.copy(folder / "layer_01-model_00-model_states.pt", folder / "layer_00-model_00-model_states.pt")
-    assert deepspeed.claims(root) is None
-    assert deepspeed.claims(folder) is None
     (root / "latest").write_text("../elsewhere")
-    assert deepspeed.claims(root) == "the file `latest`"
+    assert deepspeed.claims(root) is None
+    neox = MADE / "neox_L3_tp2pp2_z1"
+    for path in (neox, neox / "global_step7"):
+        assert deepspeed.claims(path) is None
+        assert gpt_neox.claims(path) is not None
 
 
 def test_a_part_of_a_gpt_neox_folder_is_refused_with_the_families_there_are(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.places import ROOT
 
 INVENTED = Mechanism("invented", "wheels within wheels")
 # transformers runs every family by definition: it is transformers' model whose mechanisms a family states.
-EXEMPT = {"huggingface"}
+EXEMPT = {"huggingface", "deepspeed-zero", "safetensors", "pytorch-bin"}
 FORMATS: list[SourceFormat | TargetFormat] = [*known_sources(), *known_targets()]
 TABLES: Mapping[str, Runs] = {
     "megatron-core": CORE,

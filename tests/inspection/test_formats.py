@@ -249,14 +249,16 @@ def test_experts_count_as_parameters() -> None:
     assert report.model is not None
     # Two experts and four, of two linear layers with biases; the rest of the model is in the rank's file.
     assert report.model.parameters == 6 * (8 * 16 + 16 + 16 * 8 + 8) + sum(tensor.numel() for tensor in module.values())
-    assert {row.name.partition(":")[2] for row in report.tensors} >= set(experts)
+    assert {row.name for row in report.tensors} == {*experts, *module}
     assert report.exit_code == 0
-    assert "6 files of experts" in [evidence.evidence for evidence in report.evidence]
 
 
 @pytest.mark.parametrize(
     ("name", "what", "stage"),
-    [("z1_bf16", "DeepSpeed", 1), ("z3_bf16_frozen", "DeepSpeed, ZeRO stage 3", 3)],
+    [
+        ("z1_bf16", "DeepSpeed, ZeRO stage 1 or 2, or the BF16 optimizer", 1),
+        ("z3_bf16_frozen", "DeepSpeed, ZeRO stage 3", 3),
+    ],
 )
 def test_zero_folders(name: str, what: str, stage: int) -> None:
     report = look(FRAMEWORKS / name, check=True)
@@ -275,11 +277,14 @@ def test_zero_folders(name: str, what: str, stage: int) -> None:
     assert report.model.iteration == state["global_steps"]
     assert report.exit_code == 0
     for row in report.tensors:
-        assert row.file in {path.name for path in folder.iterdir()}
+        places = [(part.file, part.rank) for part in row.parts] or [(row.file, row.rank)]
+        for file, rank in places:
+            assert (folder / file).is_file()
+            assert rank in ("0", *(f"data {number}" for number in range(2) if f"_rank_{number}_" in file))
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("z1_bf16.universal", "DeepSpeed, universal checkpoint"), ("z1_bf16.fp32", "zero_to_fp32")]
+    ("name", "what"), [("z1_bf16.universal", "DeepSpeed universal checkpoint"), ("z1_bf16.fp32", "zero_to_fp32")]
 )
 def test_what_is_made_of_zero_folders(name: str, what: str) -> None:
     report = look(FRAMEWORKS / name, stats=True, check=True)

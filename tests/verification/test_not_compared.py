@@ -51,16 +51,18 @@ def test_parameters_in_flat_partitions_are_compared(tmp_path: Path) -> None:
     same = diff(ZERO3, other, **RAM)
     values = ("what is no tensor in files of tensors", 0)
     assert (same.exit_code, same.is_equal, not_compared(same)) == (0, True, [values])
-    assert any(
-        name.startswith("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt:lm_head.weight (part of [")
-        for name in same.a.tensors
-    )
+    assert "lm_head.weight" in same.a.tensors
+    assert any(name.startswith("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt:") for name in same.a.tensors)
     for path in other.rglob("*_optim_states.pt"):
         add(path, "optimizer_state_dict.fp32_flat_groups.0", 1)
     found = diff(ZERO3, other, **RAM)
     assert (found.exit_code, found.is_equal) == (7, False)
-    assert {name for name in same.a.tensors if "optim_states.pt:" in name and ":optimizer" not in name} == {
-        each.name for each in found.values
+    frozen = {f"layers.1.{name}" for name in ("ln", "query_key_value", "dense")}
+    changed = {each.name for each in found.values}
+    assert changed == {
+        name
+        for name in same.a.tensors
+        if ":" not in name and not name.endswith("scale_buf") and name.rpartition(".")[0] not in frozen
     }
     assert all(each.elements == each.numel and each.max_abs == pytest.approx(1) for each in found.values)
     assert verify(other, ZERO3, **RAM).exit_code == 7
@@ -72,7 +74,7 @@ def test_a_changed_expert_is_found(tmp_path: Path) -> None:
     name = "layers.1.mlp.deepspeed_moe.experts.deepspeed_experts.2.dense_h_to_4h.bias"
     add(file_of(other, EXPERT), name, 0.5)
     found = diff(MOE, other, **RAM)
-    assert ([each.name for each in found.values], found.exit_code) == ([f"{EXPERT}:{name}"], 7)
+    assert ([each.name for each in found.values], found.exit_code) == ([name], 7)
 
 
 def test_an_expert_that_is_gone_is_found(tmp_path: Path) -> None:
@@ -175,7 +177,7 @@ def test_linked_folders_are_looked_into(tmp_path: Path) -> None:
         zero.symlink_to(root.with_name(f"{root.name}-zero"))
         (zero / "loop").symlink_to(root)
     assert diff(first, second, **RAM).is_equal
-    (path,) = (tmp_path / "b-zero").rglob("fp32.pt")
+    (path,) = (tmp_path / "b-zero" / "norm.weight").rglob("fp32.pt")
     add(path, "param", 1)
     assert diff(first, second, **RAM).exit_code == 7
     flip(path, records(path)["data/0"][0], 0)
@@ -204,9 +206,15 @@ def test_flat_parameters_that_are_not_as_recorded_are_compared_whole(what: str, 
     x, y = {"x": torch.Size([2, 4])}, {"y": torch.Size([4, 2])}
     groups = {"a name less": [x], "a name twice": [x, {"x": torch.Size([8])}], "other shapes": [x, y]}[what]
     first = made(tmp_path / "a", groups, 1)
-    assert diff(first, made(tmp_path / "b", groups, 1), **RAM).is_equal
+    same = diff(first, made(tmp_path / "b", groups, 1), **RAM)
+    # What contradicts the shapes is damaged, and compared as far as it can be read.
+    assert (same.exit_code, same.is_equal, same.differs) == (
+        (0, True, False) if what == "other shapes" else (6, False, False)
+    )
     assert diff(first, made(tmp_path / "c", groups, 2), **RAM).exit_code == 7
-    assert inspect(made(tmp_path / "d", groups, math.nan), stats=True, **RAM).exit_code == 7
+    assert inspect(made(tmp_path / "d", groups, math.nan), stats=True, **RAM).exit_code == (
+        7 if what == "other shapes" else 6
+    )
     if what == "other shapes":
         assert diff(first, made(tmp_path / "e", [x, {"y": torch.Size([2, 4])}], 1), **RAM).exit_code == 7
     (first / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()

@@ -15,7 +15,7 @@ from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults, 
 from streamconv.formats.deepspeed.options import BIGSCIENCE, DEEPSPEEDAI
 from streamconv.models.parameter import Section
 
-__all__ = ["check_roles", "is_megatron", "numbered_by", "role_of"]
+__all__ = ["check_roles", "is_megatron", "is_neox", "numbered_by", "role_of"]
 
 # (first block - embedding, final norm - last block, index of the embedding) -> the fork, and its description.
 _NUMBERINGS = {
@@ -26,6 +26,9 @@ _NUMBERINGS = {
 _UNKNOWN = (None, "an unknown fork")
 # With ``input_layernorm``; ``self_attn`` is transformers'.
 _IN_A_BLOCK = ("self_attention.", "mlp.dense_", "mlp.deepspeed_moe.")
+# Modules of attention, Mamba and RWKV of GPT-NeoX; Megatron's blocks have self_attention instead.
+_IN_A_NEOX_BLOCK = ("attention.query_key_value.", "attention.qkv.", "mixer.", "att.")
+_AT_THE_END_OF_NEOX = ("norm.", "final_linear.", "rm_linear.")
 
 
 def is_megatron(layers: Iterable[Collection[str]]) -> bool:
@@ -33,6 +36,22 @@ def is_megatron(layers: Iterable[Collection[str]]) -> bool:
     [``deepspeed/runtime/pipe/module.py:PipelineModule``].
     """
     return any(role_of(keys) is Section.LAYER for keys in layers)
+
+
+def is_neox(layers: Iterable[Collection[str]]) -> bool:
+    """Whether layers are GPT-NeoX's, with any mechanism: at least two of its three kinds are there; one may be missing.
+
+    Users' own pipelines may have one of these kinds (transformers' GPT-NeoX has the blocks), and bare modules.
+    """
+    key_sets = [set(keys) for keys in layers]
+    if any(keys and keys <= {"weight", "bias"} for keys in key_sets):
+        return False
+    kinds = (
+        any("word_embeddings.weight" in keys for keys in key_sets),
+        any(key.startswith(_IN_A_NEOX_BLOCK) for keys in key_sets for key in keys),
+        any(keys and all(key.startswith(_AT_THE_END_OF_NEOX) for key in keys) for keys in key_sets),
+    )
+    return sum(kinds) > 1
 
 
 def role_of(keys: Collection[str]) -> Section | None:

@@ -192,6 +192,7 @@ def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dr
 
 
 _REASONS = {
+    "frozen_param_fragments": "frozen parameters, which the module has too",
     "optimizer": "optimizer state: parameters only",
     "args": "a tensor among the arguments: not plain data",
     "rng_state": "random number state: parameters only",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,14 @@ def families() -> str:
     return titles(refusal)
 
 
-def refuse_plain_deepspeed(folder: Path, names: Sequence[str], state: Mapping[str, Any]) -> None:
-    """Refuse a DeepSpeed folder without layer files and without a Megatron module, or no DeepSpeed folder at all.
+def refuse_plain_deepspeed(folder: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a DeepSpeed folder without layer files and without a Megatron module.
 
     Raises:
         UnsupportedError: the folder is one of these.
     """
     module = state.get("module")
-    if isinstance(module, dict) and isinstance(module.get("language_model"), dict):
-        return
-    if any(n.startswith("zero_pp_rank_") and n.endswith("_model_states.pt") for n in names):
-        what = "a plain DeepSpeed ZeRO stage 3 folder: its parameters are flat partitions in the optimizer files"
-    elif any(n.endswith("_optim_states.pt") for n in names) or state:
-        what = "a plain DeepSpeed ZeRO folder: a model that is not Megatron's, without layer files"
-    else:
-        what = "not a Megatron-DeepSpeed checkpoint: no layer_*-model_states.pt and no mp_rank_*_model_states.pt"
-    raise UnsupportedError(
-        what,
-        where=folder,
-        remedy="give the root of a Megatron-DeepSpeed checkpoint (the folder with `latest`), or its tag folder",
-    )
+    if not (isinstance(module, dict) and isinstance(module.get("language_model"), dict)):
+        raise UnsupportedError(
+            "no layer_*-model_states.pt, and no Megatron module in mp_rank_*_model_states.pt", where=folder
+        )

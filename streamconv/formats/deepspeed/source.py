@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from streamconv.core.errors import DamagedError, SourceError
+from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
-from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import count_layers, join_ranks
 from streamconv.formats.deepspeed.evidence import agree, settle_rows
+from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, tag_folder, tag_or_none
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import module_tensors, open_layers
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
@@ -32,45 +32,25 @@ from streamconv.formats.deepspeed.rank_files import (
 from streamconv.formats.deepspeed.refusals import refusal, refuse_plain_deepspeed
 from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.options import RowOrderOptions
-from streamconv.formats.recorded import find_iteration, first_line, tagged_folder, true_vocabulary, whole
+from streamconv.formats.recorded import find_iteration, true_vocabulary, whole
 from streamconv.formats.source import Fact, SourceFormat, StoredModel
 from streamconv.models.parameter import ParameterId, Section
 
-__all__ = ["SOURCE", "claims", "open_model", "resolve_tag"]
+__all__ = ["SOURCE", "claims", "open_model"]
 
 _LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
 
 
-def resolve_tag(path: Path, tag: str | None) -> Path:
-    """The folder that holds a checkpoint's files: ``path`` itself, or the one that ``latest`` or ``tag`` names in it.
-
-    Raises:
-        SourceError: the folder, or the tag's folder, is not there.
-        DamagedError: ``latest`` names something that is not a folder directly below.
-    """
-    if not path.is_dir():
-        raise SourceError("no such folder", where=path)
-    if tag is None and not (path / LATEST).is_file():
-        return path
-    name = tag if tag is not None else first_line(path / LATEST)
-    return tagged_folder(path, name, path / LATEST)
-
-
 def claims(path: Path) -> str | None:
-    """What makes a folder a DeepSpeed checkpoint, None if nothing does, or if it is GPT-NeoX's.
-
-    Layer 0 of Megatron-DeepSpeed is a cast without parameters and has no file [``megatron/model/gpt_model.py:
-    GPTModelPipe._to_float16`` of both forks, since 8a132ced]; GPT-NeoX's is the embedding.
-    """
+    """What makes a folder a Megatron-DeepSpeed checkpoint, None if nothing does."""
     if not path.is_dir():
         return None
-    has_latest = (path / LATEST).is_file()
-    tag = first_line(path / LATEST) if has_latest else None
-    folder = next((child for child in path.iterdir() if child.name == tag and child.is_dir()), path)
-    names = sorted(child.name for child in folder.iterdir())
-    if any(name.startswith("layer_00-model_") for name in names):
+    folder = tag_or_none(path)
+    if folder is None or kind_of(folder) is not RunKind.MEGATRON:
         return None
-    return "the file `latest`" if has_latest else next((n for n in names if n.endswith("model_states.pt")), None)
+    if (path / LATEST).is_file():
+        return "the file `latest`"
+    return next(iter(names_in(folder).model_files), folder.name)
 
 
 def open_model(path: Path, options: RowOrderOptions) -> StoredModel:
@@ -85,16 +65,22 @@ def open_model(path: Path, options: RowOrderOptions) -> StoredModel:
         AmbiguousError: an option is needed for something that the checkpoint does not record.
         DamagedError: files are missing, broken or contradict each other.
     """
-    folder = resolve_tag(path, options.tag)
+    tagged = tag_folder(path, options.tag)
+    model = _open_folder(tagged.folder, options)
+    return model.noting(warnings=[tagged.remark]) if tagged.remark else model
+
+
+def _open_folder(folder: Path, options: RowOrderOptions) -> StoredModel:
     children = sorted(child.name for child in folder.iterdir())
-    refuse_other_folders(folder, children)
     names = parse_names(children)
+    if names.experts:
+        raise UnsupportedError("a mixture of experts (MoE) in Megatron's names: not translated", where=folder)
     ranks = open_ranks(folder, [names.ranks[rank] for rank in sorted(names.ranks)], Faults())
     refuse_old_rows(ranks)
     check_grid(folder, names, ranks.sizes(ranks.args, is_pipeline=bool(names.layers)), Faults())
     if names.layers:
         return _open_pipeline(folder, children, names, ranks, options)
-    refuse_plain_deepspeed(folder, children, ranks.state)
+    refuse_plain_deepspeed(folder, ranks.state)
     return _open_without_pipeline(folder, children, ranks, options)
 
 

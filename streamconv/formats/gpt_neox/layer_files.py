@@ -6,7 +6,7 @@ The pipeline is the embedding, a function, L blocks, a function, the final norm,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN, Faults
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.deepspeed.layer_files import keys_of, open_layer_files
+from streamconv.formats.deepspeed.layer_roles import is_neox
 from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.gpt_neox.names import BLOCK_MODULES, FIRST_BLOCK, OUTSIDE_BLOCKS, ROTARY_BUFFER
 from streamconv.formats.gpt_neox.refusals import refuse_neox_keys
@@ -25,14 +26,9 @@ from streamconv.models.parameter import ParameterId, Section
 __all__ = [
     "NeoxLayers",
     "check_neox_numbers",
-    "is_neox",
     "neox_sections",
     "open_neox_layers",
 ]
-
-# Modules of attention, Mamba and RWKV; Megatron's blocks have self_attention instead.
-_IN_A_BLOCK = ("attention.query_key_value.", "attention.qkv.", "mixer.", "att.")
-_AT_THE_END = ("norm.", "final_linear.", "rm_linear.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +81,6 @@ def open_neox_layers(folder: Path, names: FolderNames) -> NeoxLayers:
     named = {file.path: file.globals for files in opened.values() for file in files.values()}
     nbytes = sum(buffer.nbytes for buffer in buffers)
     return NeoxLayers(len(opened[0]), tensors, len(blocks), len(buffers), nbytes, named)
-
-
-def is_neox(layers: Iterable[Collection[str]]) -> bool:
-    """Whether layers are GPT-NeoX's, with any mechanism: at least two of its three kinds are there; one may be missing.
-
-    Users' own pipelines may have one of these kinds (transformers' GPT-NeoX has the blocks), and bare modules.
-    """
-    key_sets = [set(keys) for keys in layers]
-    if any(keys and keys <= {"weight", "bias"} for keys in key_sets):
-        return False
-    kinds = (
-        any("word_embeddings.weight" in keys for keys in key_sets),
-        any(key.startswith(_IN_A_BLOCK) for keys in key_sets for key in keys),
-        any(keys and all(key.startswith(_AT_THE_END) for key in keys) for keys in key_sets),
-    )
-    return sum(kinds) > 1
 
 
 def neox_sections(keys: Mapping[int, Collection[str]]) -> dict[int, Section]:

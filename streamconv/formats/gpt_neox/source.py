@@ -12,9 +12,10 @@ from pathlib import Path
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.deepspeed.evidence import agree
+from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, tag_folder, tag_or_none
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import Layers
-from streamconv.formats.deepspeed.names import LATEST, parse_names
+from streamconv.formats.deepspeed.names import parse_names
 from streamconv.formats.deepspeed.partition import PipelineModules, release_of, stages_by_method
 from streamconv.formats.deepspeed.rank_files import (
     RankFiles,
@@ -24,7 +25,6 @@ from streamconv.formats.deepspeed.rank_files import (
     refuse_old_rows,
     refuse_second_module,
 )
-from streamconv.formats.deepspeed.source import resolve_tag
 from streamconv.formats.deepspeed.stages import find_stages
 from streamconv.formats.gpt_neox.args import NeoxRun, read_run
 from streamconv.formats.gpt_neox.layer_files import NeoxLayers, open_neox_layers
@@ -32,7 +32,7 @@ from streamconv.formats.gpt_neox.names import FIRST_BLOCK
 from streamconv.formats.gpt_neox.options import SOURCE_OPTIONS
 from streamconv.formats.gpt_neox.refusals import refusal
 from streamconv.formats.options import TrainingSourceOptions
-from streamconv.formats.recorded import find_iteration, first_line, is_child_name, whole
+from streamconv.formats.recorded import find_iteration, whole
 from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
 from streamconv.models.families import gpt_neox
 from streamconv.models.orders import QkvLayout
@@ -40,16 +40,17 @@ from streamconv.models.parameter import ParameterId, Section
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
-_FIRST_LAYER = "layer_00-model_"
 _HEADS = ParameterId(Section.HEAD, -1, "lm_head.weight")
 
 
 def claims(path: Path) -> str | None:
-    """What makes a folder GPT-NeoX's, None if nothing does: in other forks layer 0 is a function and has no file."""
-    tag = first_line(path / LATEST) if (path / LATEST).is_file() else ""
-    folder = path / tag if is_child_name(tag) and (path / tag).is_dir() else path
-    names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
-    return next((name for name in names if name.startswith(_FIRST_LAYER)), None)
+    """What makes a folder GPT-NeoX's, None if nothing does."""
+    if not path.is_dir():
+        return None
+    folder = tag_or_none(path)
+    if folder is None or kind_of(folder) is not RunKind.NEOX:
+        return None
+    return next(iter(names_in(folder).layers.values()), folder.name)
 
 
 def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
@@ -64,7 +65,7 @@ def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
         AmbiguousError: an option is needed for something that the checkpoint does not record.
         DamagedError: files are missing, broken or contradict each other.
     """
-    folder = resolve_tag(path, options.tag)
+    folder, remark = tag_folder(path, options.tag)
     children = sorted(child.name for child in folder.iterdir())
     if any("_expert_" in name for name in children):
         raise UnsupportedError("GPT-NeoX with a mixture of experts (MoE): not translated", where=folder)
@@ -82,7 +83,7 @@ def open_model(path: Path, options: TrainingSourceOptions) -> StoredModel:
     if layers.buffers:
         what = f"{layers.buffers} inv_freq buffers"
         dropped.append(Dropped(what, layers.buffers_nbytes, "no parameters: computed from the base"))
-    return replace(model, stages=stages).noting(facts=[evidence], dropped=dropped)
+    return replace(model, stages=stages).noting(facts=[evidence], warnings=[remark] if remark else [], dropped=dropped)
 
 
 def _check_against(folder: Path, run: NeoxRun, layers: NeoxLayers) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from streamconv.core.kinds import Choice
 from streamconv.core.options import option
 from streamconv.formats.options import SourceOptions, WholeOptions
-from streamconv.memory.options import SizeText
 
 __all__ = ["SOURCE_OPTIONS", "TARGET_OPTIONS", "HuggingFaceOptions", "HuggingFaceSourceOptions"]
 
@@ -27,13 +26,6 @@ class HuggingFaceSourceOptions(SourceOptions):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HuggingFaceOptions(WholeOptions):
     """What is wanted of a Hugging Face model folder."""
-
-    max_shard_size: str = option(
-        SizeText(),
-        "the largest file (default: 5GB)",
-        default="5GB",
-        purpose="the largest file of a Hugging Face model",
-    )
 
 
 SOURCE_OPTIONS = HuggingFaceSourceOptions

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from streamconv.containers.json_file import read_config
-from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
+from streamconv.core.errors import AmbiguousError, UsageError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.common.shards import check_axes
-from streamconv.formats.huggingface.names import (
-    ADAPTER,
-    CONFIG,
-    GENERATION,
-    INDEX_SUFFIX,
-    TIED_HEAD,
-    WEIGHTS,
-    HfNames,
-    HfTensors,
-)
+from streamconv.formats.huggingface.names import ADAPTER, CONFIG, WEIGHTS
 from streamconv.formats.huggingface.options import SOURCE_OPTIONS, HuggingFaceSourceOptions
 from streamconv.formats.huggingface.refusals import refusal
-from streamconv.formats.huggingface.weights import open_weights
-from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
-from streamconv.models.biases import said_by
-from streamconv.models.config.generation import StoredConfig
-from streamconv.models.config.settings import Size
-from streamconv.models.family import ModelFamily
-from streamconv.models.orders import GluOrder
-from streamconv.models.parameter import ParameterId
-from streamconv.models.registry import family_of
-from streamconv.models.translate import args_of, overruled
+from streamconv.formats.huggingface.weights import open_weights, weight_files
+from streamconv.formats.named import NamedModel
+from streamconv.formats.source import Fact, SourceFormat
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
@@ -40,73 +21,45 @@ def claims(path: Path) -> str | None:
     """What makes a folder a Hugging Face model, None if nothing does."""
     if not path.is_dir():
         return None
-    names = {child.name for child in path.iterdir()}
-    weights = [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if name in names]
-    if weights and (CONFIG in names or weights[0].startswith("model.")):
-        return weights[0]
-    return None
+    return next(iter(weight_files(path)), None)
 
 
-def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
+def open_model(path: Path, options: HuggingFaceSourceOptions) -> NamedModel:
     """Open a Hugging Face model, metadata only.
 
     Args:
         path: the folder that has config.json.
-        options: the user's options for it; their ``config`` outweighs config.json.
+        options: the user's options for it.
 
     Raises:
         SourceError: it is not there.
-        UnsupportedError: the family of the model, or the way it is stored, is refused by name.
-        DamagedError: files are missing, broken or contradict each other.
+        DamagedError: files are missing or broken, or the index and its shards disagree.
         AmbiguousError: an adapter lies beside the model.
         UsageError: an option is about something that is not there.
     """
     _refuse_adapter(path, ignored=options.ignore == "adapter")
-    if not (path / CONFIG).is_file():
-        raise SourceError(
-            f"a model without {CONFIG}: nothing says what its tensors mean",
-            where=path,
-            remedy="copy config.json from where the model was published or saved",
-        )
-    own = StoredConfig(read_config(path / CONFIG))
-    own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
-    family = family_of({**own, **options.entries})
-    config = overruled(family, own, options.entries)
-    translation = args_of(family, config)
-    family, args = family.having(said_by(translation.known)), translation.args
     weights = open_weights(path)
-    names = HfNames(family)
-    read = names.read(weights.tensors, args, weights.where)
-    if args["num_layers"] != read.num_layers:
-        raise _wrong_layers(path, family, args["num_layers"], read.num_layers)
-    tensors: dict[ParameterId, tuple[LazyTensor, ...]] = {at: (tensor,) for at, tensor in read.tensors.items()}
-    check_axes(tensors, path, names.stored_name)
-    model = StoredModel(
-        path=path,
-        format="Hugging Face",
-        tp=1,
-        num_layers=read.num_layers,
-        tensors=tensors,
-        stages=(read.num_layers,),
-        pp=1,
-        args=args,
-        iteration=options.iteration,
-        vocab_size=_vocabulary(path, config, read.tensors[names.words]),
-        qkv=family.huggingface.qkv,
-        glu=GluOrder.GATE_UP if family.gated else None,
-        config=own,
-        family=family.name,
-        named={file.path: file.globals for file in weights.files},
-        copies=() if read.head_copy is None else ((TIED_HEAD, read.head_copy, read.tensors[names.words]),),
-        copies_must_equal=True,
-        called=names.stored_name,
-    )
     unread = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
-    return model.noting(
-        facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")],
-        warnings=[unread] if weights.others else [],
-        dropped=_left_behind(read),
+    model = NamedModel(
+        path=path,
+        home=path.parent if path.name in WEIGHTS and not (path / CONFIG).is_file() else path,
+        format="Hugging Face",
+        layout="TP 1 x PP 1",
+        tensors=weights.tensors,
+        placeholders=_placeholders(weights.tensors),
+        named={file.path: file.globals for file in weights.files},
     )
+    return model.noting(
+        facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")], warnings=[unread] if weights.others else []
+    )
+
+
+def _placeholders(tensors: Mapping[str, LazyTensor]) -> frozenset[str]:
+    """The parameters whose elements ZeRO stage 3 had elsewhere when the model was saved: of shape (0,), or (1,) before
+    DeepSpeed 0.4 [``deepspeed/runtime/zero/partition_parameters.py:free_param``]. One such parameter may be real.
+    """
+    empty = frozenset(name for name, tensor in tensors.items() if tensor.shape in ((0,), (1,)))
+    return empty if 2 * len(empty) > len(tensors) else frozenset()
 
 
 def _refuse_adapter(path: Path, *, ignored: bool) -> None:
@@ -125,34 +78,6 @@ def _refuse_adapter(path: Path, *, ignored: bool) -> None:
         )
     if ignored and not found:
         raise UsageError("--ignore adapter: there is none", where=path, remedy="leave it out")
-
-
-def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> DamagedError:
-    """The error for a wrong count: transformers builds the layers that the configuration counts, and ignores more."""
-    entry = next(row.entry for row in family.huggingface.settings if isinstance(row, Size) and row.size == "num_layers")
-    words = f"{CONFIG} says {said} layers, {found} are there"
-    if found < said:
-        return DamagedError(words, where=path, remedy="fetch the missing shards again")
-    remedy = f"set {entry} to {found} in {CONFIG}, or remove the layers from {said} on, if they are not the model's"
-    return DamagedError(words, where=path, remedy=remedy)
-
-
-def _left_behind(read: HfTensors) -> Iterator[Dropped]:
-    """The tensors that are not converted: a tied head's copy, which must equal the embedding, and buffers."""
-    if read.head_copy is not None:
-        yield Dropped(TIED_HEAD, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
-    if read.buffers:
-        nbytes = sum(tensor.nbytes for tensor in read.buffers.values())
-        yield Dropped(f"{len(read.buffers)} buffers", nbytes, "no parameters: computed when it is built")
-
-
-def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
-    size = config.get("vocab_size")
-    if size != words.shape[0]:
-        raise DamagedError(
-            f"{CONFIG} says a vocabulary of {size!r}, the embedding has {words.shape[0]} rows", where=path
-        )
-    return words.shape[0]
 
 
 SOURCE = SourceFormat("huggingface", open_model, claims, refusal, SOURCE_OPTIONS, "Hugging Face")

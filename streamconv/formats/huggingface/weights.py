@@ -41,7 +41,12 @@ class Weights:
 
 def weight_files(folder: Path) -> list[str]:
     """The weight files and indexes in a folder; the first is the one to read."""
-    return [name for kind in WEIGHTS for name in (kind, kind + INDEX_SUFFIX) if (folder / name).exists()]
+    return [
+        name
+        for kind in WEIGHTS
+        for name, is_there in ((kind, Path.is_file), (kind + INDEX_SUFFIX, Path.exists))
+        if is_there(folder / name)
+    ]
 
 
 def open_weights(folder: Path) -> Weights:

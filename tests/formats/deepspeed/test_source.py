@@ -99,7 +99,7 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="not a Megatron-DeepSpeed checkpoint"):
+    with pytest.raises(SourceError, match="an empty folder"):
         plan(tmp_path, to="megatron-legacy")
 
 

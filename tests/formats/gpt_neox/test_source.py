@@ -226,6 +226,7 @@ def test_query_rows_are_those_of_heads(tmp_path: Path) -> None:
 
 def test_the_labelled_folder_is_read_as_it_was_made() -> None:
     model = find_source(LABELLED).open(LABELLED, TrainingSourceOptions())
+    assert isinstance(model, StoredModel)
     assert (model.format, model.tp, model.pp, model.stages, model.iteration) == ("GPT-NeoX", 2, 2, (2, 1), 7)
     whole = canonical(model)
     for layer, (number, key) in itertools.product(range(3), enumerate(SUMMED)):

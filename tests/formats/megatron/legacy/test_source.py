@@ -339,8 +339,13 @@ def test_optimizer_and_random_state_stay_behind_by_name(gpt: Path) -> None:
 def test_each_folder_goes_to_its_own_format(gpt: Path, tmp_path: Path) -> None:
     for source in SOURCES:
         assert find_source(source.folder).name == "deepspeed"
-    for path in (tmp_path, tmp_path / "nothing", gpt / ITERATION / "mp_rank_00_000"):
-        assert find_source(path).name == "deepspeed"
+    for path, words in (
+        (tmp_path / "nothing", "no such folder"),
+        (tmp_path, f"no checkpoint itself: a checkpoint is below it\n.*\n  remedy: give {gpt}"),
+        (gpt / ITERATION / "mp_rank_00_000", "no checkpoint of .*legacy Megatron-LM, GPT-NeoX: it has model_optim_rng"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            find_source(path)
     assert find_source(gpt).name == find_source(gpt / ITERATION).name == "megatron-legacy"
 
 

@@ -1,0 +1,1 @@
+"""Targets that keep the names of a model's tensors, whatever model it is."""

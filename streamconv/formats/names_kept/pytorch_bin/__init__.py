@@ -1,0 +1,1 @@
+"""torch files, names kept."""
