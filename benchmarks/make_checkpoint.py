@@ -68,13 +68,16 @@ class RandomWalks:
 
     def tensor(self, layer: int, shape: TensorShape, tp: int) -> torch.Tensor:
         """One rank's tensor. The shards of a tensor are stretches of the same walk, replicas all of it."""
-        digest = hashlib.blake2b(f"{self.seed}/{layer}/{shape.name}".encode(), digest_size=16).digest()
         numel = prod(shape.dims)
-        start = int.from_bytes(digest[:8], "little") + (tp * numel if shape.sharded else 0)
+        return self.stretch(f"{layer}/{shape.name}", tp * numel if shape.sharded else 0, numel).view(shape.dims)
+
+    def stretch(self, name: str, start: int, numel: int) -> torch.Tensor:
+        """So many numbers of the walk of that name, from its number `start` on."""
+        digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=16).digest()
         result = torch.empty(numel, dtype=self.bits)
-        self._walk(result, start % POOL_LENGTH)
+        self._walk(result, (int.from_bytes(digest[:8], "little") + start) % POOL_LENGTH)
         result.bitwise_xor_(self._mask(int.from_bytes(digest[8:], "little")))
-        return result.view(self.dtype).view(shape.dims)
+        return result.view(self.dtype)
 
     def _walk(self, result: torch.Tensor, place: int) -> None:
         """Fill `result` from the block, from `place` on and around."""

@@ -68,9 +68,15 @@ def folder(text: str) -> Path:
     return Path(text).resolve()
 
 
-def add_work(parser: argparse.ArgumentParser, rounds: bool = True, warm: bool = True) -> None:
-    """The options of every script that runs something."""
-    parser.add_argument("--work", type=folder, required=True, help="folder for outputs, each deleted after its run")
+def add_work(
+    parser: argparse.ArgumentParser,
+    rounds: bool = True,
+    warm: bool = True,
+    work: str = "folder for outputs, each deleted after its run",
+    required: bool = True,
+) -> None:
+    """The options of every script that runs something; `work` says what --work is for."""
+    parser.add_argument("--work", type=folder, required=required, help=work)
     if rounds:
         parser.add_argument("--rounds", type=positive, default=5, help="runs of each contender (default: 5)")
     if warm:

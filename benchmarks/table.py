@@ -2,7 +2,7 @@
 
     python benchmarks/table.py docs/benchmarks.md results/compare-tp1.json results/budget.json
 
-Reports of compare.py and budget_curve.py become a table each, in the order given. What stands between the markers is
+Reports of compare.py, budget_curve.py and zero.py become tables, in the order given. What stands between the markers is
 replaced; a document that lacks one of them is left alone, and the tables are printed.
 """
 
@@ -54,6 +54,25 @@ def budget_curve(report: Report) -> Iterator[str]:
         yield from ("", f"The smallest cgroup in which it finishes: {mebibytes(least)}{said}.")
 
 
+def zero(report: Report) -> Iterator[str]:
+    """Both ways out of ZeRO folders, a table for each stage."""
+    job = report["job"]
+    for number, (stage, part) in enumerate(report["stages"].items()):
+        written = max(part["output_nbytes"].values()) / 1e9
+        source = f"ZeRO-{stage}, {part['source_nbytes'] / 1e9:.1f} GB, to {written:.1f} GB of fp32 safetensors"
+        yield from [""] * bool(number)
+        yield f"{source}, cache {job['cache']}, {job['rounds']} rounds, deepspeed {job['deepspeed']}:"
+        yield from ("", "| contender | memory cgroup | wall s, median (min to max) | peak RSS | cgroup peak |")
+        yield "|---|---|---|---|---|"
+        for key, summary in part["summary"].items():
+            name, _, limit = key.partition(" ")
+            start = f"| {name} | {limit or 'no limit'} |"
+            done = summary["outcome"] == "done"
+            yield f"{start} {times(summary)} | {memory(summary)} |" if done else f"{start} {summary['outcome']} | | |"
+        said = {True: "The outputs are equal, bit by bit.", False: "The outputs DIFFER.", None: "Not compared."}
+        yield from ("", said[part["outputs_same"]])
+
+
 def about(report: Report, how: str) -> Iterator[str]:
     """What was measured, above a table."""
     job = report["job"]
@@ -78,7 +97,7 @@ def memory(summary: dict[str, Any]) -> str:
     return f"{megabytes(summary['peak_rss_nbytes'])} | {megabytes(summary['cgroup_peak_nbytes'])}"
 
 
-TABLES: dict[str, Callable[[Report], Iterator[str]]] = {"compare": compare, "budget_curve": budget_curve}
+TABLES: dict[str, Callable[[Report], Iterator[str]]] = {"compare": compare, "budget_curve": budget_curve, "zero": zero}
 
 
 def text_of(reports: Sequence[Report]) -> str:
@@ -95,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite the document; 1 when it lacks the markers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path, help="Markdown file with the two markers")
-    parser.add_argument("reports", type=Path, nargs="+", help="JSON files of compare.py and budget_curve.py")
+    parser.add_argument("reports", type=Path, nargs="+", help="JSON files of these scripts")
     options = parser.parse_args(argv)
     reports = [json.loads(path.read_text()) for path in options.reports]
     unknown = [path for path, report in zip(options.reports, reports, strict=True) if report.get("kind") not in TABLES]
