@@ -146,7 +146,7 @@ class HfNames:
         return None
 
     def _check_parts(self, rows: Mapping[tuple[str, int], LazyTensor], args: Mapping[str, Any], where: Path) -> None:
-        """Check the rows and dtype of each part now: once parts are joined, their borders are lost."""
+        """Check the rows of each part now: once parts are joined, their borders are lost."""
         groups, heads = (args[name] * args["kv_channels"] for name in ("num_key_value_heads", "num_attention_heads"))
         heights = {"query": heads, "key": groups, "value": groups}
         heights |= dict.fromkeys(("gate", "up"), args["ffn_hidden_size"])
@@ -160,8 +160,6 @@ class HfNames:
             words = f"{name.format(layer=layer)} is {tensor.shape} {tensor.dtype}"
             if tensor.shape[:1] != (heights[row.part or ""],) or tensor.shape[1:] != other.shape[1:]:
                 raise DamagedError(f"{words}: it should have {heights[row.part or '']} rows", where=where)
-            if tensor.dtype != other.dtype:
-                raise UnsupportedError(f"{words}, and what it is fused with is {other.dtype}", where=where)
 
     def _places(
         self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
@@ -180,7 +178,9 @@ class HfNames:
                 if len(parts) > 1:
                     parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
                 whole = [_upright(row, layer, tensor, where) for row, tensor in parts]
-                yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0)
+                # Parts of unlike dtypes keep them: the dtype of the whole is only a name until something fuses them.
+                widest = max((tensor.dtype for tensor in whole), key=lambda dtype: dtype.itemsize)
+                yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0, widest)
         for name, layer in left:
             raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
 

@@ -8,7 +8,7 @@ it nothing loads the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from streamconv.containers.safetensors.writer import plan_safetensors_file
@@ -51,14 +51,13 @@ def lay_out(model: TargetModel[HuggingFaceOptions]) -> TargetFiles:
         path = WEIGHTS[0] if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         files.append(TargetFile(path, plan_safetensors_file, FIRST_RANK, shard, ""))
         weight_map |= dict.fromkeys(shard, path)
-    dtypes = [model.dtype or tensor.dtype for _, _, tensor in sized if tensor.dtype.is_floating]
     written = config_of(
         model.family,
         model.sizes,
         args=model.args if model.config is None else None,
         config=model.config,
         supplied=model.supplied,
-        dtype_name=max(set(dtypes), key=dtypes.count).name,
+        dtype_name=_dtype_name([tensor.dtype.name for _, _, tensor in sized if tensor.dtype.is_floating], model.config),
         has_head=model.has_head,
     )
     small = {GENERATION: _json(written.generation_config)}
@@ -81,6 +80,12 @@ def lay_out(model: TargetModel[HuggingFaceOptions]) -> TargetFiles:
         small=small,
         owned=_OWNED,
     )
+
+
+def _dtype_name(stored: Sequence[str], config: Mapping[str, Any] | None) -> str:
+    """The dtype that the model is loaded in: of unlike ones that of the source's ``config.json``, else the commonest."""
+    own = {(config or {}).get(name) for name in ("dtype", "torch_dtype")} & set(stored)
+    return own.pop() if len(own) == 1 else max(sorted(set(stored)), key=stored.count)
 
 
 def _shards(tensors: Iterable[tuple[str, Slot, int]], most: int) -> list[dict[str, Slot]]:
