@@ -31,7 +31,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
 from streamconv.models.parameter import ParameterId
 from streamconv.models.registry import family_of
-from streamconv.models.translate import args_of, overruled
+from streamconv.models.translate import args_of, doubts_of, overruled
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
@@ -104,7 +104,11 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
     unread = f"{', '.join(weights.others)}: there too, not read; transformers takes the same files"
     return model.noting(
         facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")],
-        warnings=[unread] if weights.others else [],
+        warnings=[
+            *translation.warnings,
+            *doubts_of(family, options.entries, "--config"),
+            *([unread] if weights.others else []),
+        ],
         dropped=_left_behind(read),
     )
 

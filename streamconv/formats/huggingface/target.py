@@ -83,8 +83,8 @@ def lay_out(model: TargetModel[HuggingFaceOptions]) -> TargetFiles:
 
 
 def _dtype_name(stored: Sequence[str], config: Mapping[str, Any] | None) -> str:
-    """The dtype that the model is loaded in: of unlike ones that of the source's ``config.json``, else the commonest."""
-    own = {(config or {}).get(name) for name in ("dtype", "torch_dtype")} & set(stored)
+    """The dtype that the model is loaded in: of unlike ones that of the source's config.json, else the commonest."""
+    own = {name for name in set(stored) if name in [(config or {}).get(entry) for entry in ("dtype", "torch_dtype")]}
     return own.pop() if len(own) == 1 else max(sorted(set(stored)), key=stored.count)
 
 
