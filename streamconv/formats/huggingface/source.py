@@ -15,12 +15,12 @@ from streamconv.formats.huggingface.names import (
     CONFIG,
     GENERATION,
     INDEX_SUFFIX,
-    TIED_HEAD,
     WEIGHTS,
     HfNames,
     HfTensors,
 )
 from streamconv.formats.huggingface.options import SOURCE_OPTIONS, HuggingFaceSourceOptions
+from streamconv.formats.huggingface.passed_over import dropped_buffers
 from streamconv.formats.huggingface.refusals import refusal
 from streamconv.formats.huggingface.weights import open_weights
 from streamconv.formats.source import Dropped, Fact, SourceFormat, StoredModel
@@ -75,7 +75,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
     translation = args_of(family, config)
     family, args = family.having(said_by(translation.known)), translation.args
     weights = open_weights(path)
-    names = HfNames(family)
+    names = HfNames(family, own.get("architectures"))
     read = names.read(weights.tensors, args, weights.where)
     if args["num_layers"] != read.num_layers:
         raise _wrong_layers(path, family, args["num_layers"], read.num_layers)
@@ -97,7 +97,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
         config=own,
         family=family.name,
         named={file.path: file.globals for file in weights.files},
-        copies=() if read.head_copy is None else ((TIED_HEAD, read.head_copy, read.tensors[names.words]),),
+        copies=() if read.head_copy is None else ((read.head_name, read.head_copy, read.tensors[names.words]),),
         copies_must_equal=True,
         called=names.stored_name,
     )
@@ -107,6 +107,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
         warnings=[
             *translation.warnings,
             *doubts_of(family, options.entries, "--config"),
+            *weights.doubts,
             *([unread] if weights.others else []),
         ],
         dropped=_left_behind(read),
@@ -135,19 +136,18 @@ def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> Dam
     """The error for a wrong count: transformers builds the layers that the configuration counts, and ignores more."""
     entry = next(row.entry for row in family.huggingface.settings if isinstance(row, Size) and row.size == "num_layers")
     words = f"{CONFIG} says {said} layers, {found} are there"
+    counts = f'say {{"{entry}": {found}}} in --config FILE'
     if found < said:
-        return DamagedError(words, where=path, remedy="fetch the missing shards again")
-    remedy = f"set {entry} to {found} in {CONFIG}, or remove the layers from {said} on, if they are not the model's"
-    return DamagedError(words, where=path, remedy=remedy)
+        return DamagedError(words, where=path, remedy=f"fetch the model again; or, if it has {found}, {counts}")
+    rest = f"the layers from {said} on, which transformers passes over: load the model with it and save it again"
+    return DamagedError(words, where=path, remedy=f"if all are the model's, {counts}; to go without {rest}")
 
 
 def _left_behind(read: HfTensors) -> Iterator[Dropped]:
     """The tensors that are not converted: a tied head's copy, which must equal the embedding, and buffers."""
     if read.head_copy is not None:
-        yield Dropped(TIED_HEAD, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
-    if read.buffers:
-        nbytes = sum(tensor.nbytes for tensor in read.buffers.values())
-        yield Dropped(f"{len(read.buffers)} buffers", nbytes, "no parameters: computed when it is built")
+        yield Dropped(read.head_name, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
+    yield from dropped_buffers(read.buffers)
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
