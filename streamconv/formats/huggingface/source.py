@@ -10,10 +10,10 @@ from streamconv.containers.json_file import read_config
 from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.shards import check_axes
+from streamconv.formats.huggingface.generation import read_generation
 from streamconv.formats.huggingface.names import (
     ADAPTER,
     CONFIG,
-    GENERATION,
     INDEX_SUFFIX,
     WEIGHTS,
     HfNames,
@@ -69,7 +69,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
             remedy="copy config.json from where the model was published or saved",
         )
     own = StoredConfig(read_config(path / CONFIG))
-    own.generation = read_config(path / GENERATION) if (path / GENERATION).is_file() else None
+    own.generation, faults = read_generation(path)
     family = family_of({**own, **options.entries})
     config = overruled(family, own, options.entries)
     translation = args_of(family, config)
@@ -108,6 +108,7 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> StoredModel:
             *translation.warnings,
             *doubts_of(family, options.entries, "--config"),
             *weights.doubts,
+            *faults,
             *([unread] if weights.others else []),
         ],
         dropped=_left_behind(read),
