@@ -9,6 +9,7 @@ from typing import Any
 from streamconv.containers.json_file import read_config
 from streamconv.core.errors import AmbiguousError, DamagedError, SourceError, UsageError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.text import shown
 from streamconv.formats.common.shards import check_axes
 from streamconv.formats.huggingface.generation import read_generation
 from streamconv.formats.huggingface.names import (
@@ -155,7 +156,10 @@ def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int
     size = config.get("vocab_size")
     if size != words.shape[0]:
         raise DamagedError(
-            f"{CONFIG} says a vocabulary of {size!r}, the embedding has {words.shape[0]} rows", where=path
+            f"{CONFIG} says a vocabulary of {shown(size)}, the embedding has {words.shape[0]} rows",
+            where=path,
+            remedy=f'fetch the model again; or, if all rows are the model\'s, say {{"vocab_size": {words.shape[0]}}} in '
+            "--config FILE",
         )
     return words.shape[0]
 

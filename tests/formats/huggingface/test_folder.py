@@ -245,6 +245,16 @@ def test_another_number_of_layers_than_said(family: str, entry: str, more: int, 
         assert plan(tmp_path / "fewer", to="huggingface")
 
 
+def test_another_vocabulary_than_said(tmp_path: Path) -> None:
+    models.make("llama", tmp_path / "hf")
+    rewrite(tmp_path / "hf" / "config.json", lambda entries: entries.update(vocab_size=90))
+    with pytest.raises(DamagedError, match="a vocabulary of 90, the embedding has 101 rows") as caught:
+        plan(tmp_path / "hf", to="huggingface")
+    assert '{"vocab_size": 101}' in str(caught.value.remedy)
+    work = plan(tmp_path / "hf", to="huggingface", config={"vocab_size": 101})
+    assert json.loads(work.texts["config.json"])["vocab_size"] == 101
+
+
 def test_layers_with_a_gap_are_named(tmp_path: Path) -> None:
     folder = edited(
         tmp_path, "llama", lambda tensors: [tensors.pop(key) for key in list(tensors) if ".layers.1." in key]
