@@ -77,7 +77,7 @@ class HfNames:
         if not layers or layers != set(range(len(layers))):
             words = f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap" if layers else "no layers"
             raise DamagedError(words, where=where, remedy="fetch the model again")
-        if head is not None and (words_row := self.table_row(self.words)) and (words_row.name, -1) not in rows:
+        if head is not None and (words_row := self._row_of(self.words)) and (words_row.name, -1) not in rows:
             # The head alone is stored: transformers ties the other way round [``modeling_utils.py:tie_weights``].
             rows[words_row.name, -1], head = head, None
         self._check_parts(rows, args, where)
@@ -145,7 +145,7 @@ class HfNames:
             )
         return head
 
-    def table_row(self, parameter: ParameterId) -> HfTensor | None:
+    def _row_of(self, parameter: ParameterId) -> HfTensor | None:
         """The first stored tensor of a parameter, None if the family has none."""
         return next(iter(self.table.of(parameter.section, parameter.key)), None)
 

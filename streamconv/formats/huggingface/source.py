@@ -153,15 +153,14 @@ def _left_behind(read: HfTensors) -> Iterator[Dropped]:
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
-    size = config.get("vocab_size")
-    if size != words.shape[0]:
+    size, rows = config.get("vocab_size"), words.shape[0]
+    if size != rows:
         raise DamagedError(
-            f"{CONFIG} says a vocabulary of {shown(size)}, the embedding has {words.shape[0]} rows",
+            f"{CONFIG} says a vocabulary of {shown(size)}, the embedding has {rows} rows",
             where=path,
-            remedy=f'fetch the model again; or, if all rows are the model\'s, say {{"vocab_size": {words.shape[0]}}} in '
-            "--config FILE",
+            remedy=f'fetch the model again; or, if all are the model\'s, say {{"vocab_size": {rows}}} in --config FILE',
         )
-    return words.shape[0]
+    return rows
 
 
 SOURCE = SourceFormat("huggingface", open_model, claims, refusal, SOURCE_OPTIONS, "Hugging Face")

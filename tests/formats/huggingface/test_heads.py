@@ -185,7 +185,7 @@ def test_many_small_parts_are_compared(tmp_path: Path) -> None:
 
     edited(tmp_path / "hf", put)
     with pytest.raises(DifferenceError, match=r"differs from the word embedding in 1 elements, by at most 1,"):
-        convert(tmp_path / "hf", tmp_path / "out", to="huggingface", max_ram="400M", block_size="64K")
+        convert(tmp_path / "hf", tmp_path / "out", to="huggingface", max_ram="1G", block_size="64K")
 
 
 # -- a head that the index does not name --------------------------------------------------------------------------
