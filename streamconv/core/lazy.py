@@ -133,6 +133,11 @@ class LazyTensor:
             raise ValueError(f"already cast to {self.dtype}: a second cast would round otherwise than the first")
         return replace(self, dtype=dtype) if self.dtype.is_floating and dtype.is_floating else self
 
+    def as_stored(self) -> LazyTensor:
+        """The same elements as they are stored, without a cast; unchanged if they are stored in several dtypes."""
+        stored = {view.dtype for piece in self.pieces for view in piece.views}
+        return replace(self, dtype=stored.pop()) if len(stored) == 1 else self
+
     def coalesced(self) -> LazyTensor:
         """The same tensor in as few pieces as neighbouring boxes allow."""
         if len(self.pieces) < 2:
@@ -202,15 +207,19 @@ def combined(arrays: Sequence[NDArray], divisor: int) -> NDArray:
     return result
 
 
-def concat(tensors: Sequence[LazyTensor], dim: int) -> LazyTensor:
-    """Tensors side by side along ``dim``; all other sizes and the dtypes must agree."""
-    first = tensors[0]
+def concat(tensors: Sequence[LazyTensor], dim: int, dtype: DType | None = None) -> LazyTensor:
+    """Tensors side by side along ``dim``; all other sizes must agree.
+
+    The dtypes must agree too, unless ``dtype`` says that of the result: then each piece is cast to it when it is read.
+    """
+    first = tensors[0] if dtype is None else replace(tensors[0], dtype=dtype)
     if not 0 <= dim < len(first.shape):
         raise IndexError(f"axis {dim} of {first.shape}")
     pieces: list[Piece] = []
     length = 0
     for tensor in tensors:
-        if tensor.dtype != first.dtype or put(tensor.shape, dim, 0) != put(first.shape, dim, 0):
+        alike = dtype is not None or tensor.dtype == first.dtype
+        if not alike or put(tensor.shape, dim, 0) != put(first.shape, dim, 0):
             raise ValueError(f"cannot join {tensor.shape} {tensor.dtype} to {first.shape} {first.dtype} on axis {dim}")
         pieces += [p.at(put(p.start, dim, p.start[dim] + length), p.shape, p.views) for p in tensor.pieces]
         length += tensor.shape[dim]

@@ -37,6 +37,7 @@ class NamedModel:
         masters: where the masters are, in words, if ``tensors`` are the model and there are some.
         buffers: names that are no parameters, where the container says so.
         placeholders: tensors whose bytes are elsewhere, such as ZeRO-3's of no elements.
+        lost: names that an index has and no file: nobody knows here whether the model needs them.
         replicas: copies of parameters that several ranks or files hold, of which ``tensors`` have one.
         named: for each opened file the classes and functions that its pickle names, with the number of calls.
     """
@@ -55,6 +56,7 @@ class NamedModel:
     masters: str | None = None
     buffers: frozenset[str] = frozenset()
     placeholders: frozenset[str] = frozenset()
+    lost: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     warnings: tuple[str, ...] = ()
     dropped: tuple[Dropped, ...] = ()

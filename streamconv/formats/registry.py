@@ -91,7 +91,8 @@ def open_named(path: Path, given: Given) -> OpenedSource:
     model = source.open(place.path, options)
     remarks = (*place.remarks, *_remarks(source, place.path, given))
     if isinstance(model, NamedModel):
-        model = replace(model, config=read_stored_config(model.home))
+        config, faults = read_stored_config(model.home)
+        model = replace(model, config=config).noting(warnings=faults)
     return OpenedSource(source, model, remarks)
 
 

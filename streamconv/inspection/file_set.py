@@ -16,7 +16,7 @@ from streamconv.core.errors import SourceError, StreamconvError, UnsupportedErro
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
-from streamconv.formats.huggingface.weights import check_shards, read_index, weight_files
+from streamconv.formats.huggingface.weights import Disagreements, check_shards, read_index, weight_files
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
 from streamconv.inspection.report import (
@@ -62,7 +62,7 @@ def describe_file_set(
     report.findings += broken
     is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
     chosen = next(iter(weight_files(folder)), "")
-    config, beside = _read_descriptions(folder, chosen, files, faults) if is_hugging_face else ({}, [])
+    config, beside, doubts = _read_descriptions(folder, chosen, files, faults) if is_hugging_face else ({}, [], None)
     own = _own_files(names, chosen, beside) if is_hugging_face else set()
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
     known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
@@ -79,6 +79,8 @@ def describe_file_set(
     if beside:
         words = f"the index does not name {listed(beside, len(beside))}: transformers does not read what is in there"
         report.findings.append(Finding("note", words, str(folder)))
+    if doubts is not None:
+        report.findings += _index_findings(doubts, str(folder / chosen), is_opened=refusal is None)
     report.findings += [broken_file(path, error) for path, error in faults.unopened.items()]
     report.findings += [finding_of(fault) for fault in faults.found]
     if not faults:
@@ -119,20 +121,30 @@ def _own_files(names: Sequence[str], chosen: str, beside: Sequence[str]) -> set[
 
 def _read_descriptions(
     folder: Path, chosen: str, files: Sequence[StoredFile], faults: Collected
-) -> tuple[Mapping[str, Any], list[str]]:
-    """The ``config.json`` of a Hugging Face model, and the files that its index does not name. The index is checked
-    against the shards.
+) -> tuple[Mapping[str, Any], list[str], Disagreements | None]:
+    """The ``config.json`` of a Hugging Face model, the files that its index does not name, and what else the index and
+    the shards do not agree on, None without an index.
     """
-    path, beside = folder / CONFIG, []
+    path, beside, doubts = folder / CONFIG, [], None
     config = faults.opened(path, read_config) if path.is_file() else None
     if chosen.endswith(INDEX_SUFFIX):
         weight_map = faults.opened(folder / chosen, lambda index: read_index(index, faults))
         named = set((weight_map or {}).values())
         stored = {str(file.path.relative_to(folder)): file.tensors() for file in files}
         if weight_map is not None:
-            check_shards(folder / chosen, weight_map, {name: stored[name] for name in stored if name in named}, faults)
+            opened = {name: stored[name] for name in stored if name in named}
+            doubts = check_shards(folder / chosen, weight_map, opened, faults)
             beside = [name for name in stored if name not in named]
-    return config or {}, beside
+    return config or {}, beside, doubts
+
+
+def _index_findings(found: Disagreements, where: str, *, is_opened: bool) -> Iterator[Finding]:
+    """What an index and its shards do not agree on; a model that ``is_opened`` needs nothing that is lost."""
+    yield from (Finding("warning", words, where) for words in (found.unlisted, found.moved) if words)
+    if found.lost and is_opened:
+        yield Finding("warning", f"{found.lost}, and the model has none of them", where)
+    elif found.lost:
+        yield Finding("damage", found.lost, where, COPY_AGAIN, BROKEN)
 
 
 def _kind(folder: Path, names: Sequence[str]) -> tuple[str, list[Evidence]]:

@@ -22,9 +22,10 @@ def gather(
     """The canonical tensors of a parameter from its tensor-parallel shards: one tensor, or one for each fused part.
 
     Query, key and value have shape ``(groups, rows of a group, ..)``, gate and up ``(ffn, ..)``, any other tensor the
-    parameter's own. Pass one shard of a replicated parameter, and all shards of a summed one if ranks hold shares.
-    If the number of heads is unknown, the rows of query_key_value are joined in stored order (for interleaved rows
-    only). Where the ranks do not divide the groups, each holds an equal slice of the rows of all groups.
+    parameter's own. Parts keep the dtypes that they are stored in, which may differ. Pass one shard of a replicated
+    parameter, and all shards of a summed one if ranks hold shares. If the number of heads is unknown, the rows of
+    query_key_value are joined in stored order (for interleaved rows only). Where the ranks do not divide the groups,
+    each holds an equal slice of the rows of all groups.
     """
     if parameter.is_glu:
         parts = [_halves(shard, orders.glu) for shard in shards]
@@ -36,7 +37,8 @@ def gather(
         if parameter.axis is not None:
             return (concat(shards, parameter.axis).coalesced(),)
         return (total(shards) if parameter.summed and orders.shares else shards[0].coalesced(),)
-    return tuple(concat([part[index] for part in parts], 0).coalesced() for index in range(len(parameter.parts)))
+    numbers = range(len(parameter.parts))
+    return tuple(concat([part[index].as_stored() for part in parts], 0).coalesced() for index in numbers)
 
 
 def _halves(shard: LazyTensor, order: GluOrder) -> tuple[LazyTensor, ...]:

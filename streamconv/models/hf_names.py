@@ -33,8 +33,7 @@ class HuggingFace:
 
     ``tensors`` lists the tensors that every model of the family has, ``widest`` those that any model has; it is empty
     if all models have the same. ``prefix`` is the base model's name, which files of the bare base model leave out.
-    ``buffers`` are patterns (:func:`re.fullmatch`) of stored names that are no parameters. ``keeps_padding`` says that
-    published models keep the padded vocabulary.
+    ``keeps_padding`` says that published models keep the padded vocabulary.
     """
 
     model_type: str
@@ -43,7 +42,6 @@ class HuggingFace:
     tensors: tuple[HfTensor, ...]
     qkv: QkvLayout
     settings: tuple[Setting, ...]
-    buffers: tuple[str, ...] = ()
     keeps_padding: bool = False
     widest: tuple[HfTensor, ...] = ()
 

@@ -40,7 +40,10 @@ def family_of(config: Mapping[str, Any]) -> ModelFamily:
         if kind != family.huggingface.model_type and (kind is not None or architecture not in names):
             continue
         if architecture not in (None, *names):
-            raise UnsupportedError(f"the architecture {architecture}: only {names[0]} is translated")
+            raise UnsupportedError(
+                f"the architecture {str(architecture)[:80]}: only {names[0]} is translated",
+                remedy="to keep its tensors under their names, --to safetensors",
+            )
         _refuse_storage(config)
         return family
     name = kind if kind is not None else architecture or "no model_type and no architectures"

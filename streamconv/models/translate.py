@@ -6,7 +6,7 @@ one, the user is asked for it by name; a default of transformers is never assume
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +16,25 @@ from streamconv.models.config.training_args import neutral_args
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ModelSizes
 
-__all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "neutral_args", "overruled"]
+__all__ = ["ConfigFiles", "Translation", "args_of", "config_of", "doubts_of", "neutral_args", "overruled"]
 
 # The place of the source, and code that is not copied: neither holds for the result.
 _LEFT_BEHIND = ("_name_or_path", "_commit_hash", "auto_map")
+_CORRECT = "correct it, or say what counts with --config FILE"
 _TIE, _VOCABULARY, _WINDOW = "tie_word_embeddings", "vocab_size", "sliding_window"
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
     """A translated ``config.json``: the training arguments; ``refusals``, entries (name and value) that no argument can
-    express; notes (what, from what); and all entries that are known.
+    express; notes (what, from what); all entries that are known; and warnings of those that are said twice.
     """
 
     args: dict[str, Any]
     refusals: tuple[str, ...]
     notes: tuple[tuple[str, str], ...]
     known: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,13 @@ def args_of(
         raise DamagedError(f"config.json: {error}") from error
     assumed = [f"{name} {known[name]}" for name in known if name not in said and known[name] is not None]
     note = (f"entries that config.json leaves out: {', '.join(assumed)}", "transformers' defaults")
-    return Translation(args, tuple(refusals), (note,) if assumed else (), known)
+    doubts = tuple(doubts_of(family, config))
+    return Translation(args, tuple(refusals), (note,) if assumed else (), known, doubts)
+
+
+def doubts_of(family: ModelFamily, config: Mapping[str, Any], what: str = "config.json") -> Iterator[str]:
+    """What a valid configuration says twice and differently: warnings of what is passed over."""
+    return (f"{what}: {words}" for setting in family.huggingface.settings for words in setting.doubts(config))
 
 
 def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvError]) -> dict[str, Any]:
@@ -85,7 +93,8 @@ def _read(family: ModelFamily, config: Mapping[str, Any], kind: type[StreamconvE
         for setting in family.huggingface.settings:
             said |= setting.read(config)
     except ValueError as error:
-        raise kind(f"{what}: {error}") from error
+        remedy = "correct it" if kind is UsageError else _CORRECT
+        raise kind(f"{what}: {error}", remedy=remedy) from error
     return said
 
 
@@ -164,7 +173,11 @@ def _from_config(
                 raise kind(f"config.json says {name} {known[name]}, the tensors have {value}")
     completed = dict(config)
     for setting in family.huggingface.settings:
-        if setting.spelled_twice:
+        if any(setting.doubts(config)):
+            # What was passed over goes: other releases may take it.
+            completed = {name: value for name, value in completed.items() if name not in setting.spellings}
+            completed |= setting.write(known)
+        elif setting.spelled_twice:
             completed |= {name: value for name, value in setting.write(known).items() if config.get(name) is None}
     return completed
 
@@ -206,7 +219,8 @@ def _from_args(
     written = dict(supplied)
     for setting in settings:
         written |= setting.write(known)
-    return written, notes, [words for setting in settings for words in setting.warnings(args)]
+    warnings = [words for setting in settings for words in setting.warnings(args)]
+    return written, notes, [*warnings, *doubts_of(family, supplied, "--config")]
 
 
 def _contradictions(

@@ -101,7 +101,7 @@ def make_plan(path: Path, given: Given) -> Plan:
         iteration=model.iteration,
         files=files,
         texts=laid_out.texts,
-        replicas=(*assembly.replicas, *_copies(model)),
+        replicas=(*assembly.replicas, *_copies(model, family)),
         replicated_policy=wanted.replicated,
         coverage=prove(assembly.sources, assembly.left_out, roles),
         facts=model.facts,
@@ -207,9 +207,12 @@ def _vocabulary(
     return plan_vocabulary(sizes.vocab, recorded, said, args, model.tp, layout.tp, model.path, is_padded=is_padded)
 
 
-def _copies(model: StoredModel) -> list[Replica]:
+def _copies(model: StoredModel, family: ModelFamily) -> list[Replica]:
     what, strict = "the word embedding", model.copies_must_equal
-    return [Replica(name, (original, copy), what, strict) for name, copy, original in model.copies]
+    remedy = f"a {family.title} model has no other head than its embedding: remove the copy, if the embedding is right"
+    if any(parameter.section is Section.HEAD for parameter in family.parameters):
+        remedy = 'say {"tie_word_embeddings": false} in --config to keep both'
+    return [Replica(name, (original, copy), what, strict, remedy) for name, copy, original in model.copies]
 
 
 def _choices(

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamconv.containers.pickles.writer import StoredTensor
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import UsageError
+from streamconv.core.errors import UnsupportedError, UsageError
 from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.target import FileLayout, NameSlot, Slot, TargetFile, TargetFiles
@@ -41,9 +41,14 @@ class Filler:
 
         Raises:
             UsageError: the parameter does not divide over the ranks.
+            UnsupportedError: its parts have unlike dtypes, are fused in this slot, and are not cast.
         """
         parameter = self.family.parameter(slot.parameter)
         whole = self.assembly.whole[slot.parameter]
+        if self.dtype is not None:
+            whole = tuple(tensor.cast(self.dtype) for tensor in whole)
+        elif slot.part is None:
+            _refuse_unlike(parameter, slot.parameter.name, whole)
         self._refuse_rest(parameter, slot.parameter.name, whole)
         if slot.part is not None:
             tensor = part_of(parameter, whole, slot.part, self.tp, rank.tp)
@@ -53,7 +58,7 @@ class Filler:
             tensor = tensor.permute(*reversed(range(len(tensor.shape))))
         if slot.stacked:
             tensor = tensor.unflatten(0, 1, tensor.shape[0])
-        return tensor if self.dtype is None else tensor.cast(self.dtype)
+        return tensor
 
     def _refuse_rest(self, parameter: Parameter, name: str, whole: Sequence[LazyTensor]) -> None:
         """Refuse rows that do not divide over the ranks. Groups of heads that do not divide are cut by rows."""
@@ -83,6 +88,16 @@ class Filler:
         """The name of the group that is proved together: all shards and parts of a parameter; each copy is a group."""
         is_cut = self.family.parameter(slot.parameter).axis is not None
         return f"{slot.parameter.name}, copy {copy}" + ("" if is_cut else f" on rank {rank.tp}")
+
+
+def _refuse_unlike(parameter: Parameter, name: str, whole: Sequence[LazyTensor]) -> None:
+    """Refuse to fuse parts of unlike dtypes: one tensor of a file has one."""
+    if len({tensor.dtype for tensor in whole}) > 1:
+        parts = ", ".join(f"{part} {tensor.dtype}" for part, tensor in zip(parameter.parts, whole, strict=True))
+        raise UnsupportedError(
+            f"{name} is stored in parts of unlike dtypes ({parts}), and the target has them in one tensor",
+            remedy="say --dtype bf16, or another dtype for all",
+        )
 
 
 AnySlot = Slot | NameSlot

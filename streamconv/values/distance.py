@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["bits_differ", "distance", "numbers"]
+__all__ = ["bits_differ", "distance", "numbers", "numbers_differ"]
 
 NDArray = npt.NDArray[Any]
 
@@ -26,6 +26,16 @@ def bits_differ(left: NDArray, right: NDArray) -> NDArray | None:
 def numbers(array: NDArray) -> NDArray:
     """An array in double precision, to calculate with; complex arrays as they are."""
     return array if np.issubdtype(array.dtype, np.complexfloating) else array.astype(np.float64)
+
+
+def numbers_differ(left: NDArray, right: NDArray) -> NDArray | None:
+    """Which elements of two arrays of one shape differ in value, whatever their dtypes; None if none does.
+
+    Two NaNs are equal, and so are the two zeros.
+    """
+    values = numbers(left), numbers(right)
+    differs: NDArray = (values[0] != values[1]) & ~(np.isnan(values[0]) & np.isnan(values[1]))
+    return differs if differs.any() else None
 
 
 def distance(left: NDArray, right: NDArray) -> tuple[float, float]:

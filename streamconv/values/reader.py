@@ -76,7 +76,8 @@ class TensorReader:
     def read(self, tensor: LazyTensor) -> NDArray:
         """The elements of a tensor that is not empty, as :func:`parts` cuts it, in the type that is stored.
 
-        Zeros that are stored nowhere have the tensor's own type.
+        Zeros that are stored nowhere have the tensor's own type, and what is stored in several types is in double
+        precision.
 
         Raises:
             DamagedError: a record's CRC-32 is not the recorded one.
@@ -84,8 +85,8 @@ class TensorReader:
         """
         if len(tensor.pieces) == 1 and tensor.pieces[0].is_stored:
             return self._view(tensor.pieces[0].views[0], tensor.pieces[0].shape)
-        computed = any(piece.views and not piece.is_stored for piece in tensor.pieces)
-        stored = next((view.dtype for piece in tensor.pieces for view in piece.views), tensor.dtype)
+        stored, *others = {view.dtype for piece in tensor.pieces for view in piece.views} or {tensor.dtype}
+        computed = bool(others) or any(piece.views and not piece.is_stored for piece in tensor.pieces)
         dtype = np.dtype(np.float64) if computed else stored.numpy
         whole: NDArray = (
             np.empty(tensor.shape, dtype)

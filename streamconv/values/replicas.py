@@ -20,7 +20,7 @@ from streamconv.core.replica import Replica
 from streamconv.io.checksums import SourceChecksums
 from streamconv.io.unread import read_unread
 from streamconv.memory.fit import largest_block
-from streamconv.values.distance import bits_differ, distance, numbers
+from streamconv.values.distance import bits_differ, distance, numbers, numbers_differ
 from streamconv.values.reader import TensorReader, parts
 
 __all__ = ["Drift", "compare_replicas"]
@@ -71,7 +71,7 @@ def compare_replicas(
                 raise DifferenceError(
                     f"{drift.name} differs from {drift.original} in {drift.elements} elements, by at most "
                     f"{drift.largest:g}, though the configuration says that they are one",
-                    remedy='say {"tie_word_embeddings": false} in --config to keep both',
+                    remedy=replica.remedy,
                 )
             drifts += [drift] if drift is not None else []
         if read_later is None:
@@ -110,7 +110,10 @@ class _Comparison:
         return Drift(replica.name, () if replica.original else tuple(ranks), most, largest, replica.original)
 
     def difference(self, first: LazyTensor, second: LazyTensor) -> tuple[int, float]:
-        """(elements whose bits differ, largest difference in value) of two stored tensors of one shape and dtype."""
+        """(elements that differ, largest difference in value) of two stored tensors of one shape.
+
+        Of one dtype their bits are compared, of unlike dtypes their values, in double precision, which is exact.
+        """
         elements, largest = 0, 0.0
         for _, part in parts((first, second), self.nbytes):
             arrays = [reader.read(tensor) for reader, tensor in zip(self.readers, part, strict=True)]
@@ -120,7 +123,7 @@ class _Comparison:
 
 
 def _differing(first: NDArray, second: NDArray) -> tuple[int, float]:
-    differs = bits_differ(first, second)
+    differs = (bits_differ if first.dtype == second.dtype else numbers_differ)(first, second)
     if differs is None:
         return 0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):

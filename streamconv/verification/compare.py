@@ -18,7 +18,7 @@ from streamconv.core.dtypes import DType, cast_into
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import put
 from streamconv.io.checksums import SourceChecksums
-from streamconv.values.distance import bits_differ, distance, numbers
+from streamconv.values.distance import bits_differ, distance, numbers, numbers_differ
 from streamconv.values.sweep import Part, SweepSettings, sweep
 from streamconv.verification.comparison import Comparison, ShapeDifference, TensorPlace, ValueDifference
 from streamconv.verification.side import Copy, Side
@@ -160,7 +160,7 @@ class _Look:
         meant = self.types[part.item]
         # Cast in one step: a mean in double precision is rounded once, as by a conversion.
         left, right = _as(left, meant[self.cast]), _as(right, meant[1])
-        differs = (bits_differ if left.dtype == right.dtype else _numbers_differ)(left, right)
+        differs = (bits_differ if left.dtype == right.dtype else numbers_differ)(left, right)
         if differs is None:
             return None
         where = np.argwhere(differs)[0]
@@ -211,12 +211,6 @@ def _as(array: NDArray, dtype: DType) -> NDArray:
     result = np.empty(array.shape, dtype.numpy)
     cast_into(array, result)
     return result
-
-
-def _numbers_differ(left: NDArray, right: NDArray) -> NDArray | None:
-    values = numbers(left), numbers(right)
-    differs: NDArray = (values[0] != values[1]) & ~(np.isnan(values[0]) & np.isnan(values[1]))
-    return differs if differs.any() else None
 
 
 def _number(value: Any) -> float | None:

@@ -234,3 +234,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="one shape and dtype"):
             mean([a, other])
     assert prod(a.shape) == a.numel
+
+
+def test_tensors_of_unlike_types_are_joined_as_a_type_that_is_said_and_taken_apart_as_stored(tmp_path: Path) -> None:
+    wide, narrow = torch.rand(3, 4), torch.rand(2, 4).bfloat16()
+    parts = stored(tmp_path / "f.pt", wide, narrow)
+    with pytest.raises(ValueError, match="cannot join"):
+        concat(parts, 0)
+    joined = concat(parts, 0, DTYPES["float16"])
+    assert torch.equal(joined.torch(), torch.cat([wide.half(), narrow.half()]))
+    assert joined.as_stored() is joined
+    assert [joined.slice(0, start, stop).as_stored() for start, stop in ((0, 3), (3, 5))] == parts
+    with pytest.raises(ValueError, match="cannot join"):
+        concat([parts[0], parts[1].permute(1, 0)], 0, DTYPES["float16"])

@@ -205,10 +205,17 @@ def test_the_index_and_the_shards_must_agree(tmp_path: Path) -> None:
     index["weight_map"]["model.layers.0.self_attn.v_proj.weight"] = SHARDS[1]
     (folder / INDEX).write_text(json.dumps(index))
     report = look(folder)
-    assert f"not where the index says, the first is model.layers.0.self_attn.v_proj.weight of {SHARDS[1]}" in words_of(
-        report
+    words = (
+        "1 tensors are in another file than the index says, and are read there: model.layers.0.self_attn.v_proj.weight"
     )
-    assert f"not in the index, the first is model.layers.0.mlp.gate_proj.weight of {SHARDS[0]}" in words_of(report)
+    assert words in words_of(report)
+    words = "1 tensors are not in the index, and are read, as by transformers: model.layers.0.mlp.gate_proj.weight"
+    assert words in words_of(report)
+    assert report.exit_code == 0
+    index["weight_map"]["lm_head.weight"] = SHARDS[1]
+    index["weight_map"]["model.norm.bias"] = SHARDS[1]
+    (folder / INDEX).write_text(json.dumps(index))
+    assert "in the index, and in no file: model.norm.bias, and the model has none of them" in words_of(look(folder))
     (folder / SHARDS[1]).unlink()
     report = look(folder)
     assert f"the shard {SHARDS[1]} is missing" in words_of(report)

@@ -160,3 +160,12 @@ def test_a_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.pt").write_bytes(data[:5000])
     with closing(TensorReader("pread", 1 << 16)) as reader, pytest.raises(StorageError, match="were when"):
         reader.read(tensor)
+
+
+def test_what_is_stored_in_several_types_is_read_in_double_precision(tmp_path: Path) -> None:
+    wide, narrow = torch.full((3, 4), 1 + 2**-20), counted(2, 4, dtype=torch.bfloat16)
+    joined = concat(stored(tmp_path / "f.pt", wide, narrow), 0, DTYPES["bfloat16"])
+    with closing(TensorReader("pread", 1 << 16)) as reader:
+        found = reader.read(joined)
+    assert found.dtype == np.float64
+    assert np.array_equal(found, torch.cat([wide.double(), narrow.double()]).numpy())

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from streamconv.containers.json_file import read_config
 from streamconv.formats.common.model_shards import json_text
-from streamconv.formats.huggingface.names import CONFIG, GENERATION
+from streamconv.formats.huggingface.generation import read_generation
+from streamconv.formats.huggingface.names import CONFIG
 from streamconv.io.reading import reading
 from streamconv.models.config.generation import StoredConfig
 
-__all__ = ["config_text", "read_stored_config"]
+__all__ = ["config_text", "dtype_name", "read_stored_config"]
+
+_DTYPES = ("dtype", "torch_dtype")
 
 
-def read_stored_config(folder: Path) -> StoredConfig | None:
-    """The ``config.json`` of a folder with the ``generation_config.json`` beside it, None if there is none.
+def read_stored_config(folder: Path) -> tuple[StoredConfig | None, list[str]]:
+    """(``config.json`` of a folder with the ``generation_config.json`` beside it, None if there is none; warnings).
 
     Raises:
-        DamagedError: one of them is no JSON object.
+        DamagedError: ``config.json`` is no JSON object.
     """
     if not (folder / CONFIG).is_file():
-        return None
+        return None, []
     config = StoredConfig(read_config(folder / CONFIG))
-    config.generation = read_config(folder / GENERATION) if (folder / GENERATION).is_file() else None
-    return config
+    config.generation, faults = read_generation(folder)
+    return config, faults
+
+
+def dtype_name(stored: Sequence[str], config: Mapping[str, Any] | None) -> str:
+    """The dtype that a model is loaded in: of unlike ones that of the source's config.json, else the commonest.
+
+    Args:
+        stored: the dtypes of its floating tensors.
+        config: the source's ``config.json``, None if it has none.
+    """
+    own = {name for name in set(stored) if name in [(config or {}).get(entry) for entry in _DTYPES]}
+    return own.pop() if len(own) == 1 else max(sorted(set(stored)), key=stored.count)
 
 
 def config_text(path: Path, config: Mapping[str, Any] | None, said: Mapping[str, Any], dtype: str | None) -> str:
@@ -38,7 +52,7 @@ def config_text(path: Path, config: Mapping[str, Any] | None, said: Mapping[str,
         dtype: the dtype of most of the tensors, None if none is floating.
     """
     entries = {**(config or {}), **said}
-    known = [name for name in ("dtype", "torch_dtype") if name in entries]
+    known = [name for name in _DTYPES if name in entries]
     if dtype is not None:
         entries |= dict.fromkeys(known or ("dtype",) * bool(entries.get("model_type")), dtype)
     if config is not None and entries == dict(config):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.huggingface.passed_over import is_buffer
 from streamconv.formats.target import Slot
 from streamconv.models.biases import entry_of
 from streamconv.models.family import ModelFamily
@@ -36,6 +37,7 @@ class HfTensors:
 
     tensors: dict[ParameterId, LazyTensor]
     num_layers: int
+    head_name: str
     head_copy: LazyTensor | None
     buffers: dict[str, LazyTensor]
 
@@ -45,14 +47,15 @@ class HfNames:
 
     words: ParameterId = WORDS
 
-    def __init__(self, family: ModelFamily) -> None:
+    def __init__(self, family: ModelFamily, architectures: object = None) -> None:
+        """``architectures`` is that entry of ``config.json``, for messages."""
+        self.architectures = architectures
         self.family, self.table = family, family.huggingface
         self._by_name = {row.name: row for row in self.table.tensors}
         # Tensors that only other models of the family have.
         self._others = {row.name: row for row in self.table.widest if row.name not in self._by_name}
         # A name has at most one layer number, between dots.
         self._number = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
-        self._buffers = [re.compile(pattern) for pattern in self.table.buffers]
         heads = [row.name for row in self.table.tensors if row.section is Section.HEAD]
         self._head = heads[0] if heads else TIED_HEAD
 
@@ -72,11 +75,17 @@ class HfNames:
         rows, head, buffers = self._sort(stored, where, is_tied=is_tied)
         layers = {layer for _, layer in rows if layer >= 0}
         if not layers or layers != set(range(len(layers))):
-            raise DamagedError(f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap", where=where)
+            words = f"layers are numbered {sorted(layers)[:8]}, not from 0 without a gap" if layers else "no layers"
+            raise DamagedError(words, where=where, remedy="fetch the model again")
+        if head is not None and (words_row := self._row_of(self.words)) and (words_row.name, -1) not in rows:
+            # The head alone is stored: transformers ties the other way round [``modeling_utils.py:tie_weights``].
+            rows[words_row.name, -1], head = head, None
         self._check_parts(rows, args, where)
+        if not is_tied and (self._head, -1) not in rows:
+            raise self._no_head(rows, stored, where)
         tensors = dict(self._places(rows, len(layers), where, is_tied=is_tied))
         head = self._check_words(tensors[self.words], head, where)
-        return HfTensors(tensors, len(layers), head, buffers)
+        return HfTensors(tensors, len(layers), self._head, head, buffers)
 
     def _sort(
         self, stored: Mapping[str, LazyTensor], where: Path, *, is_tied: bool
@@ -106,15 +115,17 @@ class HfNames:
                         f"{name} is stored twice, with the prefix {self.table.prefix} and without", where=where
                     )
                 rows[row.name, layer] = tensor
-            elif any(pattern.fullmatch(name) for pattern in self._buffers):
-                buffers[name] = tensor
             elif (other := self._row(name, self._others)) is not None:
                 raise self._not_said(name, other[0], where)
+            elif is_buffer(name, tensor):
+                buffers[name] = tensor
             else:
                 raise UnsupportedError(
                     f"{name[:200]}: no tensor of {self.family.title} as transformers stores it "
                     f"({self.table.architecture})",
                     where=where,
+                    remedy="transformers passes over it: to go without, load the model with it and save it again; "
+                    "--to safetensors keeps all tensors under their names",
                 )
         return rows, head, buffers
 
@@ -124,13 +135,19 @@ class HfNames:
             raise DamagedError(f"the word embedding has shape {words.shape}, not two axes", where=where)
         if head is None or head.pieces == words.pieces:
             return None
-        if (head.shape, head.dtype) != (words.shape, words.dtype):
+        if head.shape != words.shape or not head.dtype.is_floating:
+            remedy = 'if they are two, say {"tie_word_embeddings": false} in --config FILE'
             raise DamagedError(
                 f"{self._head} is {head.shape} {head.dtype}, the embedding that it is tied to is {words.shape} "
                 f"{words.dtype}",
                 where=where,
+                remedy=remedy if self._head in self._by_name else None,
             )
         return head
+
+    def _row_of(self, parameter: ParameterId) -> HfTensor | None:
+        """The first stored tensor of a parameter, None if the family has none."""
+        return next(iter(self.table.of(parameter.section, parameter.key)), None)
 
     def _row(self, name: str, rows: Mapping[str, HfTensor]) -> tuple[HfTensor, int] | None:
         """The row of a stored name and its layer's number, -1 outside the layers; the prefix may be missing."""
@@ -146,7 +163,7 @@ class HfNames:
         return None
 
     def _check_parts(self, rows: Mapping[tuple[str, int], LazyTensor], args: Mapping[str, Any], where: Path) -> None:
-        """Check the rows and dtype of each part now: once parts are joined, their borders are lost."""
+        """Check the rows of each part now: once parts are joined, their borders are lost."""
         groups, heads = (args[name] * args["kv_channels"] for name in ("num_key_value_heads", "num_attention_heads"))
         heights = {"query": heads, "key": groups, "value": groups}
         heights |= dict.fromkeys(("gate", "up"), args["ffn_hidden_size"])
@@ -160,8 +177,6 @@ class HfNames:
             words = f"{name.format(layer=layer)} is {tensor.shape} {tensor.dtype}"
             if tensor.shape[:1] != (heights[row.part or ""],) or tensor.shape[1:] != other.shape[1:]:
                 raise DamagedError(f"{words}: it should have {heights[row.part or '']} rows", where=where)
-            if tensor.dtype != other.dtype:
-                raise UnsupportedError(f"{words}, and what it is fused with is {other.dtype}", where=where)
 
     def _places(
         self, rows: Mapping[tuple[str, int], LazyTensor], num_layers: int, where: Path, *, is_tied: bool
@@ -180,9 +195,27 @@ class HfNames:
                 if len(parts) > 1:
                     parts.sort(key=lambda pair: parameter.parts.index(pair[0].part or ""))
                 whole = [_upright(row, layer, tensor, where) for row, tensor in parts]
-                yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0)
+                # Parts of unlike dtypes keep them: the dtype of the whole is only a name until something fuses them.
+                widest = max((tensor.dtype for tensor in whole), key=lambda dtype: dtype.itemsize)
+                yield parameter.of(layer), whole[0] if len(whole) == 1 else concat(whole, 0, widest)
         for name, layer in left:
             raise UnsupportedError(f"{name.format(layer=layer)}: it is part of no parameter", where=where)
+
+    def _no_head(
+        self, rows: Collection[tuple[str, int]], stored: Collection[str], where: Path
+    ) -> DamagedError | UnsupportedError:
+        """The error for a model whose head is neither stored nor the embedding: base models have none."""
+        tied = 'if its head is the embedding, say {"tie_word_embeddings": true} in --config FILE'
+        what = f"{self._head} is not stored, and tie_word_embeddings is false"
+        said = self.architectures[0] if isinstance(self.architectures, list) and self.architectures else None
+        if any(name in stored for name, _ in rows) and not str(said).endswith("Model"):
+            return DamagedError(what, where=where, remedy=f"fetch the model again; or, {tied}")
+        words = f"architectures says {str(said)[:80]}" if said else f"its names lack the prefix {self.table.prefix}"
+        return UnsupportedError(
+            f"{what}: a base model, which has no head ({words})",
+            where=where,
+            remedy=f"{tied}; to keep it as it is, --to safetensors",
+        )
 
     def _missing(self, row: HfTensor, layer: int, where: Path) -> DamagedError:
         what = f"{row.name.format(layer=layer)} is missing"

@@ -8,8 +8,10 @@ from typing import Any
 
 from streamconv.core.errors import DamagedError, SourceError, StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.text import shown
 from streamconv.formats.common.shards import check_axes
-from streamconv.formats.huggingface.names import CONFIG, TIED_HEAD, HfNames, HfTensors
+from streamconv.formats.huggingface.names import CONFIG, HfNames, HfTensors
+from streamconv.formats.huggingface.passed_over import dropped_buffers
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
 from streamconv.formats.source import Dropped, StoredModel
@@ -21,7 +23,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder
 from streamconv.models.parameter import ParameterId
 from streamconv.models.registry import family_of
-from streamconv.models.translate import args_of, overruled
+from streamconv.models.translate import args_of, doubts_of, overruled
 
 __all__ = ["own_names", "parameters_of", "refuse_placeholders"]
 
@@ -51,7 +53,7 @@ def parameters_of(model: NamedModel, options: SourceOptions) -> StoredModel:
     config = overruled(family, own, options.entries)
     translation = args_of(family, config)
     family, args = family.having(said_by(translation.known)), translation.args
-    names = HfNames(family)
+    names = HfNames(family, own.get("architectures"))
     model = without_wrappers(model, own_names(config))
     read = names.read(model.tensors, args, model.path)
     if args["num_layers"] != read.num_layers:
@@ -74,13 +76,17 @@ def parameters_of(model: NamedModel, options: SourceOptions) -> StoredModel:
         config=own,
         family=family.name,
         named=model.named,
-        copies=() if read.head_copy is None else ((TIED_HEAD, read.head_copy, read.tensors[names.words]),),
+        copies=() if read.head_copy is None else ((read.head_name, read.head_copy, read.tensors[names.words]),),
         copies_must_equal=True,
         called=names.stored_name,
         home=model.home,
         masters=model.masters,
     )
-    return stored.noting(facts=model.facts, warnings=model.warnings, dropped=[*_left_behind(read), *model.dropped])
+    return stored.noting(
+        facts=model.facts,
+        warnings=[*translation.warnings, *doubts_of(family, options.entries, "--config"), *model.warnings],
+        dropped=[*_left_behind(read), *model.dropped],
+    )
 
 
 def own_names(config: Mapping[str, Any]) -> frozenset[str]:
@@ -114,25 +120,26 @@ def _wrong_layers(path: Path, family: ModelFamily, said: int, found: int) -> Dam
     """The error for a wrong count: transformers builds the layers that the configuration counts, and ignores more."""
     entry = next(row.entry for row in family.huggingface.settings if isinstance(row, Size) and row.size == "num_layers")
     words = f"{CONFIG} says {said} layers, {found} are there"
+    counts = f'say {{"{entry}": {found}}} in --config FILE'
     if found < said:
-        return DamagedError(words, where=path, remedy="fetch the missing shards again")
-    remedy = f"set {entry} to {found} in {CONFIG}, or remove the layers from {said} on, if they are not the model's"
-    return DamagedError(words, where=path, remedy=remedy)
+        return DamagedError(words, where=path, remedy=f"fetch the model again; or, if it has {found}, {counts}")
+    rest = f"the layers from {said} on, which transformers passes over: load the model with it and save it again"
+    return DamagedError(words, where=path, remedy=f"if all are the model's, {counts}; to go without {rest}")
 
 
 def _left_behind(read: HfTensors) -> Iterator[Dropped]:
     """The tensors that are not converted: a tied head's copy, which must equal the embedding, and buffers."""
     if read.head_copy is not None:
-        yield Dropped(TIED_HEAD, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
-    if read.buffers:
-        nbytes = sum(tensor.nbytes for tensor in read.buffers.values())
-        yield Dropped(f"{len(read.buffers)} buffers", nbytes, "no parameters: computed when it is built")
+        yield Dropped(read.head_name, read.head_copy.nbytes, f"a copy of the word embedding, {CONFIG} says")
+    yield from dropped_buffers(read.buffers)
 
 
 def _vocabulary(path: Path, config: Mapping[str, Any], words: LazyTensor) -> int:
-    size = config.get("vocab_size")
-    if size != words.shape[0]:
+    size, rows = config.get("vocab_size"), words.shape[0]
+    if size != rows:
         raise DamagedError(
-            f"{CONFIG} says a vocabulary of {size!r}, the embedding has {words.shape[0]} rows", where=path
+            f"{CONFIG} says a vocabulary of {shown(size)}, the embedding has {rows} rows",
+            where=path,
+            remedy=f'fetch the model again; or, if all are the model\'s, say {{"vocab_size": {rows}}} in --config FILE',
         )
-    return words.shape[0]
+    return rows

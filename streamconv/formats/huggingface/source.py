@@ -47,10 +47,12 @@ def open_model(path: Path, options: HuggingFaceSourceOptions) -> NamedModel:
         layout="TP 1 x PP 1",
         tensors=weights.tensors,
         placeholders=_placeholders(weights.tensors),
+        lost=weights.lost,
         named={file.path: file.globals for file in weights.files},
     )
     return model.noting(
-        facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")], warnings=[unread] if weights.others else []
+        facts=[Fact(weights.words, f"{len(weights.tensors)} tensors")],
+        warnings=[*weights.doubts, *([unread] if weights.others else [])],
     )
 
 

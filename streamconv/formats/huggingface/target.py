@@ -8,6 +8,7 @@ from __future__ import annotations
 from streamconv.containers.safetensors.writer import plan_safetensors_file
 from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.common.model_shards import indexed, json_text, shard_names, shards_of
+from streamconv.formats.huggingface.configuration import dtype_name
 from streamconv.formats.huggingface.names import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS, HfNames
 from streamconv.formats.huggingface.options import HuggingFaceOptions
 from streamconv.formats.huggingface.refusals import refusal
@@ -45,14 +46,13 @@ def lay_out(model: TargetModel[HuggingFaceOptions]) -> TargetFiles:
         TargetFile(path, plan_safetensors_file, FIRST_RANK, shard, "")
         for path, shard in zip(paths, shards, strict=True)
     ]
-    dtypes = [model.dtype or tensor.dtype for _, _, tensor in sized if tensor.dtype.is_floating]
     written = config_of(
         model.family,
         model.sizes,
         args=model.args if model.config is None else None,
         config=model.config,
         supplied=model.supplied,
-        dtype_name=max(set(dtypes), key=dtypes.count).name,
+        dtype_name=dtype_name([tensor.dtype.name for _, _, tensor in sized if tensor.dtype.is_floating], model.config),
         has_head=model.has_head,
     )
     small = {GENERATION: json_text(written.generation_config)}

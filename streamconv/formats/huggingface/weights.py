@@ -6,8 +6,9 @@ Files are looked for in the order of ``transformers/modeling_utils.py:_get_resol
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from streamconv.containers.json_file import read_entries
@@ -15,11 +16,11 @@ from streamconv.containers.open_any import open_any
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.common.faults import Faults
+from streamconv.formats.common.faults import Faults, listed
 from streamconv.formats.huggingface.names import INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.recorded import is_child_name
 
-__all__ = ["Weights", "check_shards", "open_weights", "read_index", "weight_files"]
+__all__ = ["Disagreements", "Weights", "check_shards", "open_weights", "read_index", "weight_files"]
 
 _MAX_INDEX_NBYTES = 64 << 20
 _AGAIN = "fetch it again"
@@ -29,7 +30,8 @@ _AGAIN = "fetch it again"
 class Weights:
     """A model's tensors by name, and the files that hold them.
 
-    ``where`` is the index or the single file, ``words`` describes it, ``others`` are weight files that are not read.
+    ``where`` is the index or the single file, ``words`` describes it, ``others`` are weight files that are not read,
+    ``doubts`` are warnings of what the index and its shards do not agree on, ``lost`` names that it has, and no file.
     """
 
     tensors: dict[str, LazyTensor]
@@ -37,6 +39,19 @@ class Weights:
     where: Path
     words: str
     others: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreements:
+    """What an index and its shards do not agree on, each in words, empty if there is none: tensors that the index does
+    not name, that are in another file than it says, and that are in no file.
+    """
+
+    unlisted: str
+    moved: str
+    lost: str
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -69,10 +84,15 @@ def open_weights(folder: Path) -> Weights:
     weight_map = read_index(index, strict)
     files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
     tensors = {name: file.tensors() for name, file in files.items()}
-    check_shards(index, weight_map, tensors, strict)
-    whole = {tensor: tensors[name][tensor] for tensor, name in weight_map.items()}
+    found = check_shards(index, weight_map, tensors, strict)
+    doubts = tuple(words for words in (found.unlisted, found.moved, found.lost) if words)
+    # In the order of the index, then what it does not name.
+    order = dict.fromkeys((*weight_map, *chain.from_iterable(tensors.values())))
+    there = {name: tensor for stored in tensors.values() for name, tensor in stored.items()}
+    whole = {name: there[name] for name in order if name in there}
     words = f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}"
-    return Weights(whole, tuple(files.values()), index, words, tuple(others))
+    lost = tuple(name for name in order if name not in there)
+    return Weights(whole, tuple(files.values()), index, words, tuple(others), doubts, lost)
 
 
 def read_index(path: Path, faults: Faults) -> dict[str, str]:
@@ -98,8 +118,12 @@ def read_index(path: Path, faults: Faults) -> dict[str, str]:
 
 def check_shards(
     index: Path, weight_map: Mapping[str, str], stored: Mapping[str, Collection[str]], faults: Faults
-) -> None:
-    """Check that each tensor is in the file that the index names, and in no other.
+) -> Disagreements:
+    """Check that each tensor is in one file, and return what the index says otherwise.
+
+    transformers takes the names of the files from the index, and reads each file whole [``modeling_utils.py:
+    _load_pretrained_model``]: a tensor that the index does not name, or places in another of its files, is read; one
+    that no file has is missing only if the model needs it.
 
     Args:
         index: its path, for messages.
@@ -108,13 +132,26 @@ def check_shards(
         faults: raises or collects the faults.
 
     Raises:
-        DamagedError: ``faults`` is strict, and they disagree.
+        DamagedError: ``faults`` is strict, and a tensor is in two files.
     """
-    there = {(file, name) for file, names in stored.items() for name in names}
-    wanted = {(file, name) for name, file in weight_map.items() if file in stored}
-    for what, pairs in (("not where the index says", wanted - there), ("not in the index", there - wanted)):
-        if pairs:
-            file, name = min(pairs)
-            elsewhere = f", which says {weight_map[name]}" if what.endswith("index") and name in weight_map else ""
-            words = f"{len(pairs)} tensors are {what}, the first is {name} of {file}{elsewhere}"
+    homes: dict[str, list[str]] = {}
+    for file in sorted(stored):
+        for name in stored[file]:
+            homes.setdefault(name, []).append(file)
+    for name, files in homes.items():
+        if len(files) > 1:
+            words = f"{name[:200]} is in {listed(files, len(files))}: which of them counts is not certain"
             faults.note(DamagedError(words, where=index, remedy=_AGAIN))
+            break
+    unlisted = [name for name in homes if name not in weight_map]
+    moved = [name for name, file in weight_map.items() if file in stored and file not in homes.get(name, [file])]
+    lost = [name for name, file in weight_map.items() if file in stored and name not in homes]
+    return Disagreements(
+        _words(index, "are not in the index, and are read, as by transformers", unlisted),
+        _words(index, "are in another file than the index says, and are read there", moved),
+        _words(index, "are in the index, and in no file", lost),
+    )
+
+
+def _words(index: Path, what: str, names: Sequence[str]) -> str:
+    return f"{index.name}: {len(names)} tensors {what}: {listed(names, len(names))}" if names else ""

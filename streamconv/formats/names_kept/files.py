@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from streamconv.core.dtypes import DType
 from streamconv.core.layout import FIRST_RANK
 from streamconv.formats.common.model_shards import indexed, shard_names, shards_of
-from streamconv.formats.huggingface.configuration import config_text
+from streamconv.formats.huggingface.configuration import config_text, dtype_name
 from streamconv.formats.huggingface.names import CONFIG, GENERATION
 from streamconv.formats.source import Fact
 from streamconv.formats.target import Container, NamedTarget, NameSlot, TargetFile, TargetFiles
@@ -76,6 +75,6 @@ def _config(model: NamedTarget) -> str | None:
     """The text of ``config.json``: that of the source, with the result's dtype and the user's entries."""
     if model.config is None and "model_type" not in model.supplied:
         return None
-    dtypes = [tensor.dtype for tensor in model.tensors.values() if tensor.dtype.is_floating]
-    dtype: DType | None = max(set(dtypes), key=dtypes.count) if dtypes else None
-    return config_text(model.home / CONFIG, model.config, model.supplied, None if dtype is None else dtype.name)
+    dtypes = [tensor.dtype.name for tensor in model.tensors.values() if tensor.dtype.is_floating]
+    dtype = dtype_name(dtypes, model.config) if dtypes else None
+    return config_text(model.home / CONFIG, model.config, model.supplied, dtype)

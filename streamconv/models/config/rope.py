@@ -16,6 +16,7 @@ from streamconv.models.parameter import ModelSizes
 __all__ = ["Rope", "scaling_of"]
 
 _PARTIAL = "partial_rotary_factor"
+_FIRST = "rope_scaling, which is there too,"
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor", "type", "rope_type")
 
 
@@ -26,6 +27,9 @@ class Rope(Setting):
     transformers 5 has all three in ``rope_parameters`` [``modeling_rope_utils.py:RotaryEmbeddingConfigMixin``]. Earlier
     releases have ``rope_theta`` (in some families ``base``) and ``rope_scaling``, the names used here. ``part`` is the
     earlier name of the rotated part, ``default_part`` its default; where ``part`` is None the whole head is rotated.
+
+    Where they differ, transformers 5.23 takes ``rope_scaling`` if it is not empty, else ``rope_parameters``, and what
+    that table leaves out from the entries beside it [``convert_rope_params_to_dict``]. So does :meth:`read`.
     """
 
     base: str = "rope_theta"
@@ -49,19 +53,32 @@ class Rope(Setting):
         return tuple(name for name in self.entries if name != "rope_scaling")
 
     def read(self, config: Config) -> dict[str, Any]:
-        old, new = _table(config, "rope_scaling"), _table(config, "rope_parameters")
-        theta = _agreed(("rope_theta", old), ("rope_theta", new), (self.base, config), ("rope_theta", config))
+        table = _table(config, "rope_scaling") or _table(config, "rope_parameters")
+        theta = _first(("rope_theta", table), (self.base, config), ("rope_theta", config))
         values: dict[str, Any] = {} if theta is None else {"rope_theta": float(positive("rope_theta", theta))}
         if self.part:
-            part = _agreed((_PARTIAL, old), (_PARTIAL, new), (self.part, config), (_PARTIAL, config))
+            part = _first((_PARTIAL, table), (self.part, config), (_PARTIAL, config))
             if part is not None and part > 1:
                 raise ValueError(f"{self.part} is {part}, above 1: it is the part of each head that is turned")
             values |= {} if part is None else {self.part: float(part)}
-        if old or new or any(name in config for name in ("rope_scaling", "rope_parameters")):
-            values["rope_scaling"] = _scaling(old) if old else _scaling(new)
-        if old and new and _scaling(old) != _scaling(new):
-            raise ValueError(f"rope_scaling is {old}, rope_parameters is {new}: they mean the same")
+        if table or any(name in config for name in ("rope_scaling", "rope_parameters")):
+            values["rope_scaling"] = _scaling(table)
         return values
+
+    def doubts(self, config: Config) -> Iterator[str]:
+        tables = {name: table for name in ("rope_scaling", "rope_parameters") if (table := _table(config, name))}
+        known = {**self.defaults(config, {}), **self.read(config)}
+        for name, table in tables.items():
+            if _scaling(table) != known["rope_scaling"]:
+                yield f"{name} is {shown(table)}, and {_FIRST} counts, as in transformers"
+        names = {"rope_theta": ("rope_theta", self.base)} | ({self.part: (_PARTIAL, self.part)} if self.part else {})
+        for entry, (inside, *others) in names.items():
+            places = [(name, table, inside) for name, table in tables.items()]
+            places += [("", config, name) for name in dict.fromkeys((*others, inside))]
+            for place, table, name in places:
+                if table.get(name) not in (None, known[entry]):
+                    words = f"{name} is {shown(table[name])}{f' in {place}' if place else ''}"
+                    yield f"{words}: passed over for {known[entry]}, as by transformers"
 
     def overrule(self, config: Config, said: Config) -> dict[str, Any]:
         """One table may hold all three: what ``said`` contains is replaced, and the rest of the table stays."""
@@ -132,13 +149,9 @@ def _table(config: Config, name: str) -> Mapping[str, Any]:
     return table
 
 
-def _agreed(*places: tuple[str, Mapping[str, Any]]) -> float | int | None:
-    """The value on which all places that have one agree; None if no place has one."""
-    said = [(name, number(name, table[name])) for name, table in places if table.get(name) is not None]
-    for name, value in said:
-        if value != said[0][1]:
-            raise ValueError(f"{said[0][0]} is {said[0][1]} in rope_parameters or rope_scaling, and {name} is {value}")
-    return said[0][1] if said else None
+def _first(*places: tuple[str, Mapping[str, Any]]) -> float | int | None:
+    """The value in the first place that has one; None if no place has one."""
+    return next((number(name, table[name]) for name, table in places if table.get(name) is not None), None)
 
 
 def _scaling(table: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Size, Tied
 from streamconv.models.config.sizes import usual_sizes
-from streamconv.models.families.llama import BUFFERS, PARAMETERS, tensors
+from streamconv.models.families.llama import PARAMETERS, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.mechanisms import (
@@ -69,7 +69,6 @@ FAMILY = ModelFamily(
         tensors=tuple(tensors()),
         qkv=QkvLayout.BLOCKS,
         settings=_SETTINGS,
-        buffers=BUFFERS,
     ),
     only_named=True,
 )

@@ -83,6 +83,5 @@ FAMILY = ModelFamily(
         ),
         qkv=QkvLayout.BLOCKS,
         settings=_SETTINGS,
-        buffers=(r"(transformer\.)?h\.[0-9]+\.attn\.(masked_)?bias",),
     ),
 )

@@ -82,10 +82,6 @@ FAMILY = ModelFamily(
         ),
         qkv=QkvLayout.INTERLEAVED,
         settings=_SETTINGS,
-        buffers=(
-            r"(gpt_neox\.)?layers\.[0-9]+\.attention\.(masked_)?bias",
-            r"(gpt_neox\.)?(layers\.[0-9]+\.attention\.)?rotary_emb\.(original_)?inv_freq",
-        ),
         keeps_padding=True,
     ),
     only_named=True,

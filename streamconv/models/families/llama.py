@@ -19,7 +19,7 @@ from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, NO_BIASES, RM
 from streamconv.models.orders import QkvLayout
 from streamconv.models.parameter import Section
 
-__all__ = ["BIASED", "BUFFERS", "FAMILY", "MECHANISMS", "PARAMETERS", "settings", "tensors"]
+__all__ = ["BIASED", "FAMILY", "MECHANISMS", "PARAMETERS", "settings", "tensors"]
 
 _LAYER = "model.layers.{layer}"
 _QKV = {part: f"{_LAYER}.self_attn.{part[0]}_proj" for part in ("query", "key", "value")}
@@ -35,8 +35,6 @@ BIASED = (
 """The same with an optional bias on every linear layer of the blocks."""
 
 MECHANISMS = frozenset({ROTARY, RMSNORM, SWIGLU, NO_BIASES, GROUPED_HEADS, HEAD_SIZE})
-
-BUFFERS = (r"(model\.)?layers\.[0-9]+\.self_attn\.rotary_emb\.inv_freq",)
 
 
 def tensors(
@@ -124,7 +122,6 @@ FAMILY = ModelFamily(
             Bias("attention_bias"),
             Bias("mlp_bias"),
         ),
-        buffers=BUFFERS,
     ),
     widest=BIASED,
 )

@@ -6,7 +6,7 @@ transformers: ``models/mistral/modeling_mistral.py``.
 from __future__ import annotations
 
 from streamconv.models.config.activation_and_window import Window
-from streamconv.models.families.llama import BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
+from streamconv.models.families.llama import MECHANISMS, PARAMETERS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.orders import QkvLayout
@@ -23,7 +23,6 @@ FAMILY = ModelFamily(
         tensors=tuple(tensors()),
         qkv=QkvLayout.BLOCKS,
         settings=(*settings(positions=131072, ffn=14336, groups=8), Window(default=4096)),
-        buffers=BUFFERS,
     ),
     only_named=True,
 )

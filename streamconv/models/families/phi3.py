@@ -14,7 +14,7 @@ from streamconv.models.config.checks import count
 from streamconv.models.config.rope import Rope
 from streamconv.models.config.settings import NEVER, TOKENS, Constant, Entry, Fixed, Gives, Tied
 from streamconv.models.config.sizes import head_sizes, usual_sizes
-from streamconv.models.families.llama import BUFFERS, PARAMETERS
+from streamconv.models.families.llama import PARAMETERS
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HfTensor, HuggingFace, linear
 from streamconv.models.mechanisms import GROUPED_HEADS, HEAD_SIZE, NO_BIASES, PARTIAL_ROTARY, RMSNORM, ROTARY, SWIGLU
@@ -70,7 +70,6 @@ FAMILY = ModelFamily(
         tensors=tuple(_tensors()),
         qkv=QkvLayout.BLOCKS,
         settings=_SETTINGS,
-        buffers=BUFFERS,
     ),
     only_named=True,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from streamconv.models.blocks import RMS_NORM, block, head, words
 from streamconv.models.config.activation_and_window import Window
 from streamconv.models.config.settings import Fixed
-from streamconv.models.families.llama import BUFFERS, MECHANISMS, settings, tensors
+from streamconv.models.families.llama import MECHANISMS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.mechanisms import NO_BIASES, QKV_BIASES
@@ -31,6 +31,5 @@ FAMILY = ModelFamily(
             # An argument of Megatron-LM; both Megatron-DeepSpeed forks have biases everywhere or nowhere.
             Fixed("add_qkv_bias", True),
         ),
-        buffers=BUFFERS,
     ),
 )

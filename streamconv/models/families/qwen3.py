@@ -9,7 +9,7 @@ from __future__ import annotations
 from streamconv.models.config.activation_and_window import Window
 from streamconv.models.config.biases import Bias
 from streamconv.models.config.settings import Fixed
-from streamconv.models.families.llama import BIASED, BUFFERS, MECHANISMS, PARAMETERS, settings, tensors
+from streamconv.models.families.llama import BIASED, MECHANISMS, PARAMETERS, settings, tensors
 from streamconv.models.family import ModelFamily
 from streamconv.models.hf_names import HuggingFace
 from streamconv.models.mechanisms import HEAD_NORMS
@@ -40,7 +40,6 @@ FAMILY = ModelFamily(
             # An argument of Megatron-LM; neither Megatron-DeepSpeed fork has norms of heads.
             Fixed("qk_layernorm", True),
         ),
-        buffers=BUFFERS,
     ),
     widest=(*BIASED, *_HEAD_NORMS),
 )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from streamconv import convert, plan
-from streamconv.core.errors import DamagedError
 from tests import hf_models as models
 
 RAM: dict[str, Any] = {"max_ram": "1G"}
@@ -48,9 +48,79 @@ def test_without_one_it_is_made_of_the_configuration(tmp_path: Path) -> None:
     assert generation(tmp_path / "out") == {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
 
 
-@pytest.mark.parametrize("text", ["[]", "{", " " * (16 << 20) + "{}"])
-def test_one_that_is_broken_is_named(text: str, tmp_path: Path) -> None:
+BROKEN = {
+    "a list": "[]",
+    "null": "null",
+    "a number": "3",
+    "no JSON": "{",
+    "nothing": "",
+    "no text": "\x00\xff",
+    "too large": " " * (16 << 20) + "{}",
+    "deep": "[" * 100_000,
+    "a long number": '{"top_k": ' + "1" * 5000 + "}",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
+def test_one_that_is_broken_stops_nothing(text: str, tmp_path: Path) -> None:
     source = with_generation(tmp_path / "hf", text)
-    with pytest.raises(DamagedError) as caught:
-        plan(source, to="huggingface")
-    assert "generation_config.json" in str(caught.value.where)
+    report = convert(source, tmp_path / "out", to="huggingface", **RAM)
+    assert any(words.startswith("generation_config.json: ") for words in report.plan.warnings)
+    assert generation(tmp_path / "out") == {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+    assert models.load(tmp_path / "out").generation_config.eos_token_id == 2
+    assert plan(source, to="megatron-core", iteration=1)
+
+
+def test_one_that_is_no_file_or_cannot_be_read(tmp_path: Path) -> None:
+    source = with_generation(tmp_path / "hf", "")
+    path = source / "generation_config.json"
+    path.unlink()
+    path.mkdir()
+    assert any("generation_config.json: " in words for words in plan(source, to="huggingface").warnings)
+    path.rmdir()
+    path.symlink_to("nowhere.json")
+    assert any("generation_config.json: " in words for words in plan(source, to="huggingface").warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "hot"),
+        ("temperature", True),
+        ("top_k", "5"),
+        ("do_sample", "yes"),
+        ("do_sample", 1),
+        ("eos_token_id", "x"),
+        ("eos_token_id", [1, "b"]),
+        ("eos_token_id", {"a": 1}),
+        ("pad_token_id", 1.5),
+        ("bos_token_id", [1]),
+        ("max_new_tokens", -5),
+        ("num_beams", "a"),
+        ("early_stopping", 7),
+        ("suppress_tokens", "a"),
+        ("stop_strings", 5),
+    ],
+)
+def test_an_entry_of_another_kind_is_left_out(name: str, value: Any, tmp_path: Path) -> None:
+    source = with_generation(tmp_path / "hf", json.dumps({**OWN, name: value}))
+    report = convert(source, tmp_path / "out", to="huggingface", **RAM)
+    assert [words for words in report.plan.warnings if f"generation_config.json: {name} is" in words]
+    assert generation(tmp_path / "out") == {key: kept for key, kept in OWN.items() if key != name}
+    assert models.load(tmp_path / "out").generate(models.TOKENS, max_new_tokens=2) is not None
+
+
+def test_what_is_of_the_right_kind_or_not_known_stays(tmp_path: Path) -> None:
+    entries = {**OWN, "top_k": 0, "early_stopping": "never", "stop_strings": ["a"], "own": {"a": [1]}, "min_p": None}
+    entries |= {"length_penalty": -1.5, "pad_token_id": -1, "suppress_tokens": [], "max_length": 20, "temperature": 1}
+    source = with_generation(tmp_path / "hf", json.dumps(entries))
+    work = plan(source, to="huggingface")
+    assert not [words for words in work.warnings if "generation_config" in words]
+    assert json.loads(work.small["generation_config.json"]) == entries
+
+
+def test_what_transformers_writes_itself_is_valid(tmp_path: Path) -> None:
+    """Every entry that it knows, with its own default."""
+    models.make("llama", tmp_path / "hf", bos_token_id=1, eos_token_id=2)
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(GenerationConfig().to_dict()))
+    assert not [words for words in plan(tmp_path / "hf", to="huggingface").warnings if "generation_config" in words]

@@ -14,13 +14,14 @@ objects of its own modules, and ignores the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from streamconv.containers.dcp.metadata_reader import NAME as METADATA
 from streamconv.containers.dcp.metadata_writer import StoredItem, WholeTensor, metadata_bytes
 from streamconv.containers.dcp.writer import ItemKey, plan_distcp_file, torch_bytes
 from streamconv.containers.pickles.writer import StoredTensor
+from streamconv.core.errors import UnsupportedError
 from streamconv.core.layout import RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.megatron.core.names import COMMON_FILE, COMMON_STATE_OBJECT, LINEARS, core_name
@@ -68,7 +69,7 @@ def dist_files(
             number = stage * layout.tp + rank
             chunks = _Chunks(model, rank)
             tree = {**(common if number == 0 else {}), **chunks.tree(stage)}
-            wholes |= chunks.wholes
+            _add_wholes(wholes, chunks.wholes)
             name = f"__{number}_0.distcp"
             files.append(TargetFile(f"{folder}/{name}", plan_distcp_file, RankCoordinates(rank, stage), tree, ""))
             items += _items(name, tree, chunks.shapes)
@@ -79,6 +80,20 @@ def dist_files(
     if not as_object:
         small[f"{folder}/{COMMON_FILE}"] = torch_bytes(entries, "common")
     return tuple(files), small
+
+
+def _add_wholes(known: dict[str, WholeTensor], more: Mapping[str, WholeTensor]) -> None:
+    """Add whole tensors to those known so far.
+
+    Raises:
+        UnsupportedError: chunks of one tensor (layers, halves of a gated unit) have unlike dtypes.
+    """
+    for name, whole in more.items():
+        if (other := known.setdefault(name, whole)).dtype != whole.dtype:
+            raise UnsupportedError(
+                f"{name} is one tensor in a torch_dist checkpoint, and its parts are {other.dtype} and {whole.dtype}",
+                remedy="say --dtype bf16, or another dtype for all",
+            )
 
 
 def _items(file: str, tree: Tree, shapes: dict[ItemKey, StoredTensor]) -> Iterator[StoredItem]:
@@ -146,7 +161,8 @@ class _Chunks:
             key = core_name(parameter, None, "te"), self._start(parameter, tensor, layer, index)
             items[key] = slot
             self.shapes[key] = StoredTensor(len(self.shapes), tensor.dtype, tensor.shape)
-            self.wholes[key[0]] = WholeTensor(self._whole(parameter, tensor, layer, len(parts)), tensor.dtype)
+            whole = WholeTensor(self._whole(parameter, tensor, layer, len(parts)), tensor.dtype)
+            _add_wholes(self.wholes, {key[0]: whole})
         return items
 
     def _start(self, parameter: Parameter, tensor: LazyTensor, layer: int | None, part: int) -> tuple[int, ...]:
