@@ -240,7 +240,7 @@ def stage_3(run: Run, model: Model, rank: int, masters: Tensors) -> Entries:
     for number, group in enumerate(sub_groups(run, model)):
         part = torch.cat([_piece(masters[each.name], rank, run.dp) for each in group]).to(DTYPES[run.masters])
         parts.append((torch.empty(0) if run.swapped else part).requires_grad_())
-        parts[-1].ds_id = f"{number}_{number + len(group) - 1}"  # type: ignore[attr-defined]
+        parts[-1].ds_id = f"{number}_{number + len(group) - 1}"
     owners = [number for number, group in enumerate(model.groups()) for _ in sub_groups(run, Model(tuple(group)))]
     return {
         "zero_stage": ZeroStageEnum.weights,
