@@ -132,10 +132,12 @@ def truth_of(engine: Any, stage: int) -> dict[str, Any]:
 
     assert isinstance(engine, deepspeed.DeepSpeedEngine)
     found: dict[str, Any] = {}
+    unnamed = unnamed_masters(engine) if stage == 0 else {}
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
             rounded = parameter.detach().cpu().clone()
-        master = safe_get_full_fp32_param(parameter) if parameter.requires_grad and stage > 0 else None
+        named = safe_get_full_fp32_param(parameter) if parameter.requires_grad and stage > 0 else None
+        master = unnamed.get(id(parameter)) if stage == 0 else named
         found[name] = {"lp": rounded, "fp32": None if master is None else master.detach().float().cpu().clone()}
     kept = set(engine.module.state_dict())
     for name, buffer in engine.module.named_buffers():
@@ -144,14 +146,29 @@ def truth_of(engine: Any, stage: int) -> dict[str, Any]:
     return found
 
 
-def merged(truth: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What PEFT's own ``merge_and_unload`` makes of the live values; in fp32 the adapter's are the masters."""
+def unnamed_masters(engine: Any) -> dict[int, torch.Tensor]:
+    """The masters at ZeRO-0, which has lists of them by group, by whose they are."""
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "fp32_groups"):
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {id(mine): master for group in pairs for mine, master in zip(*group, strict=True)}
+
+
+def whole_model(truth: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> Any:
+    """The model with the live values; in fp32 with the masters."""
     model: Any = llama(options).to(dtype)
     values = {
         name: (pair["fp32"] if dtype == torch.float32 and pair["fp32"] is not None else pair["lp"]).to(dtype)
         for name, pair in truth.items()
     }
     model.load_state_dict(values, strict=True)
+    return model.eval()
+
+
+def merged(truth: dict[str, Any], options: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What PEFT's own ``merge_and_unload`` makes of the live values; in fp32 the adapter's are the masters."""
+    model = whole_model(truth, options, dtype)
     return {name: tensor.detach().clone() for name, tensor in model.merge_and_unload().state_dict().items()}
 
 
@@ -163,6 +180,9 @@ def finish(engine: Any, out: Path, options: dict[str, Any], more: dict[str, Any]
         if options.get("lora"):
             found["merged_fp32"] = merged(truth, options, torch.float32)
             found["merged_lp"] = merged(truth, options, DTYPES[options["dtype"]])
+        if "tokens" in found and not options.get("lora"):
+            with torch.no_grad():
+                found["logits_fp32"] = whole_model(truth, options, torch.float32)(found["tokens"]).logits
         torch.save(found, out / "truth.pt")
     torch.distributed.barrier()
 
@@ -246,6 +266,8 @@ def main() -> None:
     from deepspeed.accelerator import get_accelerator
 
     type(get_accelerator()).is_fp16_supported = lambda self: True
+    # No operator for ranks of one machine: it would be compiled, and runs at the same time would share its memory.
+    deepspeed.ops.__compatible_ops__ = {}
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     deepspeed.init_distributed("gloo", init_method=f"file://{os.environ['MEETING']}", rank=rank, world_size=world)
     {"engine": engine_run, "trainer": trainer_run, "accelerate": accelerate_run}[kind](Path(out), options)

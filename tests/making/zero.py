@@ -78,7 +78,7 @@ def write_run(root: Path, run: Run = Run(), model: Model = ODD) -> Truth:
     folder.mkdir(parents=True)
     (root / "latest").write_text(run.tag)
     masters = masters_of(model, run.dtype)
-    rounded = {name: tensor.to(DTYPES[run.dtype]) for name, tensor in masters.items()}
+    rounded = {name: tensor.to(DTYPES[run.dtype], copy=True) for name, tensor in masters.items()}
     shared = {each.name: each.shares for each in model.parameters if each.shares is not None}
     for rank in range(run.dp if run.stage == 3 else 1):
         prefix = f"zero_pp_rank_{rank}_" if run.stage == 3 else ""

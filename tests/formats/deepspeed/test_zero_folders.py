@@ -201,7 +201,7 @@ def test_the_file_says_what_transformers_ask_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("real", REAL_RUNS, ids=lambda real: real.name)
 def test_masters_are_the_live_engines(real: Real, tmp_path: Path) -> None:
-    found = converted(real.root, tmp_path / "out", weights="master")
+    found = real.converted(tmp_path / "out", "master")
     truth = real.truth()
     assert set(truth) <= set(found)
     for name in set(found) - set(truth):
@@ -214,7 +214,7 @@ def test_masters_are_the_live_engines(real: Real, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("real", [real for real in REAL_RUNS if real.stage < 3], ids=lambda real: real.name)
 def test_the_module_is_the_live_one(real: Real, tmp_path: Path) -> None:
-    found = converted(real.root, tmp_path / "out", weights="model")
+    found = real.converted(tmp_path / "out", "model")
     for name, pair in real.truth().items():
         assert torch.equal(found[name].float(), pair["lp"].float()), name
         assert found[name].dtype == (torch.bfloat16 if pair["fp32"] is not None else found[name].dtype)
@@ -222,6 +222,6 @@ def test_the_module_is_the_live_one(real: Real, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("real", [real for real in REAL_RUNS if real.stage < 3], ids=lambda real: real.name)
 def test_masters_round_to_the_module(real: Real, tmp_path: Path) -> None:
-    masters = converted(real.root, tmp_path / "masters", weights="master")
-    for name, tensor in converted(real.root, tmp_path / "module", weights="model").items():
+    masters = real.converted(tmp_path / "masters", "master")
+    for name, tensor in real.converted(tmp_path / "module", "model").items():
         assert torch.equal(bits(masters[name].to(tensor.dtype)), bits(tensor)), name

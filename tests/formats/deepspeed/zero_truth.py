@@ -66,6 +66,10 @@ class Real:
     def root(self) -> Path:
         return FRAMEWORKS / self.name / self.inside
 
+    def converted(self, out: Path, weights: str) -> Tensors:
+        """The engine's state, also where a Trainer's model is beside it."""
+        return converted(self.root, out, weights=weights, tag=(self.root / "latest").read_text())
+
     def truth(self) -> dict[str, Any]:
         """``lp`` and ``fp32`` by name; none of what the folder was told to leave out."""
         kept = torch.load(FIXTURES / "zero_truth" / f"{self.name}.pt", weights_only=True).items()
