@@ -89,7 +89,7 @@ def test_placeholders_are_not_written_when_the_model_is_asked_for(tmp_path: Path
     assert not written(tmp_path / "out")
 
 
-@pytest.mark.parametrize(("stage", "dp"), product((1, 2, 3), RANKS))
+@pytest.mark.parametrize(("stage", "dp"), [*product((1, 2, 3), RANKS)])
 def test_a_model_of_one_group_without_anything_else(stage: int, dp: int, tmp_path: Path) -> None:
     truth = write_run(tmp_path / "run", Run(stage=stage, dp=dp), ONE_GROUP)
     assert_masters(converted(tmp_path / "run", tmp_path / "out", weights="master"), truth)
