@@ -64,13 +64,16 @@ def start(kind: str, out: Path, world: int = 1, **options: Any) -> dict[str, Any
 
 
 class Odd(nn.Module):
-    """Sizes that no number of ranks divides, a tied head, a frozen layer, and buffers of three kinds."""
+    """Sizes that no number of ranks divides, none at all, a tied head, a frozen layer, and buffers of three kinds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(7, 5)
         self.a, self.b = nn.Linear(5, 3), nn.Linear(3, 5)
         self.scale = nn.Parameter(torch.randn(1))
+        # ZeRO-3 cannot gather a parameter of a layer that runs, if it has no elements.
+        self.unused = nn.Module()
+        self.unused.register_parameter("empty", nn.Parameter(torch.empty(0, 4)))
         self.frozen = nn.Linear(5, 5, bias=False)
         self.frozen.weight.requires_grad = False
         self.head = nn.Linear(5, 7, bias=False)
@@ -134,6 +137,10 @@ def truth_of(engine: Any, stage: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     unnamed = unnamed_masters(engine) if stage == 0 else {}
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if not shape.numel():
+            found[name] = {"lp": torch.empty(shape, dtype=parameter.dtype), "fp32": None}
+            continue
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
             rounded = parameter.detach().cpu().clone()
         named = safe_get_full_fp32_param(parameter) if parameter.requires_grad and stage > 0 else None

@@ -85,8 +85,10 @@ def _model(run: Run, state: Entries, inner: Entries) -> Model:
     for name, tensor in state["module"].items():
         if name not in {each.name for each in found} | set(shared) | set(frozen) | set(state["buffer_names"]):
             frozen[name] = tensor.shape
+    # What is left of these where the frozen are excluded has no elements.
+    group = 0 if run.exclude_frozen else None
     order = [name for name in state["module"] if name in frozen]
-    found += [Parameter(name, tuple(frozen[name]), None) for name in order]
+    found += [Parameter(name, tuple(frozen[name]), group) for name in order]
     found += [Parameter(name, tuple(state["module"][kept].shape), 0, shares=kept) for name, kept in shared.items()]
     return Model(tuple(found), tuple(state["buffer_names"]))
 

@@ -20,6 +20,7 @@ from tests.formats.deepspeed.zero_truth import (
     REAL_RUNS,
     Real,
     Tensors,
+    as_named,
     assert_same,
     bits,
     converted,
@@ -201,8 +202,8 @@ def test_the_file_says_what_transformers_ask_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("real", REAL_RUNS, ids=lambda real: real.name)
 def test_masters_are_the_live_engines(real: Real, tmp_path: Path) -> None:
-    found = real.converted(tmp_path / "out", "master")
     truth = real.truth()
+    found = as_named(real.converted(tmp_path / "out", "master"), truth)
     assert set(truth) <= set(found)
     for name in set(found) - set(truth):
         assert "buf" in name or torch.equal(found[name], found[real.shared()[name]]), name

@@ -27,6 +27,7 @@ FOLDERS = (
     "ds_trainer_lora_z3/checkpoint-2",
     "ds_z3_subgroups_dp3",
     "ds_z1_bf16opt_dp3",
+    "ds_z2_roundrobin_dp2",
 )
 
 
