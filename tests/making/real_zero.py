@@ -5,7 +5,7 @@ the framework wrote it, and beside it ``truth.pt``: what the live model had, who
 it, ``fp32`` as the optimizer has it, or None.
 """
 
-# mypy: disable-error-code="no-untyped-call,no-any-return,unused-ignore,misc,import-not-found"
+# mypy: disable-error-code="no-untyped-call,no-any-return,unused-ignore,misc"
 
 from __future__ import annotations
 
