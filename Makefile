@@ -5,7 +5,8 @@
 # make test-faults  kills, errors and power cuts at every call that changes a file, races, flipped bits, budgets in cgroups:
 #                   hours. They want a C compiler, root, and libfuse2 for two mounts of a folder; else they are skipped
 # make check     the quick tests alone, and of every table of cases the ends and the middle
-# make test-deepspeed  the tests that load a result into the real DeepSpeed engine; they want a C++ compiler
+# make test-deepspeed  the tests that load a result into the real DeepSpeed engine, or convert what it, the Trainer of
+#                      transformers and accelerate save; they want a C++ compiler
 # make test-megatron   the tests that load a result into the real Megatron-Core; a CPU is enough
 #                      with a checkout of Megatron-LM in PYTHONPATH, its own parser and load_checkpoint too
 # make fuzz      makes FILES hostile files and FOLDERS folders, and looks at each with every command; SEED names them
@@ -71,12 +72,13 @@ check: $(VENV)/ready
 # DeepSpeed has no wheels, and its set-up imports the torch that is installed.
 $(VENV)/deepspeed: $(VENV)/ready
 	$(PIP) setuptools wheel
-	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -c constraints.txt deepspeed ninja
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -c constraints.txt deepspeed ninja accelerate peft
 	touch $@
 
 test-deepspeed: $(VENV)/deepspeed
 	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) \
-		tests/formats/deepspeed/test_real_engine.py tests/bigscience/test_inspectors.py
+		tests/formats/deepspeed/test_real_engine.py tests/formats/deepspeed/test_real_zero.py \
+		tests/formats/deepspeed/test_zero_writer.py tests/bigscience/test_inspectors.py
 
 $(VENV)/megatron: $(VENV)/ready
 	$(PIP) -c constraints.txt megatron-core
