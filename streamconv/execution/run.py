@@ -199,7 +199,7 @@ def _write(work: Plan, log: TileLog, stage: Staging, fit: Fit, there: Destinatio
 def _crcs(log: TileLog, number: int, file: OutputFile) -> dict[int, int]:
     crcs = {}
     for key, (offset, nbytes) in enumerate(file.layout.storages):
-        crc = log.targets.whole((number, offset), nbytes)
+        crc = log.targets.whole((number, offset), nbytes) if nbytes else 0
         if crc is None:
             raise RuntimeError(f"{file.path}: storage {key} of {nbytes} bytes was not written completely")
         crcs[key] = crc

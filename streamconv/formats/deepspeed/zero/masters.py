@@ -56,7 +56,8 @@ def open_masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Mod
     """
     if not names.optimizer:
         raise UnsupportedError(
-            "there are no masters: no *_optim_states.pt file by ZeRO or the BF16 optimizer is there",
+            "no masters by name: there is no *_optim_states.pt file by ZeRO or the BF16 optimizer; those of ZeRO stage "
+            "0 are in the model file without names, and in fp32 the model is its own master",
             where=folder,
             remedy="take the model's own weights: --weights model",
         )

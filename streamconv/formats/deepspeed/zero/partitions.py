@@ -187,22 +187,19 @@ def _check_slices(
 ) -> list[str]:
     """Hold where each parameter stands against what each rank records of it; returns remarks.
 
-    With ``round_robin_gradients`` DeepSpeed 0.19 records the right places under other parameters' names.
+    With ``round_robin_gradients`` and without alignment the records are of the order before the turns, and wrong
+    [``deepspeed/runtime/zero/stage_1_and_2.py:_link_all_hp_params``, up to 0.19.8].
 
     Raises:
         DamagedError: the places differ.
     """
     position, remarks = 0, []
+    before = _before_turns(starts, len(ranks))
     for rank, part in zip(ranks, flat.parts.values(), strict=True):
         stop = position + part.numel
-        here = {
-            name: (max(first, position) - position, min(last, stop) - max(first, position))
-            for name, (first, last) in starts.items()
-            if max(first, position) < min(last, stop)
-        }
-        said = _slices(states[rank], number)
+        here, said = _held(starts, position, stop), _slices(states[rank], number)
         if said is not None and said != here:
-            if sorted(said.values()) != sorted(here.values()):
+            if said != _held(before, position, stop):
                 name = next((n for n in here if said.get(n) != here[n]), next(iter(said), "?"))
                 raise DamagedError(
                     f"{name} stands at {here.get(name, 'no place')} (start, elements) of this rank's part by "
@@ -210,9 +207,35 @@ def _check_slices(
                     where=parts.files[rank].path,
                     remedy=f"{_OTHER_RUN} Else take the model's own weights: --weights model",
                 )
-            remarks.append(f"{_SLICES} has the places under other names (round_robin_gradients): param_shapes counts")
+            remarks.append(f"{_SLICES} are of the order before round_robin_gradients: param_shapes counts")
         position = stop
     return remarks
+
+
+def _held(starts: Mapping[str, tuple[int, int]], position: int, stop: int) -> dict[str, tuple[int, int]]:
+    """(start, elements) of each parameter in the part from ``position`` to ``stop`` of a flat tensor."""
+    held = {}
+    for name, (first, last) in starts.items():
+        low, high = max(first, position), min(last, stop)
+        if low < high:
+            held[name] = low - position, high - low
+    return held
+
+
+def _before_turns(starts: Mapping[str, tuple[int, int]], count: int) -> dict[str, tuple[int, int]]:
+    """Where parameters would stand in the order before ranks took turns: the k-th of rank j's was the (j + k * ranks)th
+    [``deepspeed/runtime/zero/stage_1_and_2.py:_round_robin_reorder``].
+    """
+    names = list(starts)
+    order = sorted(
+        range(len(names)), key=[at for first in range(count) for at in range(first, len(names), count)].__getitem__
+    )
+    places, position = {}, 0
+    for at in order:
+        first, last = starts[names[at]]
+        places[names[at]] = position, position + last - first
+        position += last - first
+    return places
 
 
 def _slices(state: Mapping[str, Any], number: int) -> dict[str, tuple[int, int]] | None:
