@@ -35,7 +35,8 @@ def identity_of(plan: Plan) -> dict[str, Any]:
         digest.update(repr((file.path, file.layout.storages)).encode())
         for entry in file.entries:
             # Where each of its elements comes from; the tensor's own repr leaves that out.
-            pieces = repr((entry.tensor.shape, entry.tensor.dtype, entry.tensor.pieces))
+            made = [(tensor.shape, tensor.dtype, tensor.pieces) for tensor in entry.read]
+            pieces = repr((*made[0],) if entry.update is None else (*made, entry.update.scale))
             digest.update(_PATH.sub(lambda match: told.get(match[0], match[0]), pieces).encode())
         for offset, data in file.layout.frame(dict.fromkeys(range(len(file.layout.storages)), 0)):
             digest.update(offset.to_bytes(8, "little") + data)

@@ -153,7 +153,9 @@ def _fill(batch: Sequence[_Member], pool: Buffer, workers: Workers, sources: Sou
     for member in batch:
         places.append(position)
         position += page_end(member.entry.tensor.nbytes)
-    jobs = lower(Target(0, place, member.entry.tensor) for member, place in zip(batch, places, strict=True))
+    jobs = lower(
+        Target(0, place, member.entry.tensor, member.entry.update) for member, place in zip(batch, places, strict=True)
+    )
     run_tiles(TileLog(jobs, sources), [MemoryOutput(pool)], workers, lambda _: None)
     return places
 

@@ -72,7 +72,10 @@ class TileWorker:
             return tuple(reads), tuple(reads * len(tile.writes))
         try:
             for move in tile.moves:
-                self._move(move)
+                if isinstance(move, Move):
+                    self._move(move)
+                else:
+                    move.apply(self.input, self.output)
         except DifferenceError as error:
             storage = tile.reads[0].storage
             raise DifferenceError(error.what, where=f"{storage.path}: {storage.name}", remedy=error.remedy) from error

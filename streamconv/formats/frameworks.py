@@ -13,7 +13,7 @@ from streamconv.formats.options import SourceOptions, TargetOptions
 
 __all__ = ["FRAMEWORKS", "SOURCES", "TARGETS", "source_options", "target_names", "target_options"]
 
-SOURCES = ("deepspeed", "deepspeed.zero", "huggingface", "megatron.core", "megatron.legacy", "gpt_neox")
+SOURCES = ("deepspeed", "deepspeed.zero", "huggingface", "peft", "megatron.core", "megatron.legacy", "gpt_neox")
 """The packages of the formats that are read, in display order."""
 
 TARGETS = (

@@ -32,7 +32,7 @@ __all__ = [
     "titles_from",
 ]
 
-_RUN, _MODEL = "deepspeed-zero", "huggingface"
+_RUN, _MODEL, _ADAPTER = "deepspeed-zero", "huggingface", "peft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,9 @@ def _source_of(place: Meant, given: Given) -> SourceFormat:
     meant = [path / tag] if tag is not None and is_child_name(tag) and (path / tag).is_dir() else []
     for folder in (*meant, path):
         claims = {source.name: (source, words) for source in known_sources() if (words := source.claims(folder))}
-        if claims.keys() == {_RUN, _MODEL}:
-            return claims[_RUN if _wants_run(folder, given) else _MODEL][0]
+        for saved in (_MODEL, _ADAPTER):
+            if claims.keys() == {_RUN, saved}:
+                return claims[_RUN if _wants_run(folder, given, saved) else saved][0]
         if len(claims) > 1 and _MODEL in claims and not (folder / CONFIG).is_file():
             del claims[_MODEL]  # a stray file of weights
         if len(claims) > 1:
@@ -134,13 +135,13 @@ def _source_of(place: Meant, given: Given) -> SourceFormat:
     raise unclaimed(place, known_sources())
 
 
-def _wants_run(folder: Path, given: Given) -> bool:
-    """Whether of a folder with a whole model and the state of the run that saved it the run is meant: if the masters
-    are asked for, or the model holds placeholders alone.
+def _wants_run(folder: Path, given: Given, saved: str) -> bool:
+    """Whether the run is meant in a folder with a model, or an adapter, and the state of the run that saved it: if
+    the masters are asked for, or the model holds placeholders alone.
     """
     if given.get("weights") is not None:
         return bool(given.get("weights") == "master")
-    model = _claimant(_MODEL).open(folder, given.take(_claimant(_MODEL).options))
+    model = _claimant(saved).open(folder, given.take(_claimant(saved).options))
     return isinstance(model, NamedModel) and bool(model.placeholders)
 
 
@@ -150,9 +151,10 @@ def _claimant(name: str) -> SourceFormat:
 
 def _remarks(source: SourceFormat, path: Path, given: Given) -> Iterable[str]:
     """What a user should know of a folder that has a whole model and the state of the run that saved it."""
-    others = {each.name for each in known_sources() if each.name in (_RUN, _MODEL) and each.claims(path)}
-    if others != {_RUN, _MODEL}:
+    beside = {each.name for each in known_sources() if each.name in (_RUN, _MODEL, _ADAPTER) and each.claims(path)}
+    if len(beside) < 2 or _RUN not in beside:
         return []
-    if source.name == _MODEL:
-        return ["the run's DeepSpeed state lies beside the model: --weights master takes its masters"]
+    if source.name != _RUN:
+        what = "model" if source.name == _MODEL else "adapter"
+        return [f"the run's DeepSpeed state lies beside the {what}: --weights master takes its masters"]
     return [] if given.get("weights") else ["the model beside the run holds placeholders: the run's state is taken"]

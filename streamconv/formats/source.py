@@ -148,7 +148,7 @@ class SourceFormat:
     raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
     a folder this framework's, in words; None if nothing does. ``refusal`` returns why there are no checkpoints of a
     family in this format, None if there are. ``options`` is the dataclass of the options that ``open`` takes,
-    ``title`` the name in messages.
+    ``title`` the name in messages, ``holds_models`` whether it is a model by itself.
     """
 
     name: str
@@ -157,3 +157,4 @@ class SourceFormat:
     refusal: Callable[[ModelFamily], str | None]
     options: type[SourceOptions]
     title: str
+    holds_models: bool = True

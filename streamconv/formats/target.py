@@ -58,7 +58,8 @@ class NamedTarget:
     """Tensors to lay out under their names, in order, with the dtypes that they have in the result.
 
     ``shared`` are names that share the parameter of another name. ``config`` is the source's ``config.json``, None if
-    it has none; ``home`` the folder that it is in; ``supplied`` are the user's entries of it.
+    it has none; ``home`` the folder that it is in; ``supplied`` are the user's entries of it. ``adapter`` is the text
+    of the ``adapter_config.json`` if they are an adapter's.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -67,6 +68,7 @@ class NamedTarget:
     home: Path
     supplied: Mapping[str, Any]
     options: Any
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from math import prod
 
 from streamconv.core.dtypes import DType
 from streamconv.core.lazy import LazyTensor, Piece, Storage
+from streamconv.core.low_rank import LowRank
 from streamconv.io.direct import PAGE, congruent
+from streamconv.moves.low_rank import LowRankJob
 from streamconv.moves.tiles import Move, Read, Tile, Write, placed, plan_reads
 
 __all__ = ["BlocksJob", "Job", "RowsJob", "RunJob", "Target"]
@@ -22,11 +24,12 @@ __all__ = ["BlocksJob", "Job", "RowsJob", "RunJob", "Target"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A contiguous target tensor at ``offset`` of output file number ``file``."""
+    """A contiguous target tensor at ``offset`` of output file number ``file``, and what is added to it, if anything."""
 
     file: int
     offset: int
     tensor: LazyTensor
+    update: LowRank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +223,7 @@ class BlocksJob:
         return Tile(first, last, tuple(reads), tuple(moves), writes)
 
 
-Job = RunJob | RowsJob | BlocksJob
+Job = RunJob | RowsJob | BlocksJob | LowRankJob
 
 
 def _move(piece: Piece, sources: tuple[tuple[int, tuple[int, ...]], ...], tensor: LazyTensor, base: int) -> Move:

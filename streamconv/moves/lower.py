@@ -10,6 +10,7 @@ from math import prod
 from streamconv.core.dtypes import DType
 from streamconv.core.lazy import Piece, Storage
 from streamconv.moves.jobs import BlocksJob, Job, RowsJob, RunJob, Target
+from streamconv.moves.low_rank import LowRankJob
 
 __all__ = ["lower"]
 
@@ -22,7 +23,11 @@ def lower(targets: Iterable[Target]) -> list[Job]:
     runs: dict[tuple[Storage, int, int, DType, DType], list[tuple[int, int, int]]] = defaultdict(list)
     rows: list[Target] = []
     jobs: list[Job] = []
-    for target in map(_by_rows, targets):
+    for given in targets:
+        if given.update is not None:
+            jobs.append(LowRankJob(given.file, given.offset, given.tensor, given.update))
+            continue
+        target = _by_rows(given)
         straight = _straight_runs(target)
         if straight is None:
             if _is_transposed(target):

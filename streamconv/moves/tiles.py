@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 from streamconv.core.dtypes import DType
 from streamconv.core.lazy import Storage, View
-from streamconv.io.direct import DIRECT_NBYTES, PAGE, congruent, page_end
+from streamconv.io.direct import DIRECT_NBYTES, PAGE, Buffer, congruent, page_end
 
-__all__ = ["Move", "Read", "Tile", "Write", "buffer_nbytes", "placed", "plan_reads", "tile_nbytes"]
+__all__ = ["Computed", "Move", "Read", "Tile", "Write", "buffer_nbytes", "placed", "plan_reads", "tile_nbytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ class Move:
     divisor: int = 1
 
 
+class Computed(Protocol):
+    """Another step from the input buffer to the output buffer: it computes what it writes there."""
+
+    def apply(self, source: Buffer, target: Buffer) -> None:
+        """Do it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """``nbytes`` from byte ``start`` of the record at ``record`` in output file ``file``.
@@ -68,7 +77,7 @@ class Tile:
     first: int
     last: int
     reads: tuple[Read, ...]
-    moves: tuple[Move, ...]
+    moves: tuple[Move | Computed, ...]
     writes: tuple[Write, ...]
 
 

@@ -54,7 +54,7 @@ class FamilyTable(Result):
 def capability_table() -> Iterator[Capability]:
     """Every family from every source to every target."""
     for family in known_families():
-        for source in known_sources():
+        for source in (source for source in known_sources() if source.holds_models):
             for target in known_targets():
                 yield Capability(family, source, target, source.refusal(family) or target.refusal(family))
 

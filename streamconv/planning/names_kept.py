@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import DamagedError
+from streamconv.core.errors import DamagedError, UsageError
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.low_rank import LowRank
 from streamconv.core.options import Given
 from streamconv.formats.common.layer_numbers import place_of
 from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
 from streamconv.formats.huggingface.tokenizer import PROCESSOR_NAMES, TOKENIZER_NAMES, files_along, tokenizer_files
 from streamconv.formats.named import NamedModel
+from streamconv.formats.peft.adapter import ADAPTER_CONFIG, adapter_config, adapter_of, merged
 from streamconv.formats.remarks import Dropped, Fact
 from streamconv.formats.target import NamedTarget, TargetFormat
 from streamconv.formats.wrappers import without_wrappers
+from streamconv.io.reading import reading
 from streamconv.models.parameter import ParameterId, Section
 from streamconv.planning.options import ConversionOptions
 from streamconv.planning.plan import Plan
 from streamconv.planning.proof_of_names import proof_of
-from streamconv.planning.scatter import filled_files
+from streamconv.planning.scatter import OutputValue, filled_files
 from streamconv.planning.selection import Selection, select
 from streamconv.planning.unused_options import refuse_unused_options
 from streamconv.planning.whole import open_whole
@@ -46,20 +49,24 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
             remedy="fetch the model again; or leave them out of the index, if the model has none",
         )
     said: Mapping[str, Any] = given.get("config", {})
-    model = without_wrappers(model, own_names(model.config or said))
     options: Any = given.take(target.options)
+    model, updates, adapter = _with_adapter(model, options.base, wanted.dtype)
+    if adapter is None:
+        model = without_wrappers(model, own_names(model.config or said))
     chosen = select(model.tensors, options.tensors, options.skip, options.rename)
     taken = {new: _cast(model.tensors[name], wanted.dtype) for name, new in chosen.taken.items()}
     shared = {chosen.taken[name]: chosen.taken[kept] for name, kept in _shared(model, chosen).items()}
-    named = NamedTarget(taken, shared, model.config, model.home, said, options)
+    named = NamedTarget(taken, shared, model.config, model.home, said, options, adapter)
     laid_out = target.lay_out(named)
     places = dict(_places(taken))
 
-    def made(slot: Any, _: RankCoordinates) -> tuple[ParameterId, LazyTensor]:
-        return places[slot.name], taken[slot.name]
+    added = {chosen.taken[name]: update for name, update in updates.items() if name in chosen.taken}
+
+    def made(slot: Any, _: RankCoordinates) -> OutputValue:
+        return OutputValue(places[slot.name], taken[slot.name], added.get(slot.name))
 
     names = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
-    copied = files_along(model.home, names, generation=True)
+    copied = {} if adapter is not None else files_along(model.home, names, generation=True)
     if options.tokenizer is not None:
         copied |= tokenizer_files(options.tokenizer, names)
     warnings = [*model.warnings, *laid_out.warnings, *masters_at_hand(model.masters, wanted.dtype)]
@@ -78,7 +85,7 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
         texts=laid_out.texts,
         replicas=model.replicas,
         replicated_policy=wanted.replicated,
-        coverage=proof_of(model, chosen),
+        coverage=proof_of(model, chosen, updates),
         facts=model.facts,
         choices=(Fact(f"target {target.name}", "asked for"),),
         notes=laid_out.facts,
@@ -89,6 +96,31 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
         owned=laid_out.owned,
         beside=(*TOKENIZER_NAMES, *PROCESSOR_NAMES),
     )
+
+
+def _with_adapter(
+    model: NamedModel, base: Path | None, dtype: DType | None
+) -> tuple[NamedModel, Mapping[str, LowRank], str | None]:
+    """(the model or the adapter in it, the updates of weights, the text of an adapter's configuration).
+
+    With ``base`` it is the base with the adapter; without, a model that holds an adapter is the adapter alone.
+    """
+    adapter = adapter_of(model)
+    if adapter is None:
+        if base is not None:
+            raise UsageError("--base: there is no adapter to merge", where=model.path, remedy="leave it out")
+        return model, {}, None
+    config = adapter_config(adapter.home)
+    if base is not None:
+        _, below = open_whole(base, Given({}))
+        refuse_placeholders(below)
+        whole = merged(without_wrappers(below, own_names(below.config or {})), adapter, config, dtype)
+        return whole.model, whole.updates, None
+    if config is None:
+        words = f"an adapter without {ADAPTER_CONFIG}: its names are kept as a model's, and peft does not load it so"
+        return model.noting(warnings=[words]), {}, None
+    with reading(adapter.home / ADAPTER_CONFIG) as file:
+        return adapter, {}, file.read(0, file.nbytes).decode("utf-8")
 
 
 def _cast(tensor: LazyTensor, dtype: DType | None) -> LazyTensor:

@@ -17,6 +17,7 @@ from streamconv.core.dtypes import DType
 from streamconv.core.identity import FileIdentity
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.low_rank import LowRank
 from streamconv.core.replica import Replica
 from streamconv.core.result import Result
 from streamconv.formats.source import Dropped, Fact
@@ -33,13 +34,19 @@ __all__ = ["OutputFile", "OutputTensor", "Plan"]
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its parameter, and its
-    value.
+    """A stored tensor of the result: its names in the model's state dict (a tied one has two), its parameter, its
+    value, and what is added to that, if anything.
     """
 
     names: tuple[str, ...]
     parameter: ParameterId
     tensor: LazyTensor
+    update: LowRank | None = None
+
+    @property
+    def read(self) -> tuple[LazyTensor, ...]:
+        """The tensors that it is made of."""
+        return (self.tensor,) if self.update is None else (self.tensor, self.update.left, self.update.right)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -104,7 +111,7 @@ class Plan(Result):
     def jobs(self) -> Sequence[Job]:
         """The byte moves that fill the files' storages."""
         return lower(
-            Target(number, offset, entry.tensor)
+            Target(number, offset, entry.tensor, entry.update)
             for number, file in enumerate(self.files)
             for (offset, _), entry in zip(file.layout.storages, file.entries, strict=True)
         )
@@ -112,7 +119,8 @@ class Plan(Result):
     @cached_property
     def source_paths(self) -> tuple[Path, ...]:
         """The files that tensor bytes are read from."""
-        pieces = (piece for file in self.files for entry in file.entries for piece in entry.tensor.pieces)
+        tensors = (tensor for file in self.files for entry in file.entries for tensor in entry.read)
+        pieces = (piece for tensor in tensors for piece in tensor.pieces)
         return tuple(sorted({view.storage.path for piece in pieces for view in piece.views}))
 
     @cached_property
@@ -124,7 +132,7 @@ class Plan(Result):
             SourceError: a file that is copied is gone.
             StorageError: the system refused to look at one.
         """
-        tensors = [entry.tensor for file in self.files for entry in file.entries]
+        tensors = [tensor for file in self.files for entry in file.entries for tensor in entry.read]
         read = identities_of([*tensors, *(copy for replica in self.replicas for copy in replica.copies)])
         return *read, *map(identity_now, self.copied.values())
 

@@ -7,6 +7,7 @@ from math import prod
 
 from streamconv.core.coverage import Coverage, SourceIndex, prove
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.low_rank import LowRank
 from streamconv.core.tiling import Box
 from streamconv.core.views import Storage
 from streamconv.formats.named import NamedModel
@@ -15,7 +16,7 @@ from streamconv.planning.selection import Selection
 __all__ = ["proof_of"]
 
 
-def proof_of(model: NamedModel, chosen: Selection) -> Coverage:
+def proof_of(model: NamedModel, chosen: Selection, updates: Mapping[str, LowRank]) -> Coverage:
     """Prove a plan, in numbers.
 
     Names that share a parameter write its elements again: such a tensor is that of the parameter, and counts once, as
@@ -24,12 +25,13 @@ def proof_of(model: NamedModel, chosen: Selection) -> Coverage:
     Args:
         model: the source.
         chosen: the tensors that are taken.
+        updates: what is added to some of them: both thin matrices are read whole.
 
     Raises:
         CoverageError: an element is lost or repeated. It is a bug, found before the first write.
     """
     taken, left = _once(model.tensors, chosen)
-    sources = dict(model.sources) or {**taken, **left}
+    sources = dict(model.sources) or dict(_stored({**taken, **left}))
     # Views of one storage may overlap: what one of them reads, another one reads again.
     apart = set() if model.sources else set(_overlapping(sources))
     together = {name: tensor for name, tensor in sources.items() if name not in apart}
@@ -47,11 +49,30 @@ def proof_of(model: NamedModel, chosen: Selection) -> Coverage:
             out[name] = None
     proofs = [prove(together, out, [("the model", tensor) for name, tensor in taken.items() if name not in apart])]
     proofs += [prove({name: taken[name]}, {}, [(name, taken[name])]) for name in sorted(apart & taken.keys())]
+    thin = [(name, half) for name, update in updates.items() for half in (update.left, update.right)]
+    proofs += [
+        prove(_stored_parts(half), {}, [(f"the update of {name}", half)]) for name, half in thin if name in chosen.taken
+    ]
     return Coverage(
         sum(proof.consumed for proof in proofs),
         sum(proof.left_out for proof in proofs) + len(apart & left.keys()),
         sum(proof.written for proof in proofs) + len(chosen.taken) - len(taken),
     )
+
+
+def _stored(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """The tensors, those that are joined from several places as their parts."""
+    for name, tensor in tensors.items():
+        if len(tensor.pieces) < 2:
+            yield name, tensor
+        else:
+            yield from ((f"{name}, {part}", stored) for part, stored in _stored_parts(tensor).items())
+
+
+def _stored_parts(tensor: LazyTensor) -> dict[str, LazyTensor]:
+    """The stored views that a tensor is joined from."""
+    parts = (LazyTensor.stored(view, piece.shape) for piece in tensor.pieces for view in piece.views)
+    return {f"part {number}": part for number, part in enumerate(parts)}
 
 
 def _once(tensors: Mapping[str, LazyTensor], chosen: Selection) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:

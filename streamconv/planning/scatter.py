@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamconv.containers.pickles.writer import StoredTensor
 from streamconv.core.dtypes import DType
 from streamconv.core.errors import UnsupportedError, UsageError
 from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
+from streamconv.core.low_rank import LowRank
 from streamconv.formats.target import FileLayout, NameSlot, Slot, TargetFile, TargetFiles
 from streamconv.models.family import ModelFamily
 from streamconv.models.fused import part_of, shard
@@ -20,7 +21,7 @@ from streamconv.models.parameter import QKV, Parameter, ParameterId
 from streamconv.planning.gather import Assembly
 from streamconv.planning.plan import OutputFile, OutputTensor
 
-__all__ = ["Filler", "filled_files"]
+__all__ = ["Filler", "OutputValue", "filled_files"]
 
 
 class Filler:
@@ -76,11 +77,11 @@ class Filler:
         roles: list[tuple[str, LazyTensor]] = []
         uses: dict[tuple[RankCoordinates, Slot], int] = defaultdict(int)
 
-        def made(slot: Any, rank: RankCoordinates) -> tuple[ParameterId, LazyTensor]:
+        def made(slot: Any, rank: RankCoordinates) -> OutputValue:
             tensor = self.tensor(slot, laid_out.orders, rank)
             uses[replace(rank, pp=0), slot] += 1
             roles.append((self._role(slot, rank, uses[replace(rank, pp=0), slot]), tensor))
-            return slot.parameter, tensor
+            return OutputValue(slot.parameter, tensor)
 
         return filled_files(laid_out.files, made), roles
 
@@ -101,7 +102,17 @@ def _refuse_unlike(parameter: Parameter, name: str, whole: Sequence[LazyTensor])
 
 
 AnySlot = Slot | NameSlot
-Made = Callable[[Any, RankCoordinates], tuple[ParameterId, LazyTensor]]
+
+
+class OutputValue(NamedTuple):
+    """What a slot is filled with: its parameter, the tensor, and what is added to that, if anything."""
+
+    parameter: ParameterId
+    tensor: LazyTensor
+    update: LowRank | None = None
+
+
+Made = Callable[[Any, RankCoordinates], OutputValue]
 
 
 def filled_files(files: Iterable[TargetFile], made: Made) -> tuple[OutputFile, ...]:
@@ -109,7 +120,7 @@ def filled_files(files: Iterable[TargetFile], made: Made) -> tuple[OutputFile, .
 
     Args:
         files: as a target laid them out.
-        made: returns the parameter and the tensor of a slot on a rank; called once for each storage.
+        made: returns what fills a slot on a rank; called once for each storage.
     """
     result: list[OutputFile] = []
     layouts: dict[tuple[int, tuple[StoredTensor, ...]], FileLayout] = {}
@@ -120,9 +131,9 @@ def filled_files(files: Iterable[TargetFile], made: Made) -> tuple[OutputFile, .
         if id(file.tree) not in names:
             names[id(file.tree)] = _names(file)
         for slot, slot_names in names[id(file.tree)].items():
-            parameter, tensor = made(slot, file.rank)
+            parameter, tensor, update = made(slot, file.rank)
             slots[slot] = StoredTensor(len(slots), tensor.dtype, tensor.shape)
-            entries.append(OutputTensor(slot_names, parameter, tensor))
+            entries.append(OutputTensor(slot_names, parameter, tensor, update))
         # Ranks that share a tree differ only in the bytes of their tensors, so they share its layout.
         key = id(file.tree), tuple(slots.values())
         if key not in layouts:

@@ -21,8 +21,9 @@ from streamconv.execution.tile_log import TileLog
 from streamconv.io.output import OutputFileWriter
 from streamconv.io.source import IO_MODES
 from streamconv.moves.jobs import BlocksJob, Job, RowsJob, RunJob, Target
+from streamconv.moves.low_rank import LowRankJob
 from streamconv.moves.lower import lower
-from streamconv.moves.tiles import Tile, tile_nbytes
+from streamconv.moves.tiles import Move, Tile, tile_nbytes
 from tests.running import run_engine, tiles_of
 
 HEADS, HEAD_DIM, HIDDEN = 4, 6, 40
@@ -263,6 +264,7 @@ def assert_fits(tile: Tile, block: int) -> None:
         assert read.start + read.nbytes <= read.storage.nbytes
         assert read.position + read.nbytes <= source
     for move in tile.moves:
+        assert isinstance(move, Move)
         size = move.target_dtype.itemsize
         last = sum((n - 1) * s for n, s in zip(move.shape, move.strides, strict=True))
         assert move.position + last + size <= target
@@ -289,6 +291,7 @@ def test_each_tile_stays_within_the_buffers_of_its_block(shards: dict[str, Many]
 def written_nbytes(job: Job) -> int:
     if isinstance(job, RunJob):
         return len(job.sinks) * job.numel * job.target.itemsize
+    assert not isinstance(job, LowRankJob)
     targets = (job.target,) if isinstance(job, BlocksJob) else job.targets
     return sum(target.tensor.nbytes for target in targets)
 

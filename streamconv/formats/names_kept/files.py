@@ -14,10 +14,11 @@ from streamconv.memory.budget import parse_size
 
 __all__ = ["lay_out_names"]
 
+_ADAPTER_CONFIG = "adapter_config.json"
 # What of an older model in the destination would be loaded with, or instead of, the result.
 _OWNED = (
     *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", CONFIG, GENERATION),
-    *("adapter_config.json", "adapter_model*"),
+    *(_ADAPTER_CONFIG, "adapter_model*"),
 )
 
 
@@ -33,6 +34,8 @@ def lay_out_names(
         kind: the container in words.
         keeps_shared: whether names that share a parameter share its bytes in the result.
     """
+    if model.adapter is not None:
+        return _adapter(model, f"adapter_model{whole_name[whole_name.rindex('.') :]}", container, kind)
     slots = {name: NameSlot(_stored_as(name, model.shared, keeps_shared=keeps_shared)) for name in model.tensors}
     sized = ((name, slot, model.tensors[name].nbytes if slot.name == name else 0) for name, slot in _together(slots))
     shards = shards_of(sized, parse_size(model.options.max_shard_size))
@@ -55,6 +58,17 @@ def lay_out_names(
         facts=tuple(facts),
         warnings=() if text is not None else (f"no {CONFIG} at hand: nothing in the result says what model it is",),
         small=index if text is not None and len(shards) > 1 else {},
+        owned=_OWNED,
+    )
+
+
+def _adapter(model: NamedTarget, name: str, container: Callable[[str], Container], kind: str) -> TargetFiles:
+    """An adapter's own folder: peft reads one file [``peft/utils/save_and_load.py:load_peft_weights``]."""
+    tree = {each: NameSlot(each) for each in model.tensors}
+    return TargetFiles(
+        files=(TargetFile(name, container(name), FIRST_RANK, tree, ""),),
+        texts={_ADAPTER_CONFIG: model.adapter or ""},
+        facts=(Fact("an adapter's own folder", f"{kind}, {len(tree)} names of peft"),),
         owned=_OWNED,
     )
 

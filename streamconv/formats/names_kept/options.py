@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from streamconv.core.kinds import PathTo
 from streamconv.core.options import option
 from streamconv.core.several import Renames, Texts
 from streamconv.formats.options import ShardedOptions
@@ -28,6 +30,11 @@ class NamesKeptOptions(ShardedOptions):
         default=(),
         purpose="which tensors of a model are left out, with their names kept",
         main=True,
+    )
+    base: Any = option(
+        PathTo("DIR", folder=True),
+        "the model that an adapter was trained on: the result is that model with the adapter added to its weights",
+        purpose="the model that an adapter is merged into",
     )
     rename: tuple[tuple[str, str], ...] = option(
         Renames(),

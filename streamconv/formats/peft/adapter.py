@@ -1,0 +1,205 @@
+"""An adapter out of what holds it, and the model that it and its base make together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from streamconv.containers.json_file import read_config
+from streamconv.core.dtypes import DType
+from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
+from streamconv.core.lazy import LazyTensor
+from streamconv.core.low_rank import LowRank
+from streamconv.formats.named import NamedModel
+from streamconv.formats.peft.names import adapter_names, base_name, is_adapter
+from streamconv.formats.remarks import Dropped, Fact
+
+__all__ = ["ADAPTER_CONFIG", "Merged", "adapter_config", "adapter_of", "merged"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+_LONGEST_PATTERN = 200
+# What peft computes otherwise than base + scale * B @ A [peft/tuners/lora/config.py:LoraConfig].
+_OTHERWISE = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A base with its adapter: the model, whose tensors are those of the base, and the update of each that has one."""
+
+    model: NamedModel
+    updates: Mapping[str, LowRank]
+
+
+def adapter_config(home: Path) -> dict[str, Any] | None:
+    """The entries of the ``adapter_config.json`` in a folder, None if there is none.
+
+    Raises:
+        DamagedError: it is no JSON object.
+    """
+    path = home / ADAPTER_CONFIG
+    return read_config(path) if path.is_file() else None
+
+
+def adapter_of(model: NamedModel) -> NamedModel | None:
+    """The adapter among a model's tensors, by the names of its own file; None if there is none.
+
+    Raises:
+        AmbiguousError: there are several adapters.
+    """
+    if not is_adapter(model.tensors):
+        return None
+    parsed = adapter_names(model.tensors)
+    named = {each.adapter for each in parsed.values() if each.adapter is not None}
+    if len(named) > 1:
+        raise AmbiguousError(
+            f"{len(named)} adapters are there: {', '.join(sorted(named))}",
+            where=model.path,
+            remedy="save the one that is meant with peft's save_pretrained(selected_adapters=[..])",
+        )
+    in_file = not named and not any(".base_layer." in name for name in model.tensors)
+    # In its own file whole modules are called as in the base, so all names are the adapter's.
+    taken = dict.fromkeys(model.tensors, "") if in_file else {name: each.in_file for name, each in parsed.items()}
+    tensors = {new or name: model.tensors[name] for name, new in taken.items()}
+    left = {name: tensor for name, tensor in model.tensors.items() if name not in taken}
+    shared = {taken[n] or n: taken[k] or k for n, k in model.shared.items() if n in taken and k in taken}
+    dropped = [Dropped(f"{len(left)} weights of the base", sum(each.nbytes for each in left.values()), "not trained")]
+    return replace(model, tensors=tensors, shared=shared).noting(
+        facts=[Fact(f"an adapter of {len(tensors)} tensors", "names of peft")], dropped=dropped if left else []
+    )
+
+
+def merged(base: NamedModel, adapter: NamedModel, config: Mapping[str, Any] | None, dtype: DType | None) -> Merged:
+    """A base with its adapter, as peft's ``merge_and_unload`` makes it; the weights are not computed here.
+
+    Args:
+        base: the model that the adapter was trained on.
+        adapter: from :func:`adapter_of`.
+        config: the entries of the adapter's ``adapter_config.json``.
+        dtype: the dtype that all is cast to later; None gives what the adapter replaces the dtype of the base.
+
+    Raises:
+        UnsupportedError: the adapter is of a kind that is merged otherwise, by name.
+        DamagedError: the adapter does not fit the base.
+    """
+    _refuse_otherwise(adapter, config)
+    said = config or {}
+    updates: dict[str, LowRank] = {}
+    tensors = dict(base.tensors)
+    halves: dict[tuple[str, bool], dict[str, LazyTensor]] = {}
+    for name, tensor in adapter.tensors.items():
+        parsed = adapter_names([name]).get(name)
+        if parsed is None:
+            whole = base_name(name)
+            _fit(whole, tensor.shape, base, adapter)
+            tensors[whole] = tensor if dtype is not None else tensor.cast(base.tensors[whole].dtype)
+        elif parsed.kind in ("lora_A", "lora_B") and parsed.end == ".weight":
+            halves.setdefault((parsed.module, False), {})[parsed.kind[-1]] = tensor
+        elif parsed.kind in ("lora_embedding_A", "lora_embedding_B"):
+            halves.setdefault((parsed.module, True), {})[parsed.kind[-1]] = tensor
+        else:
+            raise UnsupportedError(
+                f"{name}: an adapter with {parsed.kind}{parsed.end} is not merged", where=adapter.path
+            )
+    for (module, embeds), pair in halves.items():
+        weight = f"{module}.weight"
+        updates[weight] = _update(weight, pair, said, adapter, transposed=embeds or bool(said.get("fan_in_fan_out")))
+        _fit(weight, updates[weight].shape, base, adapter)
+    for name in [name for name, kept in base.shared.items() if kept in updates or name in updates]:
+        raise UnsupportedError(
+            f"the adapter changes {base.shared[name]}, which {name} shares: peft's merge leaves that to the model",
+            where=adapter.path,
+            remedy="merge it with peft",
+        )
+    replaced = [name for name in tensors if tensors[name] is not base.tensors[name]]
+    model = replace(
+        base,
+        tensors=tensors,
+        format=f"{base.format}, with an adapter of {adapter.format}",
+        sources={},
+        padding={},
+        named={**base.named, **adapter.named},
+    ).noting(
+        facts=[
+            *adapter.facts,
+            Fact(f"{len(updates)} weights with scale * B @ A added, {len(replaced)} replaced", ADAPTER_CONFIG),
+        ],
+        warnings=adapter.warnings,
+        dropped=[*adapter.dropped, *_replaced(base, replaced)],
+    )
+    return Merged(model, updates)
+
+
+def _replaced(base: NamedModel, names: list[str]) -> Iterator[Dropped]:
+    if names:
+        nbytes = sum(base.tensors[name].nbytes for name in names)
+        yield Dropped(f"{len(names)} weights of the base ({', '.join(names[:3])})", nbytes, "the adapter has its own")
+
+
+def _refuse_otherwise(adapter: NamedModel, config: Mapping[str, Any] | None) -> None:
+    if config is None:
+        raise UnsupportedError(
+            f"an adapter without {ADAPTER_CONFIG}: nothing says its scale",
+            where=adapter.home,
+            remedy="copy it from where the training was configured",
+        )
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedError(f"an adapter of the kind {config.get('peft_type')!r} is not merged", where=adapter.home)
+    for entry in _OTHERWISE:
+        if config.get(entry):
+            raise UnsupportedError(
+                f"an adapter with {entry} is not merged", where=adapter.home, remedy="merge it with peft"
+            )
+
+
+def _update(
+    weight: str, pair: Mapping[str, LazyTensor], config: Mapping[str, Any], adapter: NamedModel, *, transposed: bool
+) -> LowRank:
+    """What an adapter adds to a weight. Of matrices that are stored (in, out) it is the transpose of B @ A."""
+    left, right = pair.get("B"), pair.get("A")
+    if left is None or right is None or len(left.shape) != 2 or len(right.shape) != 2:
+        raise DamagedError(f"the adapter's A or B for {weight} is missing, or no matrix", where=adapter.path)
+    if left.shape[1] != right.shape[0]:
+        raise DamagedError(f"A and B for {weight} have the shapes {right.shape} and {left.shape}", where=adapter.path)
+    module = weight.removesuffix(".weight")
+    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if rank != right.shape[0] or not isinstance(alpha, int | float) or isinstance(alpha, bool):
+        raise DamagedError(
+            f"{ADAPTER_CONFIG} says rank {rank!r} and alpha {alpha!r} for {module}, whose A has {right.shape[0]} rows",
+            where=adapter.home,
+        )
+    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    if transposed:
+        left, right = right.permute(1, 0), left.permute(1, 0)
+    return LowRank(left, right, scale)
+
+
+def _pattern(said: Any, module: str, usual: Any) -> Any:
+    """The value of the first pattern that a module's name ends with [``peft/utils/other.py:get_pattern_key``]."""
+    for key, value in said.items() if isinstance(said, dict) else ():
+        # Groups could take exponential time, and the file may come from anywhere.
+        if len(key) > _LONGEST_PATTERN or "(" in key:
+            raise UnsupportedError(
+                f"the pattern {key[:80]!r} in {ADAPTER_CONFIG} is not read", remedy="merge it with peft"
+            )
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as error:
+            raise UnsupportedError(f"the pattern {key!r} in {ADAPTER_CONFIG}: {error}") from error
+    return usual
+
+
+def _fit(weight: str, shape: tuple[int, ...], base: NamedModel, adapter: NamedModel) -> None:
+    stored = base.tensors.get(weight)
+    if stored is None or stored.shape != shape:
+        words = "lacks" if stored is None else f"has {list(stored.shape)} of"
+        raise DamagedError(
+            f"the base {words} {weight}, for which the adapter has {list(shape)}",
+            where=base.path,
+            remedy=f"give the model that the adapter was trained on ({adapter.path})",
+        )
