@@ -23,7 +23,8 @@ FRONT_DOOR = ("", "__main__")
 """``streamconv/__init__.py`` and ``python -m streamconv``, which only hand on."""
 
 PLACES: dict[str, tuple[float, int]] = {
-    "bigscience": (1.2, 0),
+    "bigscience": (0.6, 0),
+    "deepspeed_utils": (1.8, 0),
     "cli": (1.2, 1),
     "api": (1.2, 2),
     "report": (2, 3),

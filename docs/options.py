@@ -11,6 +11,7 @@ from pathlib import Path
 from streamconv.api.options import SIDES, VERBS, options_of_verb
 from streamconv.cli.options import OWN_OPTIONS
 from streamconv.core.options import Option, all_options, options_of
+from streamconv.execution.extraction import ExtractOptions
 from streamconv.execution.options import BenchOptions, PublishOptions, RunOptions, StreamOptions
 from streamconv.formats.frameworks import source_options, target_options
 from streamconv.formats.options import TrainingOptions
@@ -74,7 +75,7 @@ def _page() -> Iterator[str]:
     prefixes = "; ".join(
         f"`{verb}` {' and '.join(f'`--{side}-NAME`' for side in sides)}" for verb, sides in SIDES.items()
     )
-    yield "These are options of `inspect`, `verify`, `diff` and `digest` too.\n"
+    yield "These are options of `inspect`, `verify`, `diff`, `digest` and `extract` too.\n"
     yield f"For one of two checkpoints alone: {prefixes}; their variables are like `STREAMCONV_DST_NAME`.\n"
     yield from _table(
         "Memory, threads and I/O",
@@ -86,6 +87,7 @@ def _page() -> Iterator[str]:
     yield from _table("`verify`", options_of(ReferenceOptions))
     yield from _table("`diff`", options_of(DiffOptions))
     yield from _table("`digest`", options_of(DigestOptions))
+    yield from _table("`extract`", options_of(ExtractOptions))
     yield from _table("`bench`", options_of(BenchOptions))
     for own in OWN_OPTIONS:
         yield from _table((own.__doc__ or "").rstrip("."), options_of(own), keywords=False)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         convert,
         diff,
         digest,
+        extract,
         families,
         inspect,
         open_checkpoint,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
     from streamconv.core.lazy import LazyTensor
     from streamconv.execution.disk_speed import DiskReport
+    from streamconv.execution.extraction import Extracted
     from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
     from streamconv.inspection.open_checkpoint import Checkpoint, ReferenceCheckpoint
@@ -65,7 +67,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api.keywords": (
-        *("bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"),
+        *(
+            "bench",
+            "convert",
+            "diff",
+            "digest",
+            "extract",
+            "families",
+            "inspect",
+            "open_checkpoint",
+            "plan",
+            "stream",
+            "verify",
+        ),
     ),
     "core.errors": (
         *("AmbiguousError", "CapacityError", "DamagedError", "DestinationError", "DifferenceError", "DiskSpaceError"),
@@ -74,6 +88,7 @@ _HOMES = {
     ),
     "core.lazy": ("LazyTensor",),
     "execution.disk_speed": ("DiskReport",),
+    "execution.extraction": ("Extracted",),
     "execution.run": ("ConversionReport",),
     "execution.stream": ("StreamedTensor",),
     "inspection.open_checkpoint": ("Checkpoint", "ReferenceCheckpoint"),
@@ -98,6 +113,7 @@ __all__ = [
     "Digests",
     "DiskReport",
     "DiskSpaceError",
+    "Extracted",
     "FamilyTable",
     "InspectionReport",
     "LazyTensor",
@@ -117,6 +133,7 @@ __all__ = [
     "convert",
     "diff",
     "digest",
+    "extract",
     "families",
     "inspect",
     "open_checkpoint",

@@ -10,7 +10,14 @@ from importlib import import_module
 
 from streamconv.cli.ending import Interrupted, Terminated, end_at_once, ignore_signals, last_words, tell
 
-__all__ = ["deepspeed_to_megatron", "inspect_checkpoint", "inspect_deepspeed_checkpoint", "main"]
+__all__ = [
+    "deepspeed_to_megatron",
+    "inspect_checkpoint",
+    "inspect_deepspeed_checkpoint",
+    "main",
+    "zero_to_fp32",
+    "zero_to_torch",
+]
 
 
 def main() -> int:
@@ -31,6 +38,16 @@ def inspect_checkpoint() -> int:
 def inspect_deepspeed_checkpoint() -> int:
     """``inspect_deepspeed_checkpoint``; returns the exit code."""
     return _run("bigscience.inspect_deepspeed_checkpoint")
+
+
+def zero_to_fp32() -> int:
+    """``zero_to_fp32``; returns the exit code."""
+    return _run("deepspeed_utils.zero_to_fp32")
+
+
+def zero_to_torch() -> int:
+    """``zero_to_torch``; returns the exit code."""
+    return _run("deepspeed_utils.zero_to_torch")
 
 
 def _run(module: str) -> int:

@@ -17,7 +17,7 @@ from tests.places import ROOT
 
 TOP = (
     *("core", "memory", "io", "containers", "models", "formats", "moves", "values", "planning", "execution"),
-    *("inspection", "verification", "report", "api", "cli", "bigscience"),
+    *("inspection", "verification", "report", "api", "cli", "bigscience", "deepspeed_utils"),
 )
 """The rooms from the lowest floor to the highest: each may import those before it."""
 STRANGERS = {frozenset(("containers", "models"))}

@@ -14,13 +14,13 @@ from typing import Any, TypeVar, get_type_hints
 from streamconv.api import typed
 from streamconv.api.options import options_of_verb
 from streamconv.core.errors import StreamconvError, UsageError
-from streamconv.core.kinds import Choice, InvalidValue, PathTo
+from streamconv.core.kinds import Choice, InvalidValue, PathTo, Text
 from streamconv.core.log import WORDS
 from streamconv.core.options import Given
 from streamconv.core.shown import as_written
 from streamconv.report.progress import progress_bar
 
-__all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "verb", "word_of"]
+__all__ = ["AnyPath", "Progress", "given_by", "in_words_of_python", "path_of", "shown", "text_of", "verb", "word_of"]
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None] | bool | None
@@ -85,6 +85,15 @@ def path_of(name: str, value: object) -> Path:
     except InvalidValue as error:
         raise UsageError(f"{name}={as_written(value)}: {error.what}", remedy=error.remedy) from None
     return Path(path)
+
+
+def text_of(name: str, value: object) -> str:
+    """An argument that is some text; raises :class:`UsageError` if it is none."""
+    try:
+        text: str = Text(name).check(value)
+    except InvalidValue as error:
+        raise UsageError(f"{name}={as_written(value)}: {error.what}", remedy=error.remedy) from None
+    return text
 
 
 def word_of(name: str, value: object, words: Sequence[str]) -> str:

@@ -7,14 +7,36 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import streamconv
 from streamconv.api import verbs
-from streamconv.api.calling import AnyPath, Progress, given_by, in_words_of_python, path_of, shown, verb, word_of
+from streamconv.api.calling import (
+    AnyPath,
+    Progress,
+    given_by,
+    in_words_of_python,
+    path_of,
+    shown,
+    text_of,
+    verb,
+    word_of,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from streamconv.api import typed
 
-__all__ = ["bench", "convert", "diff", "digest", "families", "inspect", "open_checkpoint", "plan", "stream", "verify"]
+__all__ = [
+    "bench",
+    "convert",
+    "diff",
+    "digest",
+    "extract",
+    "families",
+    "inspect",
+    "open_checkpoint",
+    "plan",
+    "stream",
+    "verify",
+]
 
 READERS = ("streamconv", "reference")
 
@@ -206,6 +228,34 @@ def digest(path: AnyPath, *, progress: Progress = None, **options: Unpack[typed.
     given, place = given_by("digest", options), path_of("path", path)
     with shown(progress, "digesting") as show:
         return verbs.digest(place, given, show)
+
+
+@verb
+def extract(
+    src: AnyPath, name: str, out: AnyPath, *, progress: Progress = None, **options: Unpack[typed.ExtractKeywords]
+) -> streamconv.Extracted:
+    """Write one tensor, whole, to a file of its own, whatever ranks and files its parts are in.
+
+    >>> streamconv.extract("checkpoints/bloom", "layers.2.mlp.dense_4h_to_h.weight", "w.npy")
+    <Extracted: layers.2.mlp.dense_4h_to_h.weight, float32, 8.12 KiB: w.npy>
+
+    Args:
+        src: a checkpoint file or folder.
+        name: the tensor's name, as :func:`inspect` shows it.
+        out: the file, ``.npy`` or ``.safetensors``.
+        progress: called with (bytes done, bytes in all); True draws a bar on stderr.
+        options: see below.
+
+    Raises:
+        UsageError: there is no such tensor, or the file's suffix is another one.
+        DestinationError: the file is there already.
+        StreamconvError: the source is refused; its class says why.
+    """
+    given = given_by("extract", options)
+    source, place = path_of("src", src), path_of("out", out)
+    wanted = text_of("name", name)
+    with shown(progress, "extracting") as show:
+        return verbs.extract(source, wanted, place, given, show)
 
 
 @verb

@@ -69,6 +69,12 @@ def _digest() -> Owners:
     return (DigestOptions, ReplicaOptions, *source_options(), ReadingOptions)
 
 
+def _extract() -> Owners:
+    from streamconv.execution.extraction import ExtractOptions
+
+    return (ExtractOptions, *source_options(), ReadingOptions)
+
+
 def _diff() -> Owners:
     from streamconv.verification.options import DiffOptions
 
@@ -83,6 +89,7 @@ _OWNERS: dict[str, Callable[[], Owners]] = {
     "verify": _verify,
     "diff": _diff,
     "digest": _digest,
+    "extract": _extract,
     "bench": _bench,
     "families": tuple,
 }

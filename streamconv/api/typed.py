@@ -13,6 +13,7 @@ __all__ = [
     "ConvertKeywords",
     "DiffKeywords",
     "DigestKeywords",
+    "ExtractKeywords",
     "InspectKeywords",
     "PlanKeywords",
     "StreamKeywords",
@@ -43,6 +44,7 @@ class PlanKeywords(TypedDict, total=False):
     dialect: str | None
     tensors: str | Sequence[str] | None
     skip: str | Sequence[str] | None
+    base: str | PathLike[str] | None
     rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
@@ -82,6 +84,7 @@ class ConvertKeywords(TypedDict, total=False):
     dialect: str | None
     tensors: str | Sequence[str] | None
     skip: str | Sequence[str] | None
+    base: str | PathLike[str] | None
     rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
@@ -123,6 +126,7 @@ class StreamKeywords(TypedDict, total=False):
     dialect: str | None
     tensors: str | Sequence[str] | None
     skip: str | Sequence[str] | None
+    base: str | PathLike[str] | None
     rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None
@@ -253,6 +257,26 @@ class DigestKeywords(TypedDict, total=False):
     jobs: int | None
 
 
+class ExtractKeywords(TypedDict, total=False):
+    """The keywords of ``extract``."""
+
+    dtype: str | DType | None
+    overwrite: bool | None
+    config: str | PathLike[str] | Mapping[str, Any] | None
+    vocab_size: int | None
+    num_heads: int | None
+    iteration: int | None
+    tag: str | None
+    pp_layers: Sequence[int] | None
+    qkv_layout: str | None
+    glu_order: str | None
+    weights: str | None
+    ignore: str | None
+    max_ram: str | int | None
+    io: str | None
+    jobs: int | None
+
+
 class BenchKeywords(TypedDict, total=False):
     """The keywords of ``bench``."""
 
@@ -277,6 +301,7 @@ class BenchKeywords(TypedDict, total=False):
     dialect: str | None
     tensors: str | Sequence[str] | None
     skip: str | Sequence[str] | None
+    base: str | PathLike[str] | None
     rename: str | Sequence[str] | Mapping[str, str] | None
     config: str | PathLike[str] | Mapping[str, Any] | None
     vocab_size: int | None

@@ -18,6 +18,7 @@ from streamconv.formats.frameworks import source_options
 
 if TYPE_CHECKING:
     from streamconv.execution.disk_speed import DiskReport
+    from streamconv.execution.extraction import Extracted
     from streamconv.execution.run import ConversionReport
     from streamconv.execution.stream import StreamedTensor
     from streamconv.inspection.report import InspectionReport
@@ -33,6 +34,7 @@ __all__ = [
     "convert",
     "diff",
     "digest",
+    "extract",
     "families",
     "inspect",
     "plan",
@@ -198,6 +200,14 @@ def digest(path: Path, given: Given, progress: Progress | None = None) -> Digest
         replicated=given.take(ReplicaOptions).replicated,
         progress=progress,
     )
+
+
+def extract(src: Path, name: str, out: Path, given: Given, progress: Progress | None = None) -> Extracted:
+    """Write one tensor to a file of its own."""
+    import streamconv.report.extraction  # noqa: F401 - gives results their face
+    from streamconv.execution.extraction import extract as write
+
+    return write(src, name, out, given, progress)
 
 
 def bench(folder: Path, src: Path | None, given: Given) -> DiskReport:

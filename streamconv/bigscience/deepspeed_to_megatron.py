@@ -13,9 +13,9 @@ from streamconv.bigscience.arguments import path
 from streamconv.cli import convert
 from streamconv.cli.main import guarded
 from streamconv.cli.options import OutputOptions
+from streamconv.cli.own_flags import name_own_flags
 from streamconv.core.errors import StreamconvError
 from streamconv.core.options import Given, all_options
-from streamconv.core.shown import FLAG, with_flags
 
 __all__ = ["main"]
 
@@ -72,14 +72,5 @@ def _run(words: list[str]) -> int:
     try:
         return convert.execute(planned(Path(arguments.input_folder), given), Path(arguments.output_folder), given)
     except StreamconvError as error:
-        _name_own_flags(error)
+        name_own_flags(error, _OWN_FLAGS)
         raise
-
-
-def _name_own_flags(error: StreamconvError) -> None:
-    """Flags of this command for those of ``streamconv convert``; what it does not have is said to be there."""
-    error.what = with_flags(error.what, _OWN_FLAGS)
-    if error.remedy is not None:
-        named = sorted(set(FLAG.findall(error.remedy)) - _OWN_FLAGS.keys())
-        there = f" (`streamconv convert` has {', '.join(named)})" if named else ""
-        error.remedy = f"{with_flags(error.remedy, _OWN_FLAGS)}{there}"

@@ -30,11 +30,12 @@ __all__ = ["Command", "Invocation", "Place"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path that a verb takes without a flag."""
+    """A path, or another word, that a verb takes without a flag."""
 
     name: str
     help: str
     required: bool = True
+    is_path: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,10 @@ class Command(click.Command):
         self.places, self.path_options, self.own = places, path_options, own
         self._run, self.verb = run, verb
         params: list[click.Parameter] = [
-            click.Argument([place.name], required=place.required, type=PathType(place.name.upper())) for place in places
+            click.Argument(
+                [place.name], required=place.required, type=PathType(place.name.upper()) if place.is_path else str
+            )
+            for place in places
         ]
         params += [
             click.Option([f"--{place.name}"], metavar="PATH", help=place.help, type=PathType(f"--{place.name}"))

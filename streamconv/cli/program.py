@@ -24,6 +24,7 @@ VERBS = {
     "diff": "Say what is different between two checkpoints, of any formats.",
     "verify": "Check that a checkpoint is whole, and that it holds what another one does.",
     "digest": "Take a digest of every parameter, the same for every layout of the model.",
+    "extract": "Write one tensor, whole, to a file of its own.",
     "families": "Show which model families go from which source to which target, and why others do not.",
     "bench": "Measure a folder's disk, and predict how long a conversion would take.",
 }

@@ -36,6 +36,7 @@ class NamedModel:
             is one alone.
         masters: where the masters are, in words, if ``tensors`` are the model and there are some.
         buffers: names that are no parameters, where the container says so.
+        frozen: names of parameters that are not trained, where the container says so.
         placeholders: tensors whose bytes are elsewhere, such as ZeRO-3's of no elements.
         lost: names that an index has and no file: nobody knows here whether the model needs them.
         replicas: copies of parameters that several ranks or files hold, of which ``tensors`` have one.
@@ -55,6 +56,7 @@ class NamedModel:
     weights: str | None = None
     masters: str | None = None
     buffers: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
     placeholders: frozenset[str] = frozenset()
     lost: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
@@ -80,6 +82,7 @@ class NamedModel:
             self,
             tensors={names.get(name, name): tensor for name, tensor in self.tensors.items()},
             shared={names.get(name, name): names.get(kept, kept) for name, kept in self.shared.items()},
+            frozen=frozenset(names.get(name, name) for name in self.frozen),
             buffers=frozenset(names.get(name, name) for name in self.buffers),
             placeholders=frozenset(names.get(name, name) for name in self.placeholders),
         )

@@ -24,7 +24,7 @@ from streamconv.formats.deepspeed.rank_files import RankFiles, left_behind, open
 from streamconv.formats.deepspeed.zero.masters import frozen_parameters, open_masters, shared_in
 from streamconv.formats.deepspeed.zero.module import Module, open_module
 from streamconv.formats.deepspeed.zero.options import MASTER, MODEL, SOURCE_OPTIONS, ZeroSourceOptions
-from streamconv.formats.deepspeed.zero.recorded import buffer_names, groups_of
+from streamconv.formats.deepspeed.zero.recorded import buffer_names, groups_of, shapes_of
 from streamconv.formats.deepspeed.zero.universal import open_universal
 from streamconv.formats.named import NamedModel
 from streamconv.formats.recorded import iteration_of, whole
@@ -90,7 +90,7 @@ def _placed(model: NamedModel, path: Path, tagged: Tagged, ranks: RankFiles, opt
     step = iteration_of(folder.name)
     recorded = whole(ranks.state.get("global_steps")) if step is None else step
     named = {file.path: file.globals for file in ranks.files} | dict(model.named)
-    model = replace(model, home=home, iteration=options.iteration or recorded, named=named)
+    model = replace(model, home=home, iteration=options.iteration or recorded, named=named, frozen=_frozen(ranks))
     return model.noting(warnings=[tagged.remark] if tagged.remark else [])
 
 
@@ -229,6 +229,12 @@ def _open_universal(folder: Path, ranks: RankFiles, options: ZeroSourceOptions) 
         dropped=tuple(dropped),
         named={file.path: file.globals for file in found.files},
     )
+
+
+def _frozen(ranks: RankFiles) -> frozenset[str]:
+    said = ((file.state.get("frozen_param_shapes"), file.path) for file in ranks.files)
+    groups = (shapes_of(shapes, "frozen_param_shapes", path) for shapes, path in said if shapes is not None)
+    return frozenset(name for group in groups for name in group)
 
 
 def _buffers(ranks: RankFiles) -> Iterator[tuple[str, LazyTensor]]:
