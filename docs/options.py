@@ -11,8 +11,7 @@ from pathlib import Path
 from streamconv.api.options import SIDES, VERBS, options_of_verb
 from streamconv.cli.options import OWN_OPTIONS
 from streamconv.core.options import Option, all_options, options_of
-from streamconv.execution.extraction import ExtractOptions
-from streamconv.execution.options import BenchOptions, PublishOptions, RunOptions, StreamOptions
+from streamconv.execution.options import BenchOptions, ExtractOptions, PublishOptions, RunOptions, StreamOptions
 from streamconv.formats.frameworks import source_options, target_options
 from streamconv.formats.options import TrainingOptions
 from streamconv.inspection.options import InspectOptions
@@ -143,11 +142,17 @@ def _types() -> Iterator[str]:
     yield "__all__ = ["
     yield from (f'    "{name}",' for name in names)
     yield "]"
+    known: dict[str, dict[str, str]] = {}
     for verb in verbs:
-        yield f"\n\nclass {verb.capitalize()}Keywords(TypedDict, total=False):"
+        mine = {each.name: f"{each.kind.python} | None" for each in options_of_verb(verb).values()}
+        # A verb that has all the keywords of another one says only the rest; the one that leaves least to say.
+        larger = (name for name, keywords in known.items() if keywords.items() <= mine.items())
+        base = max(larger, key=lambda name: len(known[name]), default="TypedDict")
+        rest = {name: kind for name, kind in mine.items() if name not in known.get(base, ())}
+        known[f"{verb.capitalize()}Keywords"] = mine
+        yield f"\n\nclass {verb.capitalize()}Keywords({base}, total=False):"
         yield f'    """The keywords of ``{verb}``."""\n'
-        for each in options_of_verb(verb).values():
-            yield f"    {each.name}: {each.kind.python} | None"
+        yield from (f"    {name}: {kind}" for name, kind in rest.items())
     yield ""
 
 

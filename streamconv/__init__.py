@@ -24,19 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from streamconv.api.keywords import (
-        bench,
-        convert,
-        diff,
-        digest,
-        extract,
-        families,
-        inspect,
-        open_checkpoint,
-        plan,
-        stream,
-        verify,
-    )
+    from streamconv.api.keywords import bench, convert, families, plan, stream
+    from streamconv.api.looking import diff, digest, extract, inspect, open_checkpoint, verify
     from streamconv.core.errors import (
         AmbiguousError,
         CapacityError,
@@ -66,21 +55,8 @@ if TYPE_CHECKING:
     from streamconv.verification.verify import Verification
 
 _HOMES = {
-    "api.keywords": (
-        *(
-            "bench",
-            "convert",
-            "diff",
-            "digest",
-            "extract",
-            "families",
-            "inspect",
-            "open_checkpoint",
-            "plan",
-            "stream",
-            "verify",
-        ),
-    ),
+    "api.keywords": ("bench", "convert", "families", "plan", "stream"),
+    "api.looking": ("diff", "digest", "extract", "inspect", "open_checkpoint", "verify"),
     "core.errors": (
         *("AmbiguousError", "CapacityError", "DamagedError", "DestinationError", "DifferenceError", "DiskSpaceError"),
         *("MemoryBudgetError", "SourceError", "StorageError", "StreamconvError", "UnsafeError", "UnsupportedError"),

@@ -48,8 +48,8 @@ LABELLED = (
     Source(MADE / "dsmd_blocks_L2_tp2pp1_z1", 2, 1, (2,), 20, blocks=True),
 )
 REFUSED = {
-    "z1_bf16": "plain DeepSpeed ZeRO folder",
-    "z1_bf16.fp32": "zero_to_fp32",
-    "z1_bf16.universal": "universal checkpoint",
-    "z3_bf16_frozen": "ZeRO stage 3",
+    "z1_bf16": "a model without config.json",
+    "z1_bf16.fp32": "a model without config.json",
+    "z1_bf16.universal": "a model without config.json",
+    "z3_bf16_frozen": "a model without config.json",
 }

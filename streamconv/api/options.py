@@ -70,7 +70,7 @@ def _digest() -> Owners:
 
 
 def _extract() -> Owners:
-    from streamconv.execution.extraction import ExtractOptions
+    from streamconv.execution.options import ExtractOptions
 
     return (ExtractOptions, *source_options(), ReadingOptions)
 

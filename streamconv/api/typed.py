@@ -61,86 +61,16 @@ class PlanKeywords(TypedDict, total=False):
     engine: str | None
 
 
-class ConvertKeywords(TypedDict, total=False):
+class ConvertKeywords(PlanKeywords, total=False):
     """The keywords of ``convert``."""
 
-    replicated: str | None
-    to: str | None
-    dtype: str | DType | None
-    tp: int | None
-    pp: int | None
-    pp_layers: Sequence[int] | None
-    iteration: int | None
-    for_release: bool | None
-    keep_args: bool | None
-    fork: str | None
-    max_shard_size: str | int | None
-    tokenizer: str | PathLike[str] | None
-    vocab_padding: str | None
-    vpp: int | None
-    container: str | None
-    spec: str | None
-    megatron_version: str | None
-    dialect: str | None
-    tensors: str | Sequence[str] | None
-    skip: str | Sequence[str] | None
-    base: str | PathLike[str] | None
-    rename: str | Sequence[str] | Mapping[str, str] | None
-    config: str | PathLike[str] | Mapping[str, Any] | None
-    vocab_size: int | None
-    num_heads: int | None
-    tag: str | None
-    qkv_layout: str | None
-    glu_order: str | None
-    weights: str | None
-    ignore: str | None
-    max_ram: str | int | None
-    io: str | None
-    jobs: int | None
-    block_size: str | int | None
-    engine: str | None
     overwrite: bool | None
     restart: bool | None
 
 
-class StreamKeywords(TypedDict, total=False):
+class StreamKeywords(PlanKeywords, total=False):
     """The keywords of ``stream``."""
 
-    replicated: str | None
-    to: str | None
-    dtype: str | DType | None
-    tp: int | None
-    pp: int | None
-    pp_layers: Sequence[int] | None
-    iteration: int | None
-    for_release: bool | None
-    keep_args: bool | None
-    fork: str | None
-    max_shard_size: str | int | None
-    tokenizer: str | PathLike[str] | None
-    vocab_padding: str | None
-    vpp: int | None
-    container: str | None
-    spec: str | None
-    megatron_version: str | None
-    dialect: str | None
-    tensors: str | Sequence[str] | None
-    skip: str | Sequence[str] | None
-    base: str | PathLike[str] | None
-    rename: str | Sequence[str] | Mapping[str, str] | None
-    config: str | PathLike[str] | Mapping[str, Any] | None
-    vocab_size: int | None
-    num_heads: int | None
-    tag: str | None
-    qkv_layout: str | None
-    glu_order: str | None
-    weights: str | None
-    ignore: str | None
-    max_ram: str | int | None
-    io: str | None
-    jobs: int | None
-    block_size: str | int | None
-    engine: str | None
     copy: bool | None
     framework: str | None
 
@@ -277,42 +207,7 @@ class ExtractKeywords(TypedDict, total=False):
     jobs: int | None
 
 
-class BenchKeywords(TypedDict, total=False):
+class BenchKeywords(PlanKeywords, total=False):
     """The keywords of ``bench``."""
 
     size: str | int | None
-    replicated: str | None
-    to: str | None
-    dtype: str | DType | None
-    tp: int | None
-    pp: int | None
-    pp_layers: Sequence[int] | None
-    iteration: int | None
-    for_release: bool | None
-    keep_args: bool | None
-    fork: str | None
-    max_shard_size: str | int | None
-    tokenizer: str | PathLike[str] | None
-    vocab_padding: str | None
-    vpp: int | None
-    container: str | None
-    spec: str | None
-    megatron_version: str | None
-    dialect: str | None
-    tensors: str | Sequence[str] | None
-    skip: str | Sequence[str] | None
-    base: str | PathLike[str] | None
-    rename: str | Sequence[str] | Mapping[str, str] | None
-    config: str | PathLike[str] | Mapping[str, Any] | None
-    vocab_size: int | None
-    num_heads: int | None
-    tag: str | None
-    qkv_layout: str | None
-    glu_order: str | None
-    weights: str | None
-    ignore: str | None
-    max_ram: str | int | None
-    io: str | None
-    jobs: int | None
-    block_size: str | int | None
-    engine: str | None

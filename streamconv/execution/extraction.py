@@ -10,13 +10,13 @@ from pathlib import Path
 
 from streamconv.containers.pickles.writer import StoredTensor
 from streamconv.containers.safetensors.writer import plan_safetensors_file
-from streamconv.core.dtypes import CAST_TYPES, DType
 from streamconv.core.errors import DestinationError, SourceError, UsageError
-from streamconv.core.kinds import Flag, nearest
+from streamconv.core.kinds import nearest
 from streamconv.core.lazy import LazyTensor
-from streamconv.core.options import Given, option
+from streamconv.core.options import Given
 from streamconv.core.result import Result
 from streamconv.execution.in_order import fit_in_order, read_in_order
+from streamconv.execution.options import ExtractOptions
 from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
 from streamconv.formats.wrappers import without_wrappers
 from streamconv.io.checksums import SourceChecksums
@@ -27,30 +27,10 @@ from streamconv.planning.unused_options import refuse_unused_for
 from streamconv.planning.whole import open_whole
 from streamconv.values.options import ReadingOptions
 
-__all__ = ["ExtractOptions", "Extracted", "extract"]
+__all__ = ["Extracted", "extract"]
 
 SUFFIXES = (".npy", ".safetensors")
 _NOT_IN_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractOptions:
-    """What is wanted of the tensor, and of the file's place."""
-
-    dtype: DType | None = option(
-        CAST_TYPES,
-        "cast a floating tensor to this type (default: as stored)",
-        purpose="the type of the tensor",
-        main=True,
-    )
-    overwrite: bool = option(
-        Flag(),
-        "replace the file, if it is there",
-        default=False,
-        purpose="what is in the place",
-        main=True,
-        destroys=True,
-    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)

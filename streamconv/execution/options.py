@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from streamconv.core.dtypes import CAST_TYPES, DType
 from streamconv.core.kinds import Choice, Flag
 from streamconv.core.options import option
 from streamconv.execution.registry import engine_names
@@ -11,7 +12,7 @@ from streamconv.execution.settings import DEFAULT_ENGINE
 from streamconv.memory.options import SizeText
 from streamconv.values.options import ReadingOptions
 
-__all__ = ["BenchOptions", "PublishOptions", "RunOptions", "StreamOptions"]
+__all__ = ["BenchOptions", "ExtractOptions", "PublishOptions", "RunOptions", "StreamOptions"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,4 +65,24 @@ class BenchOptions:
 
     size: str = option(
         SizeText(), "bytes of the files that are written and read (default: 1G)", default="1G", main=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractOptions:
+    """What is wanted of the tensor, and of the file's place."""
+
+    dtype: DType | None = option(
+        CAST_TYPES,
+        "cast a floating tensor to this type (default: as stored)",
+        purpose="the type of the tensor",
+        main=True,
+    )
+    overwrite: bool = option(
+        Flag(),
+        "replace the file, if it is there",
+        default=False,
+        purpose="what is in the place",
+        main=True,
+        destroys=True,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.open_any import all_files
-from streamconv.core.errors import StreamconvError
+from streamconv.core.errors import StorageError, StreamconvError, UsageError
 from streamconv.core.options import Given
 from streamconv.formats.common.faults import Collected
 from streamconv.formats.common.layer_numbers import place_of
@@ -130,7 +130,8 @@ def named_folder(
         # Its tensors are whole, so they are shown under their stored names; the index is checked too.
         refuse_unread(given, "a Hugging Face folder is shown as it is stored")
         others = checkpoints_below(model.path, known_sources())
-        return Inspected(report, describe_file_set(model.path, None, report, others), elsewhere=others)
+        tensors = describe_file_set(model.path, _refusal_of(opened, model, given), report, others)
+        return Inspected(report, tensors, elsewhere=others)
     refuse_unread(given.without("config"), "a run of DeepSpeed is shown by its own names")
     names = names_in(model.path)
     _describe(model, report, names, given)
@@ -148,6 +149,17 @@ def named_folder(
     report.findings += unsafe_globals(report.globals)
     copies = {each.name: each.copies for each in model.replicas}
     return Inspected(report, dict(model.tensors), copies, sources=tuple(model.sources.values()))
+
+
+def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:
+    """Why a Hugging Face folder is no whole model of a translated family, None if it is."""
+    try:
+        parameters_of(model, given.take(opened.source.options))
+    except (UsageError, StorageError):
+        raise
+    except StreamconvError as error:
+        return error
+    return None
 
 
 def _optimizer_of_universal(model: NamedModel) -> OptimizerFacts:

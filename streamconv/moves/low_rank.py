@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     NDArray = npt.NDArray[Any]
 
-__all__ = ["LowRankJob", "LowRankMove", "Part"]
+__all__ = ["LowRankJob", "LowRankMove", "ReadBox"]
 
 _FP32 = DTYPES["float32"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ReadBox:
     """A box of a tensor in the input buffer; position and strides in bytes."""
 
     start: tuple[int, ...]
@@ -48,9 +48,9 @@ class LowRankMove:
     columns: int
     rank: int
     scale: float
-    base: tuple[Part, ...]
-    left: tuple[Part, ...]
-    right: tuple[Part, ...]
+    base: tuple[ReadBox, ...]
+    left: tuple[ReadBox, ...]
+    right: tuple[ReadBox, ...]
     target_dtype: DType
     position: int
 
@@ -72,7 +72,7 @@ class LowRankMove:
         cast_into(update, result)
 
 
-def _gathered(parts: Sequence[Part], shape: tuple[int, int], dtype: DType, source: Buffer) -> NDArray:
+def _gathered(parts: Sequence[ReadBox], shape: tuple[int, int], dtype: DType, source: Buffer) -> NDArray:
     import numpy as np
 
     whole: NDArray = np.zeros(shape, dtype.numpy)
@@ -148,7 +148,7 @@ class LowRankJob:
         reads, places = plan_reads(boxes)
         found = iter(places)
         base, left, right = (
-            tuple(Part(piece.start, piece.shape, piece.views[0].dtype, *next(found)) for piece in tensor.pieces)
+            tuple(ReadBox(piece.start, piece.shape, piece.views[0].dtype, *next(found)) for piece in tensor.pieces)
             for tensor in tensors
         )
         row = self.base.shape[1] * self.base.dtype.itemsize

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from streamconv.core.lazy import LazyTensor, Piece, Storage, concat, mean
+from streamconv.core.lazy import LazyTensor, Piece, Storage, View, concat, mean
 from streamconv.core.replica import Replica
 from streamconv.core.tiling import Box
 from streamconv.formats.source import Dropped, StoredModel
@@ -79,17 +79,32 @@ def assemble(
 
 def _stored(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     """The stored tensors that a shard is joined from: usually itself. Fused rows may be stored in several; consecutive
-    rows of one storage are one of them.
+    rows of one storage are one of them. Parts of a flat tensor, which may begin inside a row, are runs of elements.
     """
     if len(tensor.pieces) < 2:
         return {name: tensor}
-    # Parts of a flat tensor may begin inside a row: only boxes of like rows can be one run.
-    like: dict[tuple[Storage, tuple[int, ...]], list[LazyTensor]] = {}
+    by_storage: dict[Storage, list[Piece]] = {}
     for piece in sorted(tensor.pieces, key=lambda piece: piece.views[0].offset):
-        view = piece.views[0]
-        like.setdefault((view.storage, piece.shape[1:]), []).append(LazyTensor.stored(view, piece.shape))
-    runs = (run for parts in like.values() for run in concat(parts, 0).coalesced().pieces)
-    return {f"{name}, part {i}": LazyTensor.stored(run.views[0], run.shape) for i, run in enumerate(runs)}
+        by_storage.setdefault(piece.views[0].storage, []).append(piece)
+    runs = (run for pieces in by_storage.values() for run in _runs(pieces))
+    return {f"{name}, part {number}": run for number, run in enumerate(runs)}
+
+
+def _runs(pieces: Sequence[Piece]) -> Iterator[LazyTensor]:
+    """The stored tensors that pieces of one storage are, in the order of their offsets."""
+    if len({piece.shape[1:] for piece in pieces}) == 1:
+        rows = concat([LazyTensor.stored(piece.views[0], piece.shape) for piece in pieces], 0).coalesced()
+        if len({piece.views[0].strides for piece in pieces}) == 1:
+            yield from (LazyTensor.stored(run.views[0], run.shape) for run in rows.pieces)
+            return
+    view = pieces[0].views[0]
+    spans = [piece.views[0].span(piece.shape) for piece in pieces]
+    first, last = min(start for start, _ in spans), max(start + nbytes for start, nbytes in spans)
+    numel = (last - first) // view.dtype.itemsize
+    if numel == sum(piece.numel for piece in pieces):
+        yield LazyTensor.stored(View(view.storage, view.dtype, first // view.dtype.itemsize, (1,)), (numel,))
+        return
+    yield from (LazyTensor.stored(piece.views[0], piece.shape) for piece in pieces)
 
 
 def _chosen_copy(shards: Sequence[LazyTensor], policy: str) -> tuple[LazyTensor, range]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from streamconv import convert, plan
-from streamconv.core.errors import UnsupportedError
+from streamconv.core.errors import SourceError
 from tests import oracle
 from tests.places import FRAMEWORKS, LABELLED, REAL, REFUSED, Source
 
@@ -56,7 +56,7 @@ def test_stages_are_as_asked(source: Source, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_every_other_checkpoint_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=REFUSED[name]):
+    with pytest.raises(SourceError, match=REFUSED[name]):
         convert(FRAMEWORKS / name, tmp_path / "out", to="megatron-legacy")
     assert not (tmp_path / "out").exists()
 

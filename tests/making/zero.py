@@ -72,12 +72,12 @@ class Flat:
     per_rank: int
 
 
-def write_run(root: Path, run: Run = Run(), model: Model = ODD) -> Truth:
-    """Write ``root/latest`` and the tag folder."""
+def write_run(root: Path, run: Run = Run(), model: Model = ODD, values: Tensors | None = None) -> Truth:
+    """Write ``root/latest`` and the tag folder; ``values`` are the masters, by default labels of their own."""
     folder = root / run.tag
     folder.mkdir(parents=True)
     (root / "latest").write_text(run.tag)
-    masters = masters_of(model, run.dtype)
+    masters = values or masters_of(model, run.dtype)
     rounded = {name: tensor.to(DTYPES[run.dtype], copy=True) for name, tensor in masters.items()}
     shared = {each.name: each.shares for each in model.parameters if each.shares is not None}
     for rank in range(run.dp if run.stage == 3 else 1):
