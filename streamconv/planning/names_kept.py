@@ -17,6 +17,7 @@ from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
 from streamconv.formats.huggingface.tokenizer import PROCESSOR_NAMES, TOKENIZER_NAMES, files_along, tokenizer_files
 from streamconv.formats.named import NamedModel
 from streamconv.formats.peft.adapter import ADAPTER_CONFIG, adapter_config, adapter_of, merged
+from streamconv.formats.peft.names import is_adapter
 from streamconv.formats.remarks import Dropped, Fact
 from streamconv.formats.target import NamedTarget, TargetFormat
 from streamconv.formats.wrappers import without_wrappers
@@ -51,7 +52,7 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
     said: Mapping[str, Any] = given.get("config", {})
     options: Any = given.take(target.options)
     model, updates, adapter = _with_adapter(model, options.base, wanted.dtype)
-    if adapter is None:
+    if not is_adapter(model.tensors):
         model = without_wrappers(model, own_names(model.config or said))
     chosen = select(model.tensors, options.tensors, options.skip, options.rename)
     taken = {new: _cast(model.tensors[name], wanted.dtype) for name, new in chosen.taken.items()}

@@ -37,10 +37,11 @@ def converted(source: Path, out: Path, **options: Any) -> Tensors:
 
 
 def as_named(found: Tensors, wanted: Mapping[str, Any]) -> Tensors:
-    """``found`` by the engine's names, if what an adapter's wrapper puts before all of them was taken off."""
+    """``found`` by the engine's names, if it has an adapter's by those of PEFT's own file."""
+    in_file = {name.replace(".modules_to_save.default", "").replace(".default", ""): name for name in wanted}
     if set(found) <= set(wanted) or not all(name.startswith(PEFT) for name in wanted):
         return found
-    return {PEFT + name: tensor for name, tensor in found.items()}
+    return {in_file[name]: tensor for name, tensor in found.items()}
 
 
 def assert_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], exact: set[str]) -> None:
