@@ -149,7 +149,7 @@ def extract(
     """Write one tensor, whole, to a file of its own, whatever ranks and files its parts are in.
 
     >>> streamconv.extract("checkpoints/bloom", "layers.2.mlp.dense_4h_to_h.weight", "w.npy")
-    <Extracted: layers.2.mlp.dense_4h_to_h.weight, float32, 8.12 KiB: w.npy>
+    <Extracted: layers.2.mlp.dense_4h_to_h.weight, float32, 16.12 KiB: w.npy>
 
     Args:
         src: a checkpoint file or folder.

@@ -152,7 +152,9 @@ def named_folder(
 
 
 def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:
-    """Why a Hugging Face folder is no whole model of a translated family, None if it is."""
+    """Why a Hugging Face folder is no whole model of a translated family; None if it is, or nothing says what it is."""
+    if model.config is None:
+        return None
     try:
         parameters_of(model, given.take(opened.source.options))
     except (UsageError, StorageError):

@@ -67,7 +67,8 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
         return OutputValue(places[slot.name], taken[slot.name], added.get(slot.name))
 
     names = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
-    copied = {} if adapter is not None else files_along(model.home, names, generation=True)
+    is_part = adapter is not None or bool(options.tensors)
+    copied = {} if is_part else files_along(model.home, names, generation=True)
     if options.tokenizer is not None:
         copied |= tokenizer_files(options.tokenizer, names)
     warnings = [*model.warnings, *laid_out.warnings, *masters_at_hand(model.masters, wanted.dtype)]

@@ -18,29 +18,32 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import streamconv
-from streamconv.api import keywords
+from streamconv.api import keywords, looking
 from streamconv.api.options import known_options
 from streamconv.cli.options import OWN_OPTIONS
 from streamconv.cli.program import VERBS
 from streamconv.core.options import all_options
 from streamconv.execution.options import StreamOptions
 from tests import hf_models as models
-from tests.places import FRAMEWORKS, ROOT
+from tests.places import FIXTURES, FRAMEWORKS, ROOT
 from tests.processes import run_main, start
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {
     "streamconv": "streamconv.cli.main",
     "deepspeed_to_megatron": "streamconv.bigscience.deepspeed_to_megatron",
+    "zero_to_fp32": "streamconv.deepspeed_utils.zero_to_fp32",
+    "zero_to_torch": "streamconv.deepspeed_utils.zero_to_torch",
     "inspect_checkpoint": "streamconv.bigscience.inspect_checkpoint",
     "inspect_deepspeed_checkpoint": "streamconv.bigscience.inspect_deepspeed_checkpoint",
 }
 # A file of its own test: tests/models/test_add_a_family.py.
 RUN_ELSEWHERE = {"add-a-family.md"}
 # What is written on a terminal while bytes move, and gone at the end.
-PROGRESS = re.compile(r"^(converting|verifying|comparing|digesting|reading): .*\n", re.M)
+PROGRESS = re.compile(r"^(converting|verifying|comparing|digesting|reading|extracting): .*\n", re.M)
 # Numbers that are not the same twice.
 MEASURED = re.compile(
     r"\d+(\.\d+)? (?:[KMGT]i)?B/s|(?<=peak )\d+\.\d+(?= [KMG]iB)|(?<=floor of )\d+\.\d+|(?<=--max-ram )\d+(?=M or)"
@@ -79,6 +82,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bloom").symlink_to("checkpoints/bloom")
     shutil.copytree(FRAMEWORKS / "mcore_llama_dist_tp2pp2", root / "checkpoints" / "core")
     models.make("llama", root / "llama")
+    shutil.copytree(FRAMEWORKS / "ds_trainer_llama_z3" / "checkpoint-2", root / "checkpoint-2")
+    shutil.copytree(FRAMEWORKS / "ds_trainer_lora_z3" / "checkpoint-2", root / "lora")
+    base_of(FRAMEWORKS / "ds_trainer_lora_z3", root / "base")
     (root / "tokenizer").mkdir()
     (root / "tokenizer" / "tokenizer.json").write_text("{}")
     layer = bloom / "global_step3" / "layer_03-model_00-model_states.pt"
@@ -89,6 +95,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["input_layernorm.weight"][0] += 1
     torch.save(state, path)
     return root
+
+
+def base_of(run: Path, folder: Path) -> None:
+    """The model that a fixture's adapter was trained on."""
+    truth = torch.load(FIXTURES / "zero_truth" / f"{run.name}.pt", weights_only=True)
+    names = {
+        name: name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        for name in truth
+        if ".lora_" not in name
+    }
+    folder.mkdir()
+    save_file({new: truth[name]["lp"].contiguous() for name, new in names.items()}, folder / "model.safetensors")
 
 
 def pattern(line: str) -> str:
@@ -174,7 +192,7 @@ def test_every_command_in_a_table_of_the_readme_runs(
     shutil.copytree(folder, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     rows = re.findall(r"^\|.* \| `(streamconv [^`]+)` \|$", (ROOT / "README.md").read_text(), re.M)
-    assert len(rows) == 6
+    assert len(rows) == 8
     for command in rows:
         done = run_main(*shlex.split(command)[1:])
         assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -205,7 +223,7 @@ def assert_examples(text: str, names: dict[str, object], where: str) -> None:
     assert runner.run(example, out=said.append, clear_globs=False).failed == 0, "".join(said)
 
 
-@pytest.mark.parametrize("verb", keywords.__all__)
+@pytest.mark.parametrize("verb", [*keywords.__all__, *looking.__all__])
 def test_the_example_in_a_docstring_gives_what_it_shows(
     verb: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

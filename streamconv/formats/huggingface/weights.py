@@ -79,6 +79,7 @@ def open_weights(folder: Path) -> Weights:
     chosen, *others = present
     if not chosen.endswith(INDEX_SUFFIX):
         file = open_any(folder / chosen)
+        others = [name for name in others if name != chosen + INDEX_SUFFIX or not _names_only(folder / name, chosen)]
         return Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
     index, strict = folder / chosen, Faults()
     weight_map = read_index(index, strict)
@@ -93,6 +94,14 @@ def open_weights(folder: Path) -> Weights:
     words = f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}"
     lost = tuple(name for name in order if name not in there)
     return Weights(whole, tuple(files.values()), index, words, tuple(others), doubts, lost)
+
+
+def _names_only(index: Path, name: str) -> bool:
+    """Whether an index names one file alone: it says no more than that file."""
+    try:
+        return set(read_index(index, Faults()).values()) == {name}
+    except DamagedError:
+        return False
 
 
 def read_index(path: Path, faults: Faults) -> dict[str, str]:

@@ -56,10 +56,15 @@ def lay_out_names(
         # The configuration is the record of the result; without one, the index.
         texts={CONFIG: text} if text is not None else index,
         facts=tuple(facts),
-        warnings=() if text is not None else (f"no {CONFIG} at hand: nothing in the result says what model it is",),
+        warnings=() if text is not None else (_without_config(model),),
         small=index if text is not None and len(shards) > 1 else {},
         owned=_OWNED,
     )
+
+
+def _without_config(model: NamedTarget) -> str:
+    why = "a part of a model has none" if model.options.tensors else "none is at hand"
+    return f"no {CONFIG} ({why}): nothing in the result says what model it is"
 
 
 def _adapter(model: NamedTarget, name: str, container: Callable[[str], Container], kind: str) -> TargetFiles:
@@ -87,7 +92,8 @@ def _together(slots: Mapping[str, NameSlot]) -> list[tuple[str, NameSlot]]:
 
 def _config(model: NamedTarget) -> str | None:
     """The text of ``config.json``: that of the source, with the result's dtype and the user's entries."""
-    if model.config is None and "model_type" not in model.supplied:
+    # A part of a model is none that the configuration describes.
+    if model.options.tensors or (model.config is None and "model_type" not in model.supplied):
         return None
     dtypes = [tensor.dtype.name for tensor in model.tensors.values() if tensor.dtype.is_floating]
     dtype = dtype_name(dtypes, model.config) if dtypes else None
