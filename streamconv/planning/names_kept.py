@@ -97,6 +97,7 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
         copied=copied,
         owned=laid_out.owned,
         beside=(*TOKENIZER_NAMES, *PROCESSOR_NAMES),
+        keeps_names=True,
     )
 
 

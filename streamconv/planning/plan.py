@@ -73,7 +73,8 @@ class Plan(Result):
     ``choices`` are decisions for the target, ``notes`` facts about it. ``texts`` are the commit record, ``small`` other
     small files of the result, and ``copied`` files that are copied byte for byte; all by their names in the result.
     ``owned`` are patterns of names in the destination that make up a checkpoint of this kind, ``beside`` patterns of
-    names that accompany one. ``memory`` is the budget that it was planned for, if any.
+    names that accompany one. ``memory`` is the budget that it was planned for, if any;
+    ``keeps_names`` says that no family is translated.
     """
 
     root: Path
@@ -100,6 +101,12 @@ class Plan(Result):
     owned: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     memory: BudgetedMemory | None = None
+    keeps_names: bool = False
+
+    @property
+    def target_words(self) -> str:
+        """The format of the result, and its layout, if it is a translated model's."""
+        return self.target_format if self.keeps_names else f"{self.target_format}, {self.target_layout}"
 
     def within(self, memory: BudgetedMemory) -> Plan:
         """The same plan with its budget; what was computed of it stays."""

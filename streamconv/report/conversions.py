@@ -26,7 +26,7 @@ def conversion_text(report: ConversionReport) -> str:
     lines = [
         f"wrote   {report.destination or 'nowhere (discarded)'}: {plural(len(plan.files), 'file')}, "
         f"{format_bytes(report.write_nbytes)}",
-        f"        {plan.target_format}, {plan.target_layout}",
+        f"        {plan.target_words}",
         f"from    {plan.source}: {plan.family}, {plan.source_layout}",
         *(f"note    {note.what}: {note.evidence}" for note in plan.notes),
         f"speed   {report.seconds:.2f} s, {format_bytes(report.nbytes_per_second)}/s written, sync included",
