@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.pickles.machine import Global
+from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.core.tiling import Box
@@ -64,6 +65,17 @@ class NamedModel:
     dropped: tuple[Dropped, ...] = ()
     replicas: tuple[Replica, ...] = ()
     named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> DamagedError | None:
+        """The error for a model that lacks tensors which its index names, None if it has all."""
+        if not self.lost:
+            return None
+        return DamagedError(
+            f"{len(self.lost)} tensors are in the index, and in no file, the first is {self.lost[0]}",
+            where=self.path,
+            remedy="fetch the model again; or leave them out of the index, if the model has none",
+        )
 
     def noting(
         self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()

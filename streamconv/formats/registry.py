@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from streamconv.core.errors import AmbiguousError
+from streamconv.core.errors import AmbiguousError, UnsupportedError
 from streamconv.core.options import Given
 from streamconv.core.work_folder import refuse_unfinished
 from streamconv.formats.common.refusals import titles
@@ -17,6 +17,7 @@ from streamconv.formats.huggingface.configuration import read_stored_config
 from streamconv.formats.huggingface.names import CONFIG
 from streamconv.formats.huggingface.naming import parameters_of
 from streamconv.formats.named import NamedModel
+from streamconv.formats.peft.names import is_adapter
 from streamconv.formats.recorded import is_child_name
 from streamconv.formats.source import SourceFormat, StoredModel
 from streamconv.formats.surroundings import Meant, meant_by, unclaimed
@@ -75,6 +76,12 @@ def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
     model = opened.model.noting(warnings=opened.remarks)
     if isinstance(model, StoredModel):
         return opened.source, model
+    if is_adapter(model.tensors):
+        raise UnsupportedError(
+            "an adapter (PEFT), which is no model by itself",
+            where=model.path,
+            remedy="merge it into the model that it was trained on first: --to safetensors --base FOLDER",
+        )
     return opened.source, parameters_of(model, given.take(opened.source.options))
 
 
@@ -151,6 +158,8 @@ def _claimant(name: str) -> SourceFormat:
 
 def _remarks(source: SourceFormat, path: Path, given: Given) -> Iterable[str]:
     """What a user should know of a folder that has a whole model and the state of the run that saved it."""
+    if source.name not in (_MODEL, _RUN) and (stray := _claimant(_MODEL).claims(path)):
+        return [f"{stray} lies beside the checkpoint, and is not read"]
     beside = {each.name for each in known_sources() if each.name in (_RUN, _MODEL, _ADAPTER) and each.claims(path)}
     if len(beside) < 2 or _RUN not in beside:
         return []

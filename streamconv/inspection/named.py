@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.containers.open_any import all_files
-from streamconv.core.errors import StorageError, StreamconvError, UsageError
+from streamconv.core.errors import DamagedError, StorageError, StreamconvError, UsageError
 from streamconv.core.options import Given
-from streamconv.formats.common.faults import Collected
+from streamconv.formats.common.faults import Collected, listed
 from streamconv.formats.common.layer_numbers import place_of
 from streamconv.formats.deepspeed.folder import ZERO, is_universal, names_in
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
@@ -130,6 +130,9 @@ def named_folder(
         # Its tensors are whole, so they are shown under their stored names; the index is checked too.
         refuse_unread(given, "a Hugging Face folder is shown as it is stored")
         others = checkpoints_below(model.path, known_sources())
+        if others:
+            words = f"other checkpoints are below, which are not shown: {listed(others, len(others))}"
+            report.findings.append(Finding("note", words, str(model.path)))
         tensors = describe_file_set(model.path, _refusal_of(opened, model, given), report, others)
         return Inspected(report, tensors, elsewhere=others)
     refuse_unread(given.without("config"), "a run of DeepSpeed is shown by its own names")
@@ -154,13 +157,15 @@ def named_folder(
 def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:
     """Why a Hugging Face folder is no whole model of a translated family; None if it is, or nothing says what it is."""
     if model.config is None:
-        return None
+        return model.loss
     try:
         parameters_of(model, given.take(opened.source.options))
     except (UsageError, StorageError):
         raise
-    except StreamconvError as error:
+    except DamagedError as error:
         return error
+    except StreamconvError as error:
+        return model.loss or error
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamconv.core.dtypes import DType
-from streamconv.core.errors import DamagedError, UsageError
+from streamconv.core.errors import UsageError
 from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.low_rank import LowRank
@@ -43,12 +43,8 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
     source, model = open_whole(path, given, wanted.replicated)
     refuse_unused_options(given, source, target, wanted.to)
     refuse_placeholders(model)
-    if model.lost:
-        raise DamagedError(
-            f"{len(model.lost)} tensors are in the index and in no file, the first is {model.lost[0]}",
-            where=model.path,
-            remedy="fetch the model again; or leave them out of the index, if the model has none",
-        )
+    if model.loss is not None:
+        raise model.loss
     said: Mapping[str, Any] = given.get("config", {})
     options: Any = given.take(target.options)
     model, updates, adapter = _with_adapter(model, options.base, wanted.dtype)

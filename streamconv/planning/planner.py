@@ -12,10 +12,11 @@ from streamconv.core.errors import AmbiguousError, UnsupportedError, UsageError
 from streamconv.core.layout import ParallelLayout
 from streamconv.core.options import Given
 from streamconv.core.replica import Replica
-from streamconv.formats.huggingface.tokenizer import TOKENIZER_NAMES, tokenizer_files
+from streamconv.formats.huggingface.tokenizer import PROCESSOR_NAMES, TOKENIZER_NAMES, files_along, tokenizer_files
 from streamconv.formats.options import TargetOptions, TrainingOptions, WholeOptions
-from streamconv.formats.source import Fact, StoredModel
+from streamconv.formats.source import Dropped, Fact, StoredModel
 from streamconv.formats.target import TargetFiles, TargetFormat, TargetModel
+from streamconv.io.reading import status_of
 from streamconv.models.config.settings import Implied, Size
 from streamconv.models.family import ModelFamily
 from streamconv.models.parameter import ModelSizes, Section
@@ -107,12 +108,17 @@ def make_plan(path: Path, given: Given) -> Plan:
         facts=model.facts,
         choices=_choices(model, target, reason_for(target, wanted.to, family), layout, vocabulary),
         notes=(*laid_out.facts, *biases.facts(model, target)),
-        warnings=(*model.warnings, *laid_out.warnings, *masters_at_hand(model.masters, wanted.dtype)),
-        dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped),
+        warnings=(
+            *model.warnings,
+            *laid_out.warnings,
+            *masters_at_hand(model.masters, wanted.dtype),
+            *_without_tokenizer(model, options),
+        ),
+        dropped=(*assembly.dropped, *biases.dropped(model), *model.dropped, *_left_tokenizer(model, options)),
         small=laid_out.small,
-        copied=_copied(options.tokenizer if isinstance(options, WholeOptions) else None, laid_out),
+        copied=_copied(model, options, laid_out),
         owned=laid_out.owned,
-        beside=() if target.is_sharded else TOKENIZER_NAMES,
+        beside=() if target.is_sharded else (*TOKENIZER_NAMES, *PROCESSOR_NAMES),
     )
 
 
@@ -227,11 +233,32 @@ def _choices(
     )
 
 
-def _copied(tokenizer: Path | None, laid_out: TargetFiles) -> dict[str, Path]:
-    if tokenizer is None:
+def _copied(model: StoredModel, options: TargetOptions, laid_out: TargetFiles) -> dict[str, Path]:
+    """The tokenizer's files, which go along with a model without ranks: from where the user says, or the source."""
+    if not isinstance(options, WholeOptions):
         return {}
     taken = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
-    return tokenizer_files(tokenizer, taken)
+    if options.tokenizer is not None:
+        return tokenizer_files(options.tokenizer, taken)
+    return {} if model.home is None else files_along(model.home, taken)
+
+
+def _without_tokenizer(model: StoredModel, options: TargetOptions) -> list[str]:
+    """A warning where a result for transformers has no tokenizer, because a training checkpoint has none."""
+    if not isinstance(options, WholeOptions) or options.tokenizer is not None or model.home is not None:
+        return []
+    return ["no tokenizer goes along: a training checkpoint has none; --tokenizer DIR copies one"]
+
+
+def _left_tokenizer(model: StoredModel, options: TargetOptions) -> list[Dropped]:
+    """The tokenizer's files of a source whose target has none of its own."""
+    found = {} if model.home is None or isinstance(options, WholeOptions) else files_along(model.home)
+    if not found:
+        return []
+    nbytes = sum(status_of(path).st_size for path in found.values())
+    return [
+        Dropped(f"the tokenizer ({', '.join(list(found)[:3])})", nbytes, "a training run is given its own by a flag")
+    ]
 
 
 def _layout_words(model: StoredModel) -> str:

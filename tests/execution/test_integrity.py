@@ -191,7 +191,7 @@ def test_an_index_that_names_what_is_not_there(tmp_path: Path) -> None:
     assert looked(tmp_path).exit_code == 0
     index["weight_map"]["d"] = "model-00001-of-00002.safetensors"
     path.write_text(json.dumps(index))
-    assert " d of " in words(looked(tmp_path))
+    assert "in the index, and in no file, the first is d " in words(looked(tmp_path))
     index["weight_map"]["d"] = "model-00002-of-00002.safetensors"
     path.write_text(json.dumps(index))
     assert "the shard model-00002-of-00002.safetensors is missing" in words(looked(tmp_path))

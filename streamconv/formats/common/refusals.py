@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from streamconv.models.family import ModelFamily
 from streamconv.models.mechanisms import Mechanism, in_words
 from streamconv.models.registry import known_families
 
-__all__ = ["OtherCheckpointError", "Run", "Runs", "refusal_of", "refuse_keys", "refuse_other_folders", "titles"]
+__all__ = ["Run", "Runs", "refusal_of", "refuse_keys", "titles"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +38,9 @@ def refusal_of(who: str, family: ModelFamily, *codes: Runs) -> str | None:
     return f"{who} has {in_words(missing)}" if missing else None
 
 
-class OtherCheckpointError(UnsupportedError):
-    """A checkpoint of a kind that no format opens; a caller that knows all formats adds which there are."""
-
-
 def titles(refusal: Callable[[ModelFamily], str | None]) -> str:
     """The families that a format does not refuse, for a message."""
     return ", ".join(family.title for family in known_families() if refusal(family) is None)
-
-
-def refuse_other_folders(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder that is another framework's checkpoint, by name.
-
-    Raises:
-        OtherCheckpointError: the folder is one.
-    """
-    has = set(names).__contains__
-    kinds = (
-        ("a DeepSpeed universal checkpoint", has("zero") and (folder / "zero").is_dir()),
-        ("the output of DeepSpeed's zero_to_fp32", any(n.startswith("pytorch_model") for n in names)),
-        ("a Hugging Face safetensors checkpoint", any(".safetensors" in n for n in names)),
-        ("a mixture of experts (MoE)", any("_expert_" in n and n.endswith("_model_states.pt") for n in names)),
-    )  # fmt: skip
-    for name, matches in kinds:
-        if matches:
-            raise OtherCheckpointError(f"{name}: not a source that streamconv converts", where=folder)
 
 
 def refuse_keys(keys: Collection[str], path: Path, families: str) -> None:

@@ -7,11 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.containers.pickles.machine import Record
 from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import AmbiguousError, SourceError, StorageError, StreamconvError
+from streamconv.formats.common.faults import listed
 from streamconv.formats.deepspeed.layer_roles import is_megatron, is_neox
-from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
+from streamconv.formats.deepspeed.names import LATEST, FolderNames, is_optimizer_file, parse_names
 from streamconv.formats.recorded import first_line, iteration_of, tagged_folder
 from streamconv.io.refusals import refusals
 
@@ -23,6 +25,7 @@ __all__ = [
     "kind_of",
     "names_in",
     "resolve_tag",
+    "strays_in",
     "tag_folder",
     "tag_or_none",
     "tags_below",
@@ -127,6 +130,18 @@ def _is_checkpoint(folder: Path) -> bool:
 def is_universal(folder: Path) -> bool:
     """Whether a folder is a universal checkpoint."""
     return (folder / ZERO).is_dir() and next((folder / ZERO).glob("*/fp32.pt"), None) is not None
+
+
+def strays_in(folder: Path, names: FolderNames) -> list[str]:
+    """A warning of files of tensors in a tag's folder that are none of DeepSpeed's."""
+    strays = [
+        name
+        for name in names.others
+        if name.endswith(CHECKPOINT_SUFFIXES) and not is_optimizer_file(name) and (folder / name).is_file()
+    ]
+    if not strays:
+        return []
+    return [f"{listed(strays, len(strays))}: no file of DeepSpeed's engine, and not read"]
 
 
 def kind_of(folder: Path) -> RunKind | None:

@@ -15,7 +15,7 @@ from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.common.shards import count_layers, join_ranks
 from streamconv.formats.deepspeed.evidence import agree, settle_rows
-from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, tag_folder, tag_or_none
+from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, strays_in, tag_folder, tag_or_none
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import module_tensors, open_layers
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
@@ -66,8 +66,8 @@ def open_model(path: Path, options: RowOrderOptions) -> StoredModel:
         DamagedError: files are missing, broken or contradict each other.
     """
     tagged = tag_folder(path, options.tag)
-    model = _open_folder(tagged.folder, options)
-    return model.noting(warnings=[tagged.remark]) if tagged.remark else model
+    strays = strays_in(tagged.folder, names_in(tagged.folder))
+    return _open_folder(tagged.folder, options).noting(warnings=[*([tagged.remark] if tagged.remark else []), *strays])
 
 
 def _open_folder(folder: Path, options: RowOrderOptions) -> StoredModel:

@@ -20,7 +20,6 @@ from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError
 from streamconv.core.layout import FIRST_RANK, RankCoordinates
 from streamconv.core.lazy import LazyTensor
-from streamconv.formats.common.refusals import refuse_other_folders
 from streamconv.formats.common.shards import join_ranks
 from streamconv.formats.megatron.folder import RankFolders, check_grid, find_ranks, resolve_folder
 from streamconv.formats.options import TrainingSourceOptions
@@ -143,7 +142,6 @@ def open_ranks(
         DamagedError: files are missing, broken or contradict each other.
     """
     folder, chosen = resolve_folder(path, options.tag)
-    refuse_other_folders(folder, sorted(child.name for child in folder.iterdir()))
     folders = find_ranks(folder)
     files = {place: open_torch(folder / name) for place, name in folders.files.items()}
     _check_same_run(folder, list(files.values()))

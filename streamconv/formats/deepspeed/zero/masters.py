@@ -98,6 +98,12 @@ def _rebuilt(
         data_first = isinstance(config, dict) and config.get("use_data_before_expert_parallelism") is True
         return joined_partitions(Partitions(files, data_first), groups)
     flats = [_flat_groups(file) for file in files]
+    if any(all(shape) for group in groups for shape in group.values()) and not any(flat.numel for flat in flats):
+        raise UnsupportedError(
+            "the optimizer files hold no masters: with offload to NVMe (offload_optimizer) these were swapped out",
+            where=folder,
+            remedy="save again with stage3_gather_16bit_weights_on_model_save, or without offload to NVMe",
+        )
     (count,) = partition_counts(first.get("partition_count", len(files)), 1, files[0].path)
     if count != len(files):
         raise UnsupportedError(

@@ -15,6 +15,7 @@ from streamconv.formats.deepspeed.folder import (
     is_universal,
     kind_of,
     names_in,
+    strays_in,
     tag_folder,
     tag_or_none,
 )
@@ -91,7 +92,8 @@ def _placed(model: NamedModel, path: Path, tagged: Tagged, ranks: RankFiles, opt
     recorded = whole(ranks.state.get("global_steps")) if step is None else step
     named = {file.path: file.globals for file in ranks.files} | dict(model.named)
     model = replace(model, home=home, iteration=options.iteration or recorded, named=named, frozen=_frozen(ranks))
-    return model.noting(warnings=[tagged.remark] if tagged.remark else [])
+    strays = strays_in(folder, names_in(folder))
+    return model.noting(warnings=[*([tagged.remark] if tagged.remark else []), *strays])
 
 
 def _open_run(folder: Path, names: FolderNames, ranks: RankFiles, options: ZeroSourceOptions) -> NamedModel:
