@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import UsageError
+from streamconv import UsageError, stream
 from tests.kept import Tensors, assert_same, kept
 from tests.making.adapters import Thin, in_file, thin, uneven, write_adapter, write_base
 
@@ -174,6 +174,15 @@ def test_the_merged_model_may_be_selected_from_and_renamed(tmp_path: Path) -> No
         "h.1.q.bias": whole["layers.1.q.bias"],
     }
     assert_same(found, wanted | {"layers.0.k.weight": whole["layers.0.k.weight"]})
+
+
+def test_a_stream_has_what_a_conversion_writes(tmp_path: Path) -> None:
+    whole, pair = base(torch.bfloat16), thin(5, 6)
+    write_adapter(tmp_path / "adapter", in_file({"layers.0.q": pair}))
+    write_base(tmp_path / "base", whole)
+    where: Any = {"to": "safetensors", "max_ram": "1G", "base": tmp_path / "base"}
+    found = {each.name: each.tensor.clone() for each in stream(tmp_path / "adapter", **where)}
+    assert_same(found, kept(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base"))
 
 
 BANDS = [

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from streamconv import AmbiguousError, DamagedError, StreamconvError, UnsupportedError, UsageError
-from tests.kept import Tensors, kept, written
+from streamconv import AmbiguousError, DamagedError, DestinationError, StreamconvError, UnsupportedError, UsageError
+from tests.kept import Tensors, assert_same, kept, written
 from tests.making.adapters import in_file, thin, uneven, write_adapter, write_base
 from tests.making.zero import Run, write_run
 from tests.making.zero_values import Model, Parameter
+from tests.trees import tree
 
 PEFT = "base_model.model."
 Q = f"{PEFT}layers.0.q."
@@ -156,3 +157,31 @@ def test_a_weight_that_is_tied_is_not_changed_behind_the_other_name(tmp_path: Pa
     write_adapter(tmp_path / "adapter", in_file({"head": thin(7, 5)}))
     with pytest.raises(UnsupportedError, match=r"changes embed\.weight, which head\.weight shares"):
         kept(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base")
+
+
+# -- the destination ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["base", "adapter", "base/inside"])
+def test_neither_the_base_nor_the_adapter_is_ever_written(place: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", USUAL)
+    write_base(tmp_path / "base", {WEIGHT: uneven(5, 6)})
+    before = tree(tmp_path)
+    with pytest.raises(DestinationError):
+        kept(tmp_path / "adapter", tmp_path / place, base=tmp_path / "base", overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_another_scale_or_another_base_is_another_conversion(tmp_path: Path) -> None:
+    """The result of the first is not taken for that of the second."""
+    write_adapter(tmp_path / "adapter", USUAL)
+    write_base(tmp_path / "base", {WEIGHT: uneven(5, 6)})
+    first = kept(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base")
+    assert_same(kept(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base"), first)
+    write_base(tmp_path / "other", {WEIGHT: uneven(5, 6, start=3)})
+    write_adapter(tmp_path / "scaled", USUAL, lora_alpha=5)
+    for adapter, base in (("adapter", "other"), ("scaled", "base")):
+        with pytest.raises(DestinationError, match="the destination holds a checkpoint"):
+            kept(tmp_path / adapter, tmp_path / "out", base=tmp_path / base)
+        again = kept(tmp_path / adapter, tmp_path / f"{adapter}-{base}", base=tmp_path / base)
+        assert not torch.equal(again[WEIGHT], first[WEIGHT])
