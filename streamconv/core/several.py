@@ -37,12 +37,19 @@ class Renames(ValueKind):
         if isinstance(value, Mapping):
             return tuple(_rename(pattern, name) for pattern, name in value.items())
         if isinstance(value, str):
-            pattern, _, name = value.partition("=")
-            return (_rename(pattern, name),)
+            return (_pair(value),)
         if not isinstance(value, Sequence) or isinstance(value, bytes):
             raise InvalidValue(f"{kind_of(value)}, no mapping of patterns to names")
-        pairs = [each if isinstance(each, tuple) else self.check(each)[0] for each in value]
-        return tuple(_rename(*pair) for pair in pairs)
+        return tuple(_pair(each) for each in value)
+
+
+def _pair(said: Any) -> tuple[str, str]:
+    if isinstance(said, str):
+        pattern, _, name = said.partition("=")
+        return _rename(pattern, name)
+    if not isinstance(said, tuple) or len(said) != 2:
+        raise InvalidValue(f"{kind_of(said)}, not PATTERN=NAME")
+    return _rename(*said)
 
 
 def _rename(pattern: Any, name: Any) -> tuple[str, str]:

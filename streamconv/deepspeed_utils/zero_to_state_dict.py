@@ -19,6 +19,7 @@ from streamconv.core.errors import StreamconvError
 from streamconv.core.options import Given, all_options
 from streamconv.formats.named import NamedModel
 from streamconv.formats.registry import open_named
+from streamconv.formats.wrappers import without_wrappers
 
 __all__ = ["arguments_of", "run"]
 
@@ -55,16 +56,23 @@ def run(arguments: argparse.Namespace, dtype: str) -> int:
     known = {**options_of_verb("convert"), **all_options([OutputOptions])}
     try:
         if arguments.exclude_frozen_parameters:
-            options["skip"] = _frozen(source, Given.keywords(known, options))
-        given = Given.keywords(known, options)
+            options["skip"] = _frozen(source, _given(options))
+        given = _given(options)
+        given.check(known)
         return convert.execute(planned(source, given), Path(arguments.output_dir), given)
     except StreamconvError as error:
         name_own_flags(error, _OWN_FLAGS)
         raise
 
 
+def _given(options: dict[str, Any]) -> Given:
+    """The options as they are spelled on this command's line."""
+    words = {"max_shard_size": "--max_shard_size", "max_ram": "--max-ram", "tag": "--tag"}
+    return Given(options, spelled={name: f"{flag} {options[name]}" for name, flag in words.items() if name in options})
+
+
 def _frozen(source: Path, given: Given) -> Sequence[str]:
     """Patterns that match the frozen parameters of a run."""
     model = open_named(source, given).model
-    names = sorted(model.frozen) if isinstance(model, NamedModel) else []
+    names = sorted(without_wrappers(model).frozen) if isinstance(model, NamedModel) else []
     return ["".join(f"[{sign}]" if sign in "*?[" else sign for sign in name) for name in names]

@@ -72,6 +72,7 @@ def extract(
         raise DestinationError("the folder for the file is not there", where=out.parent, remedy="make it")
     refuse_unused_for({"src": src}, given)
     tensor = _find(src, name, given)
+    _refuse_source(out, tensor)
     tensor = tensor if options.dtype is None else tensor.cast(options.dtype)
     head = _npy_head(tensor) if out.suffix == ".npy" else _safetensors_head(name, tensor)
     settings, sources = fit_in_order(given.take(ReadingOptions)), SourceChecksums()
@@ -87,6 +88,13 @@ def extract(
     return Extracted(str(out), str(src), name, str(tensor.dtype), tensor.shape, len(head) + tensor.nbytes)
 
 
+def _refuse_source(out: Path, tensor: LazyTensor) -> None:
+    """Refuse to replace a file that the tensor is read from."""
+    paths = {view.storage.path for piece in tensor.pieces for view in piece.views}
+    if out.exists() and any(path.exists() and path.samefile(out) for path in paths):
+        raise DestinationError("the tensor is read from this file", where=out, remedy="choose another file")
+
+
 def _find(src: Path, name: str, given: Given) -> LazyTensor:
     if not src.exists():
         raise SourceError("no such file or folder", where=src)
@@ -100,7 +108,7 @@ def _find(src: Path, name: str, given: Given) -> LazyTensor:
     raise UsageError(
         f"{name}: none of {len(model.tensors)} tensors has this name",
         where=src,
-        remedy=f"did you mean {meant}?" if meant else "streamconv inspect --tensors '*' lists them",
+        remedy=f"did you mean {meant}?" if meant else "streamconv inspect lists them",
     )
 
 

@@ -41,6 +41,8 @@ def open_file(path: Path, options: SourceOptions | None = None) -> NamedModel:
                 nbytes = sum(tensor.nbytes for tensor in held)
                 dropped.append(Dropped(f"{len(held)} tensors of the entry {name}", nbytes, f"beside the entry {key}"))
         tensors = mine
+    if set(tensors) == {""}:  # the file is a tensor itself
+        tensors = {"tensor": tensors[""]}
     if not tensors:
         raise SourceError("no tensor in the file", where=path)
     return NamedModel(
@@ -57,11 +59,12 @@ def open_file(path: Path, options: SourceOptions | None = None) -> NamedModel:
 
 def _state_dict(state: Mapping[Any, Any]) -> tuple[str, list[str]] | None:
     """The entry that is the model, if a file has other entries with it, and these."""
-    if any(isinstance(value, LazyTensor) for value in state.values()):
-        return None
+    beside = sum(isinstance(value, LazyTensor) for value in state.values())
     for key in _STATE_DICTS:
         inner = state.get(key)
-        if isinstance(inner, dict) and any(isinstance(value, LazyTensor) for value in inner.values()):
+        held = sum(isinstance(value, LazyTensor) for value in inner.values()) if isinstance(inner, dict) else 0
+        # A state dict may have a module of such a name; a step or random numbers beside a model are few.
+        if held > beside:
             return key, [str(other) for other in state if other != key]
     return None
 

@@ -46,7 +46,7 @@ from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["inspect_folder"]
 
-_OF_DEEPSPEED, _MODEL = ("deepspeed", "gpt-neox"), "huggingface"
+_OF_DEEPSPEED, _MODEL, _ADAPTER = ("deepspeed", "gpt-neox"), "huggingface", "peft"
 
 
 def inspect_folder(path: Path, given: Given) -> Inspected:
@@ -62,7 +62,7 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
     path, claimed = place.path, _claimed_by(place.path, given)
     notes = [Finding("note", words, str(path)) for words in place.remarks]
     folder = path
-    if claimed != _MODEL:
+    if claimed not in (_MODEL, _ADAPTER):
         folder, found = _checkpoint_folder(path, given.get("tag"))
         notes += found
     if folder != path:

@@ -43,7 +43,7 @@ from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["named_folder"]
 
-_MODEL = "huggingface"
+_MODEL, _ADAPTER = "huggingface", "peft"
 
 
 def _describe(model: NamedModel, report: InspectionReport, names: FolderNames, given: Given) -> None:
@@ -126,7 +126,7 @@ def named_folder(
 ) -> Inspected:
     """A model by its own names: a Hugging Face folder, or a run of DeepSpeed whose ranks hold parts of it."""
     report.findings += [Finding("note", words, str(folder)) for words in opened.remarks]
-    if opened.source.name == _MODEL:
+    if opened.source.name in (_MODEL, _ADAPTER):
         # Its tensors are whole, so they are shown under their stored names; the index is checked too.
         refuse_unread(given, "a Hugging Face folder is shown as it is stored")
         others = checkpoints_below(model.path, known_sources())
@@ -156,7 +156,7 @@ def named_folder(
 
 def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:
     """Why a Hugging Face folder is no whole model of a translated family; None if it is, or nothing says what it is."""
-    if model.config is None:
+    if model.config is None or opened.source.name == _ADAPTER:
         return model.loss
     try:
         parameters_of(model, given.take(opened.source.options))

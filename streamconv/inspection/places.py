@@ -53,5 +53,5 @@ def add_ranks(report: InspectionReport) -> None:
     known = {file: (str(cell.rank), cell.stage) for cell in reversed(cells) for file in cell.files}
     for number, row in enumerate(report.tensors):
         rank, stage = known.get(row.file) or _rank(row.file)
-        if not row.parts and (rank, stage) != (None, None):
+        if not row.parts and row.rank is None and (rank, stage) != (None, None):
             report.tensors[number] = replace(row, rank=rank, stage=stage)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LowRankJob", "LowRankMove", "ReadBox"]
 
 _FP32 = DTYPES["float32"]
+_ROWS, _SMALL_PRODUCT = 16, 1_000_001
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,35 @@ class LowRankMove:
 
         left = _gathered(self.left, (self.rows, self.rank), _FP32, source)
         right = _gathered(self.right, (self.rank, self.columns), _FP32, source)
-        update = left @ right
+        update = np.empty((self.rows, self.columns), np.float32)
+        height = _height(self.rank, self.columns)
+        for first in range(0, self.rows, height):
+            part = left[first : first + height]
+            # Rows of zeros fill the last part up.
+            whole = (
+                part
+                if len(part) == height
+                else np.vstack([part, np.zeros((height - len(part), self.rank), np.float32)])
+            )
+            update[first : first + height] = (whole @ right)[: len(part)]
         update *= np.float32(self.scale)
         base = _gathered(self.base, (self.rows, self.columns), self.target_dtype, source)
-        update += base.astype(np.float32, copy=False)
+        if self.target_dtype.itemsize > _FP32.itemsize:
+            update = base + update
+        else:
+            update += base.astype(np.float32, copy=False)
         result: NDArray = np.ndarray((self.rows, self.columns), self.target_dtype.numpy, target, self.position)
         cast_into(update, result)
+
+
+def _height(rank: int, columns: int) -> int:
+    """The rows of a product that is computed at once: always as many, whatever the tile.
+
+    OpenBLAS sums small products (up to a million multiplications) in another order than large ones, so that the bits of
+    a result would depend on the block.
+    """
+    rows = -(-_SMALL_PRODUCT // max(1, rank * columns))
+    return max(_ROWS, -(-rows // _ROWS) * _ROWS)
 
 
 def _gathered(parts: Sequence[ReadBox], shape: tuple[int, int], dtype: DType, source: Buffer) -> NDArray:
@@ -110,18 +134,19 @@ class LowRankJob:
     def row_nbytes(self) -> int:
         """Bytes that a row takes: as it is read and written, and in fp32 while the sum is computed."""
         columns, rank = self.base.shape[1], self.update.rank
-        stored = max([8, *(view.dtype.itemsize for piece in self.base.pieces for view in piece.views)])
+        stored = max([16, *(view.dtype.itemsize for piece in self.base.pieces for view in piece.views)])
         return columns * (stored + 12) + rank * 12
 
     @property
     def right_nbytes(self) -> int:
-        """Bytes of the thin matrix at the right, as it is read and in fp32; of the left one if it is stored by columns,
-        which cannot be read by rows.
+        """Bytes of the right thin matrix, as it is read and in fp32, and of one block of the product; of the left
+        one too if it is stored by columns, which cannot be read by rows.
         """
         spans = sum(_span(piece.views, piece.shape) for piece in self.update.right.pieces)
         by_columns = any(view.strides[0] < view.strides[1] for p in self.update.left.pieces for view in p.views)
         left = sum(_span(piece.views, piece.shape) for piece in self.update.left.pieces) if by_columns else 0
-        return spans + left + 4 * self.update.right.numel
+        rank, columns = self.update.rank, self.base.shape[1]
+        return spans + left + 4 * self.update.right.numel + 4 * _height(rank, columns) * (rank + columns)
 
     @property
     def smallest_block(self) -> int:

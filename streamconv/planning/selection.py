@@ -36,13 +36,14 @@ def select(
         UsageError: a pattern matches nothing, nothing is left, or two tensors get one name.
     """
     every = list(names)
-    for flag, patterns in (("--tensors", tensors), ("--skip", skip), ("--rename", [pattern for pattern, _ in rename])):
+    asked = (("--tensors", tensors, fnmatchcase), ("--skip", skip, fnmatchcase))
+    for flag, patterns, matches in (*asked, ("--rename", [pattern for pattern, _ in rename], _matches)):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in every):
+            if not any(matches(name, pattern) for name in every):
                 meant = nearest(pattern, every)
                 raise UsageError(
                     f"{flag} {pattern}: none of {len(every)} tensors has such a name",
-                    remedy=f"did you mean {meant}?" if meant else "streamconv inspect --tensors '*' lists them",
+                    remedy=f"did you mean {meant}?" if meant else "streamconv inspect lists them",
                 )
     left: dict[str, str] = {}
     for name in every:
@@ -64,10 +65,19 @@ def select(
     return Selection(taken, left)
 
 
+def _match(name: str, pattern: str) -> re.Match[str] | None:
+    """What each ``*`` of a pattern stands for in a name; no other sign stands for others."""
+    parts = [re.escape(part) for part in pattern.split("*")]
+    return re.fullmatch("(.*)".join(parts), name, re.DOTALL)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return _match(name, pattern) is not None
+
+
 def _renamed(name: str, rename: Sequence[tuple[str, str]]) -> str:
     for pattern, new in rename:
-        parts = [re.escape(part) for part in pattern.split("*")]
-        match = re.fullmatch("(.*)".join(parts), name, re.DOTALL)
+        match = _match(name, pattern)
         if match:
             found = iter(match.groups())
             return "".join(next(found) if sign == "*" else sign for sign in new)

@@ -60,7 +60,8 @@ def refuse_unused_for(
     if not any(name in known or _is_for(name, paths) for name in given.values):
         return
     tags = {side: given.get(f"{side}_tag", given.get("tag")) for side in paths}
-    sides = {side: _Side(path, _format_of(path, tags[side])) for side, path in paths.items()}
+    weights = {side: given.get(f"{side}_weights", given.get("weights")) for side in paths}
+    sides = {side: _Side(path, _format_of(path, tags[side], weights[side])) for side, path in paths.items()}
     for each in given.without_effect([], known):
         apart = {side for side, names in (shared or {}).items() if each.name not in names}
         meant = [sides[side] for side in sides if side not in apart]
@@ -124,12 +125,12 @@ def _is_for(name: str, paths: Mapping[str, Path]) -> bool:
     return any(name.startswith(f"{side}_") for side in paths)
 
 
-def _format_of(path: Path, tag: str | None) -> SourceFormat | None:
+def _format_of(path: Path, tag: str | None, weights: str | None) -> SourceFormat | None:
     """The format of a folder; None of a file, of nothing, and of a folder that two formats claim."""
     if not path.is_dir():
         return None
     try:
-        return find_source(path, tag)
+        return find_source(path, tag, weights)
     except AmbiguousError:
         return None
 

@@ -14,6 +14,7 @@ from streamconv.core.options import Given
 from streamconv.core.replica import Replica
 from streamconv.formats.deepspeed.names import is_optimizer_file
 from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
+from streamconv.formats.peft.adapter import adapter_of
 from streamconv.formats.registry import find_source
 from streamconv.formats.source import StoredModel
 from streamconv.formats.wrappers import without_wrappers
@@ -178,7 +179,7 @@ def _own(path: Path, given: Given, replicated: str) -> Side | None:
         raise
     except (SourceError, DamagedError):
         return None  # by stored names, what is broken or missing is named
-    model = without_wrappers(opened, own_names(opened.config or {}))
+    model = adapter_of(opened) or without_wrappers(opened, own_names(opened.config or {}))
     rest = [NotCompared(dropped.name, dropped.reason, 0) for dropped in model.dropped]
     if path.is_dir():
         known = {str(file.relative_to(model.path)) for file in model.named if file.is_relative_to(model.path)}

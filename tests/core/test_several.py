@@ -60,7 +60,6 @@ def test_a_new_name_has_no_more_stars_than_the_pattern() -> None:
     assert caught.value.remedy == "each * of the name is one of the pattern's, in order"
 
 
-@pytest.mark.xfail(strict=True, reason="TypeError; of a mapping in a list all but the first are lost")
 @pytest.mark.parametrize("given", [[("a",)], [("a", "b", "c")], [{"a": "b", "c": "d"}]])
 def test_a_list_of_something_else_than_pairs_is_refused_or_taken_whole(given: Any) -> None:
     try:

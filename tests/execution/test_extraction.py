@@ -233,7 +233,6 @@ def test_a_run_that_lacks_a_rank_is_refused(dead: str, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
-@pytest.mark.xfail(strict=True, reason="the source is replaced by its one tensor")
 @pytest.mark.parametrize("inside", [True, False], ids=["its-file", "the-file-itself"])
 def test_the_source_is_never_written(inside: bool, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -254,7 +253,6 @@ def test_of_a_trainers_folder_the_model_is_meant(tmp_path: Path) -> None:
     assert_same(taken(TRAINER, name, tmp_path / "model.safetensors"), saved[name])
 
 
-@pytest.mark.xfail(strict=True, reason="--weights is refused, as for a folder without a run")
 def test_of_a_trainers_folder_the_masters_are_taken_on_demand(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     master = taken(TRAINER, name, tmp_path / "master.npy", weights="master")

@@ -96,7 +96,6 @@ def test_a_stray_file_of_weights_is_no_model_in_a_training_folder(stray: str, in
         convert(tmp_path / "run" / inside / stray, tmp_path / "hf", to="huggingface", max_ram="1G")
 
 
-@pytest.mark.xfail(strict=True, reason="it is passed over without a word")
 def test_a_stray_file_of_weights_is_told_of(tmp_path: Path) -> None:
     shutil.copytree(MEGATRON.folder, tmp_path / "run")
     torch.save({"w": counted(3)}, tmp_path / "run" / "pytorch_model.bin")

@@ -54,7 +54,6 @@ def test_of_two_entries_that_may_be_the_model_the_other_one_is_told_of(tmp_path:
     assert_same(kept(tmp_path / "in.pt", tmp_path / "out"), tensors())
 
 
-@pytest.mark.xfail(strict=True, reason="one tensor beside the entries makes the optimizer's moments part of the model")
 @pytest.mark.parametrize("beside", [{"rng": counted(5, dtype=torch.uint8)}, {"loss": torch.tensor(0.25)}])
 def test_a_tensor_beside_the_entries_is_no_model(beside: Tensors, tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": tensors(), "optimizer": MOMENTS, **beside}, tmp_path / "in.pt")
@@ -82,7 +81,6 @@ def test_two_tensors_of_one_dotted_name_are_refused(tmp_path: Path) -> None:
         planned(tmp_path / "in.pt")
 
 
-@pytest.mark.xfail(strict=True, reason="its name is empty")
 def test_a_tensor_by_itself_has_a_name_or_is_refused(tmp_path: Path) -> None:
     torch.save(counted(3), tmp_path / "in.pt")
     try:

@@ -203,7 +203,6 @@ def test_latest_that_names_what_is_not_there_is_damage(tmp_path: Path) -> None:
     assert "global_step7" in caught.value.what + str(caught.value.where)
 
 
-@pytest.mark.xfail(strict=True, reason="it is told to be a model without config.json, which is to be copied there")
 def test_an_adapter_alone_is_no_model_of_a_family(tmp_path: Path) -> None:
     adapter = FRAMEWORKS / "ds_trainer_lora_z3" / "checkpoint-2"
     (tmp_path / "in").mkdir()

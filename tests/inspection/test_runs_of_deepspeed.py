@@ -86,7 +86,6 @@ def test_parts_say_the_rank_and_the_stage_of_their_files(dp: int, tmp_path: Path
     assert [part.file for part in frozen] == [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(dp)]
 
 
-@pytest.mark.xfail(strict=True, reason="the rank of the whole grid outweighs that of the file, which parts show")
 def test_a_tensor_that_one_rank_has_whole_says_that_rank(tmp_path: Path) -> None:
     write_run(tmp_path / "run", Run(stage=2, dp=2))
     rows = {row.name: row for row in shown(tmp_path / "run", weights="master").tensors}
@@ -199,7 +198,6 @@ def test_of_a_trainers_folder_the_model_is_shown_and_the_run_beside_it_is_told_o
     }
 
 
-@pytest.mark.xfail(strict=True, reason="--weights is refused, as for a folder without a run")
 def test_of_a_trainers_folder_the_run_is_shown_on_demand() -> None:
     assert shown(TRAINER, weights="master").what.startswith("DeepSpeed, ZeRO")
 

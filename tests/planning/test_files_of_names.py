@@ -84,7 +84,7 @@ def test_the_configuration_may_be_given(tmp_path: Path) -> None:
 def test_without_a_configuration_the_result_says_so_and_has_an_index(tmp_path: Path) -> None:
     model(tmp_path / "in")
     found = plan(tmp_path / "in", to="safetensors", max_ram="1G")
-    assert "no config.json at hand: nothing in the result says what model it is" in found.warnings
+    assert "no config.json (none is at hand): nothing in the result says what model it is" in found.warnings
     tensors = kept(tmp_path / "in", tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == dict.fromkeys(tensors, "model.safetensors")

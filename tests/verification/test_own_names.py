@@ -246,7 +246,6 @@ def test_a_run_without_one_of_its_ranks_is_no_run_to_compare_by_own_names(tmp_pa
     )
 
 
-@pytest.mark.xfail(strict=True, reason="--weights is refused, as for a folder without a run")
 def test_a_trainers_model_is_the_masters_of_its_run_up_to_a_cast() -> None:
     found = compared(TRAINER, TRAINER, b_weights="master")
     assert found.rounded == "a"

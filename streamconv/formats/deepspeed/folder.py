@@ -10,11 +10,11 @@ from typing import NamedTuple
 from streamconv.containers.open_any import CHECKPOINT_SUFFIXES
 from streamconv.containers.pickles.machine import Record
 from streamconv.containers.torch_save.open import open_torch
-from streamconv.core.errors import AmbiguousError, SourceError, StorageError, StreamconvError
+from streamconv.core.errors import AmbiguousError, SourceError, StorageError, StreamconvError, UsageError
 from streamconv.formats.common.faults import listed
 from streamconv.formats.deepspeed.layer_roles import is_megatron, is_neox
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, is_optimizer_file, parse_names
-from streamconv.formats.recorded import first_line, iteration_of, tagged_folder
+from streamconv.formats.recorded import first_line, is_child_name, iteration_of, tagged_folder
 from streamconv.io.refusals import refusals
 
 __all__ = [
@@ -67,6 +67,10 @@ def tag_folder(path: Path, tag: str | None) -> Tagged:
     """
     if not path.is_dir():
         raise SourceError("no such folder", where=path)
+    if tag is not None and not is_child_name(tag):
+        raise UsageError(
+            f"--tag {tag[:80]}: not the name of a folder", remedy="give the name of a folder directly below"
+        )
     if tag is not None:
         return Tagged(tagged_folder(path, tag, path / LATEST), None)
     for record in _NEWEST:

@@ -15,7 +15,7 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedErro
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.low_rank import LowRank
 from streamconv.formats.named import NamedModel
-from streamconv.formats.peft.names import adapter_names, base_name, is_adapter
+from streamconv.formats.peft.names import AdapterName, adapter_names, base_name, is_adapter
 from streamconv.formats.remarks import Dropped, Fact
 
 __all__ = ["ADAPTER_CONFIG", "Merged", "adapter_config", "adapter_of", "merged"]
@@ -60,16 +60,31 @@ def adapter_of(model: NamedModel) -> NamedModel | None:
             where=model.path,
             remedy="save the one that is meant with peft's save_pretrained(selected_adapters=[..])",
         )
-    in_file = not named and not any(".base_layer." in name for name in model.tensors)
-    # In its own file whole modules are called as in the base, so all names are the adapter's.
-    taken = dict.fromkeys(model.tensors, "") if in_file else {name: each.in_file for name, each in parsed.items()}
+    taken = _in_file(model, parsed) if named else dict.fromkeys(model.tensors)
     tensors = {new or name: model.tensors[name] for name, new in taken.items()}
     left = {name: tensor for name, tensor in model.tensors.items() if name not in taken}
     shared = {taken[n] or n: taken[k] or k for n, k in model.shared.items() if n in taken and k in taken}
     dropped = [Dropped(f"{len(left)} weights of the base", sum(each.nbytes for each in left.values()), "not trained")]
-    return replace(model, tensors=tensors, shared=shared).noting(
+    return replace(model, tensors=tensors, shared=shared, sources={}, padding={}).noting(
         facts=[Fact(f"an adapter of {len(tensors)} tensors", "names of peft")], dropped=dropped if left else []
     )
+
+
+def _in_file(model: NamedModel, parsed: Mapping[str, AdapterName]) -> dict[str, str | None]:
+    """The tensors of an adapter in a live model, and their names in a file, None if these are the same.
+
+    Beside LoRA's matrices and whole modules, weights of the base may be trained (``bias="all"``). Which are is known if
+    the run records what is frozen, or holds no weight of the base that an adapter stands beside.
+    """
+    others = [name for name in model.tensors if name not in parsed and ".original_module." not in name]
+    has_base = any(".base_layer.weight" in name for name in others)
+    trained = [
+        name
+        for name in others
+        if (name not in model.frozen if model.frozen else not has_base) and name not in model.buffers
+    ]
+    own: dict[str, str | None] = {name: each.in_file for name, each in parsed.items()}
+    return {name: own.get(name) for name in model.tensors if name in own or name in trained}
 
 
 def merged(base: NamedModel, adapter: NamedModel, config: Mapping[str, Any] | None, dtype: DType | None) -> Merged:
@@ -106,6 +121,13 @@ def merged(base: NamedModel, adapter: NamedModel, config: Mapping[str, Any] | No
             )
     for (module, embeds), pair in halves.items():
         weight = f"{module}.weight"
+        whole_weight = base.tensors.get(weight)
+        if whole_weight is not None and not whole_weight.dtype.is_floating:
+            raise UnsupportedError(
+                f"{weight} of the base is {whole_weight.dtype}: an adapter of a quantised model is not merged",
+                where=base.path,
+                remedy="give the model before it was quantised",
+            )
         updates[weight] = _update(weight, pair, said, adapter, transposed=embeds or bool(said.get("fan_in_fan_out")))
         _fit(weight, updates[weight].shape, base, adapter)
     for name in [name for name, kept in base.shared.items() if kept in updates or name in updates]:
@@ -160,8 +182,14 @@ def _update(
 ) -> LowRank:
     """What an adapter adds to a weight. Of matrices that are stored (in, out) it is the transpose of B @ A."""
     left, right = pair.get("B"), pair.get("A")
-    if left is None or right is None or len(left.shape) != 2 or len(right.shape) != 2:
-        raise DamagedError(f"the adapter's A or B for {weight} is missing, or no matrix", where=adapter.path)
+    if left is None or right is None:
+        raise DamagedError(f"the adapter's A or B for {weight} is missing", where=adapter.path)
+    if len(left.shape) != 2 or len(right.shape) != 2:
+        raise UnsupportedError(
+            f"A for {weight} has {len(right.shape)} axes: an adapter of a convolution is not merged",
+            where=adapter.path,
+            remedy="merge it with peft",
+        )
     if left.shape[1] != right.shape[0]:
         raise DamagedError(f"A and B for {weight} have the shapes {right.shape} and {left.shape}", where=adapter.path)
     module = weight.removesuffix(".weight")

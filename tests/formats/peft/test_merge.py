@@ -18,8 +18,6 @@ from streamconv import UsageError, stream
 from tests.kept import Tensors, assert_same, kept
 from tests.making.adapters import Thin, in_file, thin, uneven, write_adapter, write_base
 
-BY_ROWS = "the product of a band of rows is summed in another order than that of the whole"
-NOT_TAKEN = "a name with base_layer in an adapter's file makes whole tensors count as weights of the base"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -136,7 +134,6 @@ def test_whole_modules_are_replaced_in_the_dtype_of_the_base_or_the_one_that_is_
     assert torch.equal(found["embed.weight"], whole["embed.weight"].to(found["embed.weight"].dtype))
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_TAKEN)
 def test_what_is_trained_beside_whole_modules_and_embeddings_is_merged(tmp_path: Path) -> None:
     """peft saves the weight of an embedding that has an adapter too, under the name of its base layer."""
     whole, pair, new = base(), thin(6, 7), uneven(7, 6, start=1000)
@@ -148,7 +145,6 @@ def test_what_is_trained_beside_whole_modules_and_embeddings_is_merged(tmp_path:
     assert_same(found, wanted)
 
 
-@pytest.mark.xfail(strict=True, reason=NOT_TAKEN)
 @pytest.mark.parametrize("which", ["all", "lora_only"])
 def test_biases_that_were_trained_are_the_adapters(which: str, tmp_path: Path) -> None:
     whole, pair = base(), thin(5, 6)
@@ -176,7 +172,6 @@ def test_the_merged_model_may_be_selected_from_and_renamed(tmp_path: Path) -> No
     assert_same(found, wanted | {"layers.0.k.weight": whole["layers.0.k.weight"]})
 
 
-@pytest.mark.xfail(strict=True, reason="the sum is in fp32, whatever the base is")
 def test_a_base_of_double_precision_keeps_it(tmp_path: Path) -> None:
     whole, pair = base(torch.float64), thin(5, 6)
     found = merged(tmp_path, in_file({"layers.0.q": pair}), whole)["layers.0.q.weight"]
@@ -195,8 +190,8 @@ def test_a_stream_has_what_a_conversion_writes(tmp_path: Path) -> None:
 BANDS = [
     pytest.param(90, 700, 16, False, id="wide"),
     pytest.param(700, 90, 16, True, id="transposed"),
-    pytest.param(200, 300, 64, False, id="many-ranks", marks=pytest.mark.xfail(strict=True, reason=BY_ROWS)),
-    pytest.param(200, 300, 64, True, id="many-ranks-transposed", marks=pytest.mark.xfail(strict=True, reason=BY_ROWS)),
+    pytest.param(200, 300, 64, False, id="many-ranks"),
+    pytest.param(200, 300, 64, True, id="many-ranks-transposed"),
 ]
 
 

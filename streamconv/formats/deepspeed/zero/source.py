@@ -91,7 +91,9 @@ def _placed(model: NamedModel, path: Path, tagged: Tagged, ranks: RankFiles, opt
     step = iteration_of(folder.name)
     recorded = whole(ranks.state.get("global_steps")) if step is None else step
     named = {file.path: file.globals for file in ranks.files} | dict(model.named)
-    model = replace(model, home=home, iteration=options.iteration or recorded, named=named, frozen=_frozen(ranks))
+    model = replace(
+        model, home=home, iteration=options.iteration or recorded, named=named, frozen=model.frozen | _frozen(ranks)
+    )
     strays = strays_in(folder, names_in(folder))
     return model.noting(warnings=[*([tagged.remark] if tagged.remark else []), *strays])
 
@@ -175,6 +177,8 @@ def _masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Module,
         warnings=tuple(warnings),
         dropped=(*dropped, *others),
         buffers=module.buffers,
+        # Stage 1 does not record what is frozen.
+        frozen=frozenset(name for name in masters.from_module if name not in module.buffers),
         replicas=tuple(masters.replicas),
         named={file.path: file.globals for file in (*module.files, *masters.files)},
     )
