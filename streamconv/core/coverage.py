@@ -6,10 +6,12 @@ coordinates of the source tensors that they come from, and checks that the boxes
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
+from typing import NamedTuple
 
 from streamconv.core.errors import StreamconvError
 from streamconv.core.lazy import LazyTensor, Piece, Storage, View
@@ -115,17 +117,31 @@ def prove(
     return Coverage(len(consumed), len(set(sources) - consumed), written)
 
 
+class _Span(NamedTuple):
+    """The bytes of a storage from a source's first to behind its last, and the source's number and name."""
+
+    start: int
+    stop: int
+    number: int
+    name: str
+
+
 class SourceIndex:
     """Finds the source tensor that a view reads."""
 
     def __init__(self, sources: Mapping[str, LazyTensor]) -> None:
         self.sources = sources
-        self.by_storage: dict[Storage, list[tuple[int, int, str]]] = defaultdict(list)
-        for name, tensor in sources.items():
+        spans: dict[Storage, list[_Span]] = defaultdict(list)
+        for number, (name, tensor) in enumerate(sources.items()):
             for piece in tensor.pieces:
                 (view,) = piece.views
                 start, nbytes = view.span(tensor.shape)
-                self.by_storage[view.storage].append((start, start + nbytes, name))
+                spans[view.storage].append(_Span(start, start + nbytes, number, name))
+        self.by_storage = {storage: sorted(held) for storage, held in spans.items()}
+        # A storage may hold every parameter of a model, so the walk back in `_holding` has to end soon.
+        self.reach = {
+            storage: list(accumulate((span.stop for span in held), max)) for storage, held in self.by_storage.items()
+        }
 
     def find(self, piece: Piece, view: View) -> tuple[str, list[Box]]:
         """The name of the source tensor that contains the whole view, and the boxes of it that the view reads.
@@ -133,12 +149,22 @@ class SourceIndex:
         A byte span alone does not decide: column views of one storage may interleave.
         """
         first, _ = view.span(piece.shape)
-        for start, stop, name in self.by_storage.get(view.storage, ()):
-            if start <= first < stop:
-                source = self.sources[name]
-                boxes = boxes_in_source(piece, view, source)
-                if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):
-                    return name, boxes
+        for name in self._holding(view.storage, first):
+            source = self.sources[name]
+            boxes = boxes_in_source(piece, view, source)
+            if all(high <= size for box in boxes for (_, high), size in zip(box, source.shape, strict=True)):
+                return name, boxes
         raise CoverageError(
             f"a target reads {view.storage.name} of {view.storage.path.name} outside every source tensor"
         )
+
+    def _holding(self, storage: Storage, place: int) -> list[str]:
+        """The sources whose span has a byte of a storage, in their order."""
+        held, reach = self.by_storage.get(storage, []), self.reach.get(storage, [])
+        last = bisect_right(held, place, key=lambda span: span.start)
+        found = []
+        while last and reach[last - 1] > place:
+            last -= 1
+            if held[last].stop > place:
+                found.append(held[last])
+        return [span.name for span in sorted(found, key=lambda span: span.number)]

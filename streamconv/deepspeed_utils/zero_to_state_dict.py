@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def run(arguments: argparse.Namespace, dtype: str) -> int:
             options["skip"] = _frozen(source, _given(options))
         given = _given(options)
         given.check(known)
-        return convert.execute(planned(source, given), Path(arguments.output_dir), given)
+        plan = planned(source, given)
+        # As with DeepSpeed's script, the output may be a folder in the checkpoint's, beside that of the tag.
+        return convert.execute(replace(plan, root=plan.source), Path(arguments.output_dir), given)
     except StreamconvError as error:
         name_own_flags(error, _OWN_FLAGS)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -65,7 +66,7 @@ def extract(
     options = given.take(ExtractOptions)
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out.name}: a tensor is written as .npy or .safetensors", remedy="choose one by the suffix")
-    if out.is_dir() or (out.exists() and not options.overwrite):
+    if out.is_dir() or (os.path.lexists(out) and not options.overwrite):
         remedy = "choose another place" if out.is_dir() else "choose another file, or say --overwrite"
         raise DestinationError("something is there already", where=out, remedy=remedy)
     if not out.parent.is_dir():

@@ -8,6 +8,7 @@ from typing import Any
 
 from streamconv.containers.open_any import open_any
 from streamconv.containers.pickles.reader import leaves_of
+from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import SourceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.named import NamedModel
@@ -30,7 +31,9 @@ def open_file(path: Path, options: SourceOptions | None = None) -> NamedModel:
     """
     file = open_any(path)
     tensors, dropped, facts = file.tensors(), [], [Fact("one file", file.kind)]
-    if isinstance(file.state, dict) and (inner := _state_dict(file.state)) is not None:
+    inner = _state_dict(file.state) if isinstance(file.state, dict) else None
+    refuse_other_tensors(file.state[inner[0]] if inner else file.state, path)
+    if inner is not None:
         key, others = inner
         entries = leaves_of(LazyTensor, file.state[key], str(path))
         mine = {".".join(map(str, at)): tensor for at, tensor in entries}

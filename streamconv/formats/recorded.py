@@ -81,7 +81,11 @@ def tagged_folder(path: Path, name: str, said_by: Path) -> Path:
         SourceError: there is no such folder.
     """
     if not is_child_name(name):
-        raise DamagedError(f"the tag {name[:80]!r} is not the name of a folder", where=said_by)
+        raise DamagedError(
+            f"the tag {name[:80]!r} is not the name of a folder",
+            where=said_by,
+            remedy="say which folder is meant with --tag, or give that folder",
+        )
     if not (path / name).is_dir():
         tags = sorted(child.name for child in path.iterdir() if child.is_dir())
         raise SourceError(

@@ -41,7 +41,7 @@ def bare_names(names: Iterable[str], own: AbstractSet[str] = frozenset()) -> tup
     while stored:
         for wrapper in _INSIDE:
             without = [".".join(part for part in name.split(".") if part != wrapper) for name in bare]
-            if without != bare and len(set(without)) == len(without):
+            if without != bare and all(without) and len(set(without)) == len(without):
                 bare, taken = without, [*taken, f"{wrapper}."]
         prefix = next((each for each in _BEFORE if all(name.startswith(each) for name in bare)), None)
         if prefix is None and _is_around_model(bare, own):

@@ -47,7 +47,8 @@ def optimizer_facts(
     if not files:
         return OptimizerFacts(False, 0, 0, "none"), [], []
     findings, others = unfinished_zips(folder, files)
-    nbytes = sum((folder / name).stat().st_size for name in files)
+    # A link to what is not there has no size; it is a finding of `unfinished_zips`.
+    nbytes = sum(path.stat().st_size for name in files if (path := folder / name).is_file())
     opened, broken = open_all(folder / name for name in dict.fromkeys([files[0], *others]))
     known = {finding.where for finding in findings}
     findings += [finding for finding in broken if finding.where not in known]

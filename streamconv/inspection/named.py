@@ -142,7 +142,8 @@ def named_folder(
     if is_universal(model.path):
         report.optimizer = _optimizer_of_universal(model)
     faults = Collected()
-    check_partitions(model.path, names, RecordedSizes(None, None, None), faults)
+    if not is_universal(model.path):
+        check_partitions(model.path, names, RecordedSizes(None, None, None), faults)
     report.findings += [*map(finding_of, faults.found), *broken]
     known = {name for name, _ in named}
     for path, globals_of_file in model.named.items():
@@ -172,5 +173,5 @@ def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> Stream
 def _optimizer_of_universal(model: NamedModel) -> OptimizerFacts:
     states = [path for path in (model.path / ZERO).glob("*/*.pt") if path.name != "fp32.pt"]
     kinds = ", ".join(sorted({path.stem for path in states}))
-    nbytes = sum(path.stat().st_size for path in states)
+    nbytes = sum(path.stat().st_size for path in states if path.is_file())
     return OptimizerFacts(bool(states), len(states), nbytes, f"{kinds} of each parameter" if states else "none")

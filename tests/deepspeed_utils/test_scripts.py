@@ -55,6 +55,19 @@ def assert_masters(
         assert found[name].shape == tensor.shape
 
 
+def test_the_output_may_be_in_the_checkpoint_and_not_in_the_tags_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As people say it, who stand in the checkpoint: ``zero_to_fp32.py . pytorch_model.bin``."""
+    truth = write_run(tmp_path / "run", Run(stage=2, dp=2))
+    monkeypatch.chdir(tmp_path / "run")
+    assert fp32(".", "model", "--safe_serialization") == 0
+    assert_masters(written(tmp_path / "run" / "model"), truth)
+    assert fp32(".", "again", "--safe_serialization") == 0
+    assert_masters(written(tmp_path / "run" / "again"), truth)
+    assert fp32(".", "global_step3/model") == DestinationError.exit_code
+
+
 @pytest.mark.parametrize("dp", [1, 3])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_to_fp32_writes_one_torch_file_of_the_masters(stage: int, dp: int, tmp_path: Path) -> None:

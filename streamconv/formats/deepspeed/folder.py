@@ -74,9 +74,10 @@ def tag_folder(path: Path, tag: str | None) -> Tagged:
     if tag is not None:
         return Tagged(tagged_folder(path, tag, path / LATEST), None)
     for record in _NEWEST:
-        if (path / record).is_file() and (name := first_line(path / record)):
+        if (path / record).is_file() and (name := first_line(path / record).rstrip("/")):
             # The root of a universal checkpoint has both records, and may have only one of the folders.
-            if record == LATEST and not (path / name).is_dir() and (path / _NEWEST[1]).is_file():
+            is_there = is_child_name(name) and (path / name).is_dir()
+            if record == LATEST and not is_there and (path / _NEWEST[1]).is_file():
                 continue
             return Tagged(tagged_folder(path, name, path / record), None)
     if _is_checkpoint(path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from streamconv.containers.json_file import read_entries
 from streamconv.containers.open_any import open_any
 from streamconv.containers.stored_file import StoredFile
+from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import Faults, listed
@@ -79,11 +80,14 @@ def open_weights(folder: Path) -> Weights:
     chosen, *others = present
     if not chosen.endswith(INDEX_SUFFIX):
         file = open_any(folder / chosen)
+        refuse_other_tensors(file.state, file.path)
         others = [name for name in others if name != chosen + INDEX_SUFFIX or not _names_only(folder / name, chosen)]
         return Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
     index, strict = folder / chosen, Faults()
     weight_map = read_index(index, strict)
     files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
+    for file in files.values():
+        refuse_other_tensors(file.state, file.path)
     tensors = {name: file.tensors() for name, file in files.items()}
     found = check_shards(index, weight_map, tensors, strict)
     doubts = tuple(words for words in (found.unlisted, found.moved, found.lost) if words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from streamconv.core.dtypes import DType
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.low_rank import LowRank
+from streamconv.core.text import shown
 from streamconv.formats.named import NamedModel
 from streamconv.formats.peft.names import AdapterName, adapter_names, base_name, is_adapter
 from streamconv.formats.remarks import Dropped, Fact
@@ -22,8 +24,21 @@ __all__ = ["ADAPTER_CONFIG", "Merged", "adapter_config", "adapter_of", "merged"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 _LONGEST_PATTERN = 200
+_MOST_QUANTIFIERS = 3
 # What peft computes otherwise than base + scale * B @ A [peft/tuners/lora/config.py:LoraConfig].
-_OTHERWISE = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters")
+_OTHERWISE = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+)
+# Ways to begin that leave the base as it is; others (pissa, olora, corda, loftq, lora_ga) take a part out of the base
+# when the adapter is loaded [peft/tuners/lora/layer.py:LoraLayer.reset_lora_parameters].
+_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
+_LARGEST_SCALE = 3.4e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,9 @@ def adapter_of(model: NamedModel) -> NamedModel | None:
             remedy="save the one that is meant with peft's save_pretrained(selected_adapters=[..])",
         )
     taken = _in_file(model, parsed) if named else dict.fromkeys(model.tensors)
+    [(twice, count)] = Counter(new or name for name, new in taken.items()).most_common(1)
+    if count > 1:
+        raise DamagedError(f"two tensors of the adapter are {twice} in its file", where=model.path)
     tensors = {new or name: model.tensors[name] for name, new in taken.items()}
     left = {name: tensor for name, tensor in model.tensors.items() if name not in taken}
     shared = {taken[n] or n: taken[k] or k for n, k in model.shared.items() if n in taken and k in taken}
@@ -109,15 +127,20 @@ def merged(base: NamedModel, adapter: NamedModel, config: Mapping[str, Any] | No
         parsed = adapter_names([name]).get(name)
         if parsed is None:
             whole = base_name(name)
+            _refuse_tokens(name, adapter)
             _fit(whole, tensor.shape, base, adapter)
+            if tensors[whole] is not base.tensors[whole]:
+                raise DamagedError(f"two tensors of the adapter are {whole}", where=adapter.path)
             tensors[whole] = tensor if dtype is not None else tensor.cast(base.tensors[whole].dtype)
         elif parsed.kind in ("lora_A", "lora_B") and parsed.end == ".weight":
-            halves.setdefault((parsed.module, False), {})[parsed.kind[-1]] = tensor
+            _add_half(halves.setdefault((parsed.module, False), {}), parsed, tensor, adapter)
         elif parsed.kind in ("lora_embedding_A", "lora_embedding_B"):
-            halves.setdefault((parsed.module, True), {})[parsed.kind[-1]] = tensor
+            _add_half(halves.setdefault((parsed.module, True), {}), parsed, tensor, adapter)
         else:
             raise UnsupportedError(
-                f"{name}: an adapter with {parsed.kind}{parsed.end} is not merged", where=adapter.path
+                f"{name}: an adapter with {parsed.kind}{parsed.end} is not merged",
+                where=adapter.path,
+                remedy="merge it with peft",
             )
     for (module, embeds), pair in halves.items():
         weight = f"{module}.weight"
@@ -155,6 +178,21 @@ def merged(base: NamedModel, adapter: NamedModel, config: Mapping[str, Any] | No
     return Merged(model, updates)
 
 
+def _add_half(pair: dict[str, LazyTensor], parsed: AdapterName, tensor: LazyTensor, adapter: NamedModel) -> None:
+    half = parsed.kind[-1]
+    if half in pair:
+        raise DamagedError(f"two tensors of the adapter are {parsed.kind} of {parsed.module}", where=adapter.path)
+    pair[half] = tensor
+
+
+def _refuse_tokens(name: str, adapter: NamedModel) -> None:
+    """Refuse the trained rows of an embedding [``peft/tuners/trainable_tokens/layer.py``]."""
+    if "trainable_tokens_" in name:
+        raise UnsupportedError(
+            f"{name}: an adapter with trained tokens is not merged", where=adapter.path, remedy="merge it with peft"
+        )
+
+
 def _replaced(base: NamedModel, names: list[str]) -> Iterator[Dropped]:
     if names:
         nbytes = sum(base.tensors[name].nbytes for name in names)
@@ -170,6 +208,14 @@ def _refuse_otherwise(adapter: NamedModel, config: Mapping[str, Any] | None) -> 
         )
     if config.get("peft_type") != "LORA":
         raise UnsupportedError(f"an adapter of the kind {config.get('peft_type')!r} is not merged", where=adapter.home)
+    beginning = config.get("init_lora_weights")
+    if not any(beginning is known or (isinstance(beginning, str) and beginning == known) for known in _BEGINNINGS):
+        raise UnsupportedError(
+            f"an adapter that began as {shown(beginning)} (init_lora_weights) is not merged: it took a part out of the "
+            "base",
+            where=adapter.home,
+            remedy="merge it with peft, or save it with path_initial_model_for_weight_conversion",
+        )
     for entry in _OTHERWISE:
         if config.get(entry):
             raise UnsupportedError(
@@ -184,23 +230,27 @@ def _update(
     left, right = pair.get("B"), pair.get("A")
     if left is None or right is None:
         raise DamagedError(f"the adapter's A or B for {weight} is missing", where=adapter.path)
-    if len(left.shape) != 2 or len(right.shape) != 2:
+    if len(left.shape) == len(right.shape) != 2:
         raise UnsupportedError(
             f"A for {weight} has {len(right.shape)} axes: an adapter of a convolution is not merged",
             where=adapter.path,
             remedy="merge it with peft",
         )
-    if left.shape[1] != right.shape[0]:
+    if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
         raise DamagedError(f"A and B for {weight} have the shapes {right.shape} and {left.shape}", where=adapter.path)
     module = weight.removesuffix(".weight")
     rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
     alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if rank != right.shape[0] or not isinstance(alpha, int | float) or isinstance(alpha, bool):
+    if type(rank) is not int or not 0 < rank == right.shape[0] or type(alpha) not in (int, float):
         raise DamagedError(
-            f"{ADAPTER_CONFIG} says rank {rank!r} and alpha {alpha!r} for {module}, whose A has {right.shape[0]} rows",
+            f"{ADAPTER_CONFIG} says rank {shown(rank)} and alpha {shown(alpha)} for {module}, whose A has "
+            f"{right.shape[0]} rows",
             where=adapter.home,
         )
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    by = math.sqrt(rank) if config.get("use_rslora") else rank
+    if not -_LARGEST_SCALE < alpha < _LARGEST_SCALE:
+        raise DamagedError(f"{ADAPTER_CONFIG} says alpha {shown(alpha)} for {module}", where=adapter.home)
+    scale = alpha / by
     if transposed:
         left, right = right.permute(1, 0), left.permute(1, 0)
     return LowRank(left, right, scale)
@@ -209,15 +259,16 @@ def _update(
 def _pattern(said: Any, module: str, usual: Any) -> Any:
     """The value of the first pattern that a module's name ends with [``peft/utils/other.py:get_pattern_key``]."""
     for key, value in said.items() if isinstance(said, dict) else ():
-        # Groups could take exponential time, and the file may come from anywhere.
-        if len(key) > _LONGEST_PATTERN or "(" in key:
+        # Groups and many quantifiers could take time without end, and the file may come from anywhere.
+        quantifiers = sum(key.count(sign) for sign in "*+?{")
+        if len(key) > _LONGEST_PATTERN or "(" in key or quantifiers > _MOST_QUANTIFIERS:
             raise UnsupportedError(
                 f"the pattern {key[:80]!r} in {ADAPTER_CONFIG} is not read", remedy="merge it with peft"
             )
         try:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
-        except re.error as error:
+        except (re.error, OverflowError) as error:
             raise UnsupportedError(f"the pattern {key!r} in {ADAPTER_CONFIG}: {error}") from error
     return usual
 

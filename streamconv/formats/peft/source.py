@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamconv.containers.open_any import open_any
+from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import SourceError
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
@@ -42,6 +43,7 @@ def open_model(path: Path, options: SourceOptions) -> NamedModel:
     if name is None:
         raise SourceError("no adapter_model.safetensors and no adapter_model.bin", where=path)
     file = open_any(path / name)
+    refuse_other_tensors(file.state, file.path)
     return NamedModel(
         path=path,
         home=path,

@@ -43,6 +43,14 @@ USUAL = in_file({"layers.0.q": thin(5, 6)})
         ({"use_bdlora": {"target": "q"}}, "an adapter with use_bdlora is not merged"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "an adapter with layer_replication is not merged"),
         ({"target_parameters": ["experts.up"]}, "an adapter with target_parameters is not merged"),
+        ({"trainable_token_indices": [0, 3]}, "an adapter with trainable_token_indices is not merged"),
+        *(
+            (
+                {"init_lora_weights": how},
+                f"an adapter that began as {how!r} (init_lora_weights) is not merged: it took a part out of the base",
+            )
+            for how in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", 1, [True])
+        ),
         ({"peft_type": "IA3"}, "an adapter of the kind 'IA3' is not merged"),
         ({"peft_type": None}, "an adapter of the kind None is not merged"),
     ],
@@ -104,14 +112,45 @@ def test_a_whole_module_of_another_shape_is_refused(tmp_path: Path) -> None:
             {},
             "A and B for layers.0.q.weight have the shapes",
         ),
-        ({**USUAL, f"{Q}lora_B.weight": uneven(5, 2, 1)}, {}, "is missing, or no matrix"),
+        ({**USUAL, f"{Q}lora_B.weight": uneven(5, 2, 1)}, {}, "A and B for layers.0.q.weight have the shapes"),
         (USUAL, {"r": 4}, "adapter_config.json says rank 4 and alpha 3 for layers.0.q, whose A has 2 rows"),
         (USUAL, {"lora_alpha": None}, "adapter_config.json says rank 2 and alpha None"),
         (USUAL, {"lora_alpha": True}, "adapter_config.json says rank 2 and alpha True"),
         (USUAL, {"lora_alpha": "3"}, "adapter_config.json says rank 2 and alpha '3'"),
         (USUAL, {"rank_pattern": {"q": 3}}, "adapter_config.json says rank 3"),
+        (USUAL, {"r": 2.0}, "adapter_config.json says rank 2.0"),
+        (
+            {f"{Q}lora_A.weight": uneven(0, 6), f"{Q}lora_B.weight": uneven(5, 0)},
+            {"r": 0},
+            "adapter_config.json says rank 0",
+        ),
+        (USUAL, {"lora_alpha": 10**400}, "adapter_config.json says alpha 1000"),
+        (USUAL, {"lora_alpha": float("nan")}, "adapter_config.json says alpha nan"),
+        (USUAL, {"lora_alpha": 1e300}, "adapter_config.json says alpha 1e+300"),
+        ({**USUAL, f"{Q}lora_A.b.weight": uneven(2, 6)}, {}, "two tensors of the adapter are"),
+        (
+            {**USUAL, f"{PEFT}layers.0.q.base_layer.weight": uneven(5, 6), WEIGHT: uneven(5, 6)},
+            {},
+            "two tensors of the adapter are layers.0.q.weight",
+        ),
     ],
-    ids=["no-B", "ranks", "axes", "rank", "no-alpha", "bool", "text", "pattern"],
+    ids=[
+        "no-B",
+        "ranks",
+        "axes",
+        "rank",
+        "no-alpha",
+        "bool",
+        "text",
+        "pattern",
+        "a-float",
+        "nothing",
+        "endless",
+        "no-number",
+        "beyond-fp32",
+        "two-halves",
+        "two-wholes",
+    ],
 )
 def test_an_adapter_that_contradicts_itself_is_refused(
     adapter: Tensors, changes: Any, words: str, tmp_path: Path
@@ -121,11 +160,25 @@ def test_an_adapter_that_contradicts_itself_is_refused(
     assert words in error.what
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+q", "x" * 300, "*q"])
+@pytest.mark.parametrize("pattern", ["(a+)+q", "x" * 300, "*q", ".*" * 60 + "x", "a{99999999999999}"])
 def test_patterns_that_could_take_forever_or_are_none_are_refused(pattern: str, tmp_path: Path) -> None:
     error = refused(tmp_path, USUAL, alpha_pattern={pattern: 8})
     assert type(error) is UnsupportedError
     assert "adapter_config.json" in error.what
+
+
+def test_trained_tokens_are_refused_by_name(tmp_path: Path) -> None:
+    name = f"{PEFT}embed.token_adapter.trainable_tokens_delta"
+    error = refused(tmp_path, {**USUAL, name: uneven(2, 6)})
+    assert type(error) is UnsupportedError
+    assert error.what == f"{name}: an adapter with trained tokens is not merged"
+
+
+@pytest.mark.parametrize("how", [None, True, False, "gaussian", "orthogonal", "eva"])
+def test_ways_to_begin_that_leave_the_base_as_it_is_are_merged(how: object, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", USUAL, init_lora_weights=how)
+    write_base(tmp_path / "base", {WEIGHT: uneven(5, 6)})
+    assert WEIGHT in kept(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base")
 
 
 def test_without_a_configuration_nothing_says_the_scale(tmp_path: Path) -> None:

@@ -23,8 +23,14 @@ from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.deepspeed.rank_files import RankFiles
 from streamconv.formats.deepspeed.zero.flat import Flat, Rebuilt, scattered_parts
 from streamconv.formats.deepspeed.zero.module import Module
-from streamconv.formats.deepspeed.zero.partitions import Partitions, joined_partitions, optimizer_state
+from streamconv.formats.deepspeed.zero.partitions import (
+    Partitions,
+    beyond_partitions,
+    joined_partitions,
+    optimizer_state,
+)
 from streamconv.formats.deepspeed.zero.recorded import Shapes, groups_of, partition_counts, shapes_of, shared_names
+from streamconv.formats.deepspeed.zero.steps import check_optimizer_steps
 
 __all__ = ["Masters", "frozen_parameters", "open_masters", "shared_in"]
 
@@ -67,6 +73,7 @@ def open_masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Mod
     for model_rank in sorted({rank for _, rank in names.optimizer}):
         places = sorted(place for place in names.optimizer if place[1] == model_rank)
         files = [open_torch(folder / names.optimizer[place]) for place in places]
+        check_optimizer_steps(files)
         model_files = [by_rank[names.zero3[place]] for place in places if place in names.zero3]
         own = model_files or [by_rank[names.ranks[model_rank]]] if model_rank in names.ranks or model_files else []
         if not own:
@@ -106,6 +113,8 @@ def _rebuilt(
         )
     (count,) = partition_counts(first.get("partition_count", len(files)), 1, files[0].path)
     if count != len(files):
+        if model_state.get("dp_world_size") == count < len(files):
+            raise beyond_partitions(folder, files, count)
         raise UnsupportedError(
             f"parameters are cut into {count} parts, and there are files of {len(files)} ranks (MiCS): not read",
             where=folder,

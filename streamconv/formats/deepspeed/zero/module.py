@@ -15,6 +15,7 @@ from pathlib import Path
 from streamconv.containers.pickles.reader import leaves_of
 from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
+from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
@@ -23,7 +24,9 @@ from streamconv.formats.deepspeed.grid import check_experts
 from streamconv.formats.deepspeed.layer_files import open_layer_files
 from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.deepspeed.rank_files import RankFiles
-from streamconv.formats.deepspeed.zero.recorded import buffer_names, groups_of, shapes_of
+from streamconv.formats.deepspeed.zero.partitions import EXPERT
+from streamconv.formats.deepspeed.zero.recorded import buffer_names, groups_of, shapes_of, shared_names
+from streamconv.formats.deepspeed.zero.steps import check_engine_steps
 
 __all__ = ["Module", "open_module"]
 
@@ -60,9 +63,21 @@ def open_module(folder: Path, names: FolderNames, ranks: RankFiles) -> Module:
     files: list[StoredFile] = list(ranks.files)
     replicas: list[Replica] = []
     tied: dict[str, str] = {}
+    if names.ranks and names.zero3:
+        one, other = names.ranks[min(names.ranks)], names.zero3[min(names.zero3)]
+        raise DamagedError(
+            f"model files of two runs are there: {other} is of ZeRO stage 3, {one} is of another stage",
+            where=folder,
+            remedy="move those of the run that is not meant out of the folder, its optimizer files too",
+        )
+    check_engine_steps(ranks.files)
     holders = ranks.files if names.ranks else ranks.files[:1]  # with stage 3 each data-parallel rank has the same
     for file in holders:
+        mine: set[str] = set()
         for name, tensor in _state_dict(file):
+            if name in mine:
+                raise DamagedError(f"two tensors of the module are named {name}", where=file.path)
+            mine.add(name)
             if name in tensors and not name.startswith(_TIED):
                 raise UnsupportedError(
                     f"{len(holders)} model-parallel ranks have {name} each: a tensor-parallel run of a model that is "
@@ -87,10 +102,31 @@ def open_module(folder: Path, names: FolderNames, ranks: RankFiles) -> Module:
         tensors[name] = tensor
     buffers = frozenset(name for file in ranks.files for name in buffer_names(file.state))
     empty = {name for name, tensor in tensors.items() if not tensor.numel}
+    _check_shapes(tensors, recorded, folder)
+    _check_shared(tensors, ranks)
     placeholders = {name for name in empty if _numel(recorded.get(name)) or (names.zero3 and name not in buffers)}
     return Module(
         tensors, tuple(files), buffers, frozenset(placeholders), tuple(replicas), tied, max(1, len(names.ranks))
     )
+
+
+def _check_shapes(tensors: Mapping[str, LazyTensor], recorded: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Check that the parameters of the module have the recorded shapes; an expert is recorded by another number."""
+    for name, tensor in tensors.items():
+        shape = recorded.get(name, tensor.shape)
+        if tensor.numel and tensor.shape != shape and not EXPERT.fullmatch(name):
+            words = f"{name} is {tensor.shape} in the module, and recorded as {shape} (param_shapes)"
+            raise DamagedError(words, where=folder, remedy="are all files of one run and one step?")
+
+
+def _check_shared(tensors: Mapping[str, LazyTensor], ranks: RankFiles) -> None:
+    """Check that names that share a parameter have tensors of one shape."""
+    for file in ranks.files:
+        for name, kept in shared_names(file.state, file.path).items():
+            one, other = tensors.get(name), tensors.get(kept)
+            if one is not None and other is not None and one.numel and other.numel and one.shape != other.shape:
+                words = f"{name} {one.shape} is said to share {kept} {other.shape} (shared_params)"
+                raise DamagedError(words, where=file.path)
 
 
 def _numel(shape: tuple[int, ...] | None) -> bool:
@@ -113,6 +149,7 @@ def _state_dict(file: StoredFile) -> Iterator[tuple[str, LazyTensor]]:
     module = file.state.get("module")
     if module is not None and not isinstance(module, dict):
         raise DamagedError("`module` in a rank's file is no state dict", where=file.path)
+    refuse_other_tensors(module or {}, file.path)
     for path, tensor in leaves_of(LazyTensor, module or {}, str(file.path)):
         yield ".".join(map(str, path)), tensor
 

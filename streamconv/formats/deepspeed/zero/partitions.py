@@ -26,11 +26,12 @@ from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.text import shown
+from streamconv.formats.common.faults import COPY_AGAIN, listed
 from streamconv.formats.deepspeed.zero.flat import Flat, Rebuilt
 from streamconv.formats.deepspeed.zero.recorded import Shapes, partition_counts
 from streamconv.formats.recorded import whole
 
-__all__ = ["EXPERT", "Partitions", "joined_partitions"]
+__all__ = ["EXPERT", "Partitions", "beyond_partitions", "joined_partitions", "optimizer_state"]
 
 EXPERT = re.compile(r"(.*\bdeepspeed_experts\.)([0-9]{1,9})(\..+)", re.DOTALL)
 """An expert's number in a parameter's name [deepspeed/moe/experts.py]."""
@@ -91,6 +92,7 @@ def joined_partitions(parts: Partitions, groups: Sequence[Shapes]) -> tuple[Rebu
             remedy="take the model's own weights: --weights model",
         )
     counts = partition_counts(states[0].get("partition_count", len(states)), len(groups), first.path)
+    experts = _experts_of_a_rank(groups)
     for number, (shapes, count) in enumerate(zip(groups, counts, strict=True)):
         teams = _teams(len(states), count, parts, shapes)
         for team, ranks in enumerate(teams):
@@ -101,7 +103,7 @@ def joined_partitions(parts: Partitions, groups: Sequence[Shapes]) -> tuple[Rebu
             gaps = _gaps(states[ranks[0]], number, len(shapes))
             rebuilt, starts = _cut(flat, shapes, gaps, 2 * count, first.path)
             remarks += _check_slices(parts, states, ranks, number, flat, starts)
-            result.add(rebuilt, _global_names(shapes, team))
+            result.add(rebuilt, _global_names(shapes, team, experts))
     return result, list(dict.fromkeys(remarks))
 
 
@@ -119,21 +121,42 @@ def _teams(ranks: int, count: int, parts: Partitions, shapes: Shapes) -> list[li
     """The data-parallel ranks that share a group's flat tensor; several teams if the group is of experts."""
     if count == ranks:
         return [list(range(ranks))]
-    where = parts.files[0].path
     if ranks % count or not any(EXPERT.fullmatch(name) for name in shapes):
-        raise DamagedError(f"partition_count is {count}, and {ranks} optimizer files are there", where=where)
+        raise beyond_partitions(parts.files[0].path.parent, parts.files, count)
     experts = ranks // count
     if parts.data_first:
         return [list(range(team * count, (team + 1) * count)) for team in range(experts)]
     return [list(range(team, ranks, experts)) for team in range(experts)]
 
 
-def _global_names(shapes: Shapes, team: int) -> dict[str, str]:
+def beyond_partitions(folder: Path, files: Sequence[StoredFile], count: int) -> DamagedError:
+    """The error for more optimizer files than a run has partitions, or for fewer."""
+    beyond = [file.path.name for file in files[count:]]
+    if not beyond:
+        words = f"partition_count is {count}, and {len(files)} optimizer files are there"
+        return DamagedError(words, where=folder, remedy=COPY_AGAIN)
+    return DamagedError(
+        f"partition_count is {count}, and {len(files)} optimizer files are there; beyond it: "
+        f"{listed(beyond, len(beyond))}",
+        where=folder,
+        remedy="move those that are not of this run out of the folder",
+    )
+
+
+def _experts_of_a_rank(groups: Sequence[Shapes]) -> dict[str, int]:
+    """How many experts a rank has in each layer, whose experts may be in several groups
+    [deepspeed/moe/utils.py:split_params_into_different_moe_groups_for_optimizer, ``max_group_size``].
+    """
+    local: dict[str, int] = {}
+    for match in (EXPERT.fullmatch(name) for shapes in groups for name in shapes):
+        if match:
+            local[match[1]] = max(local.get(match[1], 0), int(match[2]) + 1)
+    return local
+
+
+def _global_names(shapes: Shapes, team: int, local: Mapping[str, int]) -> dict[str, str]:
     """The names of a team's experts by their numbers in the whole model."""
     matches = {name: match for name in shapes if (match := EXPERT.fullmatch(name))}
-    local: dict[str, int] = {}
-    for match in matches.values():
-        local[match[1]] = max(local.get(match[1], 0), int(match[2]) + 1)
     return {name: f"{match[1]}{team * local[match[1]] + int(match[2])}{match[3]}" for name, match in matches.items()}
 
 

@@ -70,7 +70,10 @@ def shared_names(state: Mapping[str, Any], where: Path) -> dict[str, str]:
     """
     shared = state.get("shared_params")
     if isinstance(shared, list | tuple):  # before DeepSpeed 0.9 a list of pairs
-        shared = {pair[0]: pair[1] for pair in shared if isinstance(pair, list | tuple) and len(pair) == 2}
+        pairs = [pair for pair in shared if isinstance(pair, list | tuple) and len(pair) == 2]
+        if not all(isinstance(name, str) for pair in pairs for name in pair):
+            raise DamagedError(f"shared_params is no list of pairs of names: {shown(shared)}", where=where)
+        shared = {pair[0]: pair[1] for pair in pairs}
     if shared is None:
         return {}
     if not isinstance(shared, dict) or not all(isinstance(name, str) for pair in shared.items() for name in pair):

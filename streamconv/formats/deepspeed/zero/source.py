@@ -19,7 +19,7 @@ from streamconv.formats.deepspeed.folder import (
     tag_folder,
     tag_or_none,
 )
-from streamconv.formats.deepspeed.grid import check_grid
+from streamconv.formats.deepspeed.grid import RecordedSizes, check_grid, check_partitions
 from streamconv.formats.deepspeed.names import LATEST, FolderNames
 from streamconv.formats.deepspeed.rank_files import RankFiles, left_behind, open_ranks
 from streamconv.formats.deepspeed.zero.masters import frozen_parameters, open_masters, shared_in
@@ -104,6 +104,9 @@ def _open_run(folder: Path, names: FolderNames, ranks: RankFiles, options: ZeroS
     module = open_module(folder, names, ranks)
     has_parameters = any(name not in module.placeholders and name not in module.buffers for name in module.tensors)
     wanted = options.weights or (MODEL if has_parameters and not module.placeholders else MASTER)
+    if module.placeholders:
+        # The optimizer files hold the parameters: without them something is lost, whichever weights are asked for.
+        check_partitions(folder, names, RecordedSizes(None, None, None), Faults())
     if wanted == MODEL and module.placeholders:
         raise UnsupportedError(
             f"the model's files hold placeholders for {len(module.placeholders)} parameters (ZeRO stage 3)",

@@ -54,7 +54,7 @@ def open_universal(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Unive
         if not child.is_dir():
             continue
         for other in child.iterdir():
-            if other.name != "fp32.pt" and other.suffix == ".pt":
+            if other.name != "fp32.pt" and other.suffix == ".pt" and other.is_file():
                 count, nbytes = count + 1, nbytes + other.stat().st_size
         if not any((child / name).is_file() for name in ("fp32.pt", *_STATES)):
             continue
@@ -63,6 +63,12 @@ def open_universal(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Unive
         file = open_torch(child / "fp32.pt")
         tensors[child.name] = _shaped(_parameter(file), shapes.get(child.name), file.path)
         files.append(file)
+    if not shapes and len(tensors) > 1 and not any(len(tensor.shape) != 1 for tensor in tensors.values()):
+        raise DamagedError(
+            f"all {len(tensors)} parameters are stored flat, and no model file beside `{ZERO}` says their shapes",
+            where=folder,
+            remedy="copy the *_model_states.pt files there from the run",
+        )
     lost = [name for name, shape in shapes.items() if name not in tensors and all(shape)]
     if lost:
         raise DamagedError(f"{len(lost)} parameters have no folder, the first is {lost[0]}", where=folder / ZERO)
@@ -80,8 +86,12 @@ def _parameter(file: StoredFile) -> LazyTensor:
 
 
 def _shaped(tensor: LazyTensor, shape: tuple[int, ...] | None, where: Path) -> LazyTensor:
-    if shape is None or tensor.shape == shape or len(tensor.shape) != 1:
+    if shape is None or tensor.shape == shape:
         return tensor
-    if tensor.numel != prod(shape):
-        raise DamagedError(f"{tensor.numel} elements of a parameter of shape {shape}", where=where)
+    is_flat = len(tensor.shape) == 1
+    if tensor.numel != prod(shape) if is_flat else len(tensor.shape) != len(shape):
+        raise DamagedError(f"a tensor {tensor.shape} of a parameter whose recorded shape is {shape}", where=where)
+    # Without its padding a vocabulary is shorter than recorded.
+    if not is_flat:
+        return tensor
     return tensor.shaped(shape)
