@@ -22,8 +22,10 @@ _LARGEST_BLOCK = 16 * MIB
 _SMALLEST_BLOCK = 64 << 10
 # More than two threads help only if each has blocks of full size: measured on split rows (docs/performance.md).
 _THREADS, _FEW_THREADS = 4, 2
-# Thread stacks, the directory and the pickles of the files that are written, allocator slack.
+# Thread stacks, the pickles of the files that are written, allocator slack.
 _MARGIN = 12 * MIB
+# Of each tensor that is written: its job, its checksum, its entry in the journal and in the directory of its file.
+_PER_TENSOR = 640
 # The memory of numpy, and of the modules that move bytes. Making a plan imports numpy only if it reads values.
 _NUMPY, _MOVERS = 12 * MIB, 6 * MIB
 
@@ -79,7 +81,7 @@ def _need(work: Plan, options: RunOptions, held: int, engine: Engine) -> MemoryN
         smallest=least,
         largest=largest,
         step=PAGE,
-        margin=_MARGIN + _to_come() + held,
+        margin=_MARGIN + _to_come() + _PER_TENSOR * sum(len(file.entries) for file in work.files) + held,
         threads=((_threads(engine), largest), (min(_FEW_THREADS, _threads(engine)), least)),
         block_asked=asked is not None,
     )

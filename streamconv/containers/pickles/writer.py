@@ -101,19 +101,20 @@ def dumps(tree: Any) -> bytes:
     """
     writer = _Writer()
     writer.save(tree)
-    return b"".join((b"\x80\x02", *writer.out, b"."))
+    return b"\x80\x02%b." % bytes(writer.out)
 
 
 class _Writer:
     def __init__(self) -> None:
-        self.out: list[bytes] = []
+        self.out = bytearray()
         # As in CPython, the keys are identities; so the object is kept alive beside its index.
         self.memo: dict[Any, tuple[int, Any]] = {}
         self.memo_length = 0
         self.storage_keys: dict[int, str] = {}
 
     def emit(self, *chunks: bytes) -> None:
-        self.out += chunks
+        for chunk in chunks:
+            self.out += chunk
 
     def memoize(self, key: Any, value: Any) -> None:
         self.memo[key] = (self.memo_length, value)
@@ -123,13 +124,13 @@ class _Writer:
         """Use up an index of the memo, for an object that is never recalled."""
         index = self.memo_length
         self.memo_length = index + 1
-        self.out.append(b"q%c" % index if index < 256 else b"r" + struct.pack("<I", index))
+        self.out += b"q%c" % index if index < 256 else b"r" + struct.pack("<I", index)
 
     def recalled(self, key: Any) -> bool:
         if key not in self.memo:
             return False
         index = self.memo[key][0]
-        self.out.append(b"h%c" % index if index < 256 else b"j" + struct.pack("<I", index))
+        self.out += b"h%c" % index if index < 256 else b"j" + struct.pack("<I", index)
         return True
 
     def save(self, value: Any) -> None:
