@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from streamconv import convert
 from tests import hf_models as models
 from tests.formats.megatron.core.real.gpt_model import logits_from_torch, logits_from_torch_dist
 from tests.formats.megatron.core.real.needed import MEGATRON_CORE
-from tests.places import FIXTURES, LLAMA, REAL, Source
+from tests.places import FIXTURES, FRAMEWORKS, LLAMA, REAL, Source
 
 pytestmark = MEGATRON_CORE
 
@@ -159,3 +160,22 @@ def test_in_bfloat16(tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
     check(logits_from_torch(tmp_path / "out", models.TOKENS, tp=2), models.exact_logits(model), 101)
+
+
+@pytest.mark.parametrize("container", ["torch", "torch_dist"])
+@pytest.mark.parametrize(("stage", "weights"), [(2, "model"), (2, "master"), (3, "master")])
+def test_a_trainers_checkpoint_answers_as_the_live_engine(
+    stage: int, weights: str, container: str, tmp_path: Path
+) -> None:
+    """A Llama of the HF Trainer under ZeRO, straight to TP 2 and PP 2."""
+    name = f"ds_trainer_llama_z{stage}"
+    source = FRAMEWORKS / name / "checkpoint-2"
+    live = torch.load(FIXTURES / "zero_truth" / f"{name}.pt", weights_only=True)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32).eval()
+    model.load_state_dict({key: pair["fp32" if weights == "master" else "lp"].float() for key, pair in live.items()})
+    make, load = {
+        "torch": (torch_folder, logits_from_torch), "torch_dist": (torch_dist_folder, logits_from_torch_dist)
+    }[container]  # fmt: skip
+    make(source, tmp_path / "out", tp=2, pp=2, weights=weights, dtype="fp32")
+    logits = load(tmp_path / "out", models.TOKENS, tp=2, pp=2)
+    check(logits, models.exact_logits(model), model.config.vocab_size)
