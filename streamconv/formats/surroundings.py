@@ -51,7 +51,7 @@ def meant_by(path: Path) -> Meant:
         raise _of_file(path)
     if not path.is_dir():
         raise SourceError("no such folder", where=path)
-    if _CACHE.fullmatch(path.name) and (path / "snapshots").is_dir():
+    if (path / "snapshots").is_dir() and (_CACHE.fullmatch(path.name) or (path / "blobs").is_dir()):
         snapshot, why = _snapshot(path)
         return Meant(snapshot, (f"a root of the Hub's cache: took the snapshot {snapshot.name[:12]}, {why}",))
     for name in () if tags_below(path) else (WEIGHTS[1], WEIGHTS[0]):

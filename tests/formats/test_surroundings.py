@@ -48,6 +48,11 @@ def test_the_snapshot_that_main_names_is_taken_of_a_caches_root(ending: str, tmp
     assert remark in planned(root).warnings
 
 
+def test_a_cache_that_was_copied_under_another_name_is_one(tmp_path: Path) -> None:
+    root = cache(tmp_path / "copied", {OLD: 0, NEW: 10}, main=NEW)
+    assert_same(kept(root, tmp_path / "out"), {"w": counted(3, start=10)})
+
+
 def test_the_only_snapshot_is_taken(tmp_path: Path) -> None:
     root = cache(tmp_path / "models--org--name", {NEW: 10})
     assert planned(root).source == root / "snapshots" / NEW
