@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from streamconv import StreamconvError
+from streamconv import StreamconvError, plan
 from tests.formats.deepspeed.zero_truth import (
     REAL_RUNS,
     Real,
@@ -27,6 +27,7 @@ from tests.formats.deepspeed.zero_truth import (
     written,
 )
 from tests.making.zero import POISON, Run, Truth, write_run
+from tests.making.zero_classes import load, save
 from tests.making.zero_values import ODD, Model, Parameter
 
 RANKS = 1, 2, 3, 5
@@ -117,6 +118,26 @@ def test_what_was_frozen_and_left_out_is_not_made_up(stage: int, tmp_path: Path)
     truth = write_run(tmp_path / "run", Run(stage=stage, exclude_frozen=True), model)
     assert "frozen.weight" not in truth.module
     assert_masters(converted(tmp_path / "run", tmp_path / "out", weights="master"), truth)
+
+
+def test_what_has_no_elements_is_left_out_if_its_shape_went_with_the_frozen(tmp_path: Path) -> None:
+    """The engine takes it for frozen: the name stays in the module, the record of shapes is gone."""
+    truth = write_run(tmp_path / "run", Run(stage=3, dp=2, exclude_frozen=True))
+    found = converted(tmp_path / "run", tmp_path / "out")
+    assert_masters(found, replace(truth, module={n: t for n, t in truth.module.items() if n != "empty"}))
+    words = "1 parameters have no elements, and their shapes are not recorded: left out, the first is empty"
+    assert words in plan(tmp_path / "run", to="safetensors").warnings
+
+
+def test_what_no_record_speaks_of_is_refused(tmp_path: Path) -> None:
+    """Without a record of what is frozen a name may be that of a frozen parameter, whose elements are nowhere."""
+    write_run(tmp_path / "run", Run(stage=3, dp=1, exclude_frozen=True))
+    (path,) = (tmp_path / "run" / "global_step3").glob("*model_states.pt")
+    state = load(path)
+    del state["frozen_param_shapes"]
+    save(state, path)
+    with pytest.raises(StreamconvError, match="no file has the elements of empty, which the model file names"):
+        converted(tmp_path / "run", tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -178,11 +178,22 @@ def _add_rest(result: Masters, ranks: RankFiles, module: Module, folder: Path) -
         if theirs in tensors:
             tensors[name] = tensors.pop(theirs)
     shared = {name: kept for name, kept in shared_in(ranks).items() if kept in tensors}
-    lost = [name for name in module.placeholders if name not in tensors and name not in shared]
-    if lost:
-        raise DamagedError(f"no file has the elements of {min(lost)}, which the model file names", where=folder)
-    result.from_module = [name for name in module.tensors if name not in tensors and name not in shared]
-    order = [*module.tensors, *(name for name in (*tensors, *shared) if name not in module.tensors)]
+    nowhere = sorted(name for name in module.placeholders if name not in tensors and name not in shared)
+    if nowhere and any("frozen_param_shapes" not in file.state for file in ranks.files):
+        raise DamagedError(f"no file has the elements of {nowhere[0]}, which the model file names", where=folder)
+    if nowhere:
+        # All that has elements is recorded: trained parameters, and frozen ones that the run was not told to leave out.
+        result.remarks.append(
+            f"{len(nowhere)} parameters have no elements, and their shapes are not recorded: left out, the first is "
+            f"{nowhere[0]}"
+        )
+    result.from_module = [
+        name for name in module.tensors if name not in tensors and name not in shared and name not in nowhere
+    ]
+    order = [
+        *(name for name in module.tensors if name not in nowhere),
+        *(name for name in (*tensors, *shared) if name not in module.tensors),
+    ]
     whole = dict(_in_order(order, tensors, shared, module))
     for name in result.from_module:
         tensor = module.tensors[name]
