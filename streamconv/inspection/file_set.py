@@ -17,6 +17,8 @@ from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface.weights import Disagreements, check_shards, read_index, weight_files
+from streamconv.formats.peft.adapter import ADAPTER_CONFIG
+from streamconv.formats.peft.source import claims as adapter_file
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
 from streamconv.inspection.report import (
@@ -63,7 +65,8 @@ def describe_file_set(
     is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
     chosen = next(iter(weight_files(folder)), "")
     config, beside, doubts = _read_descriptions(folder, chosen, files, faults) if is_hugging_face else ({}, [], None)
-    own = _own_files(names, chosen, beside) if is_hugging_face else set()
+    adapter = adapter_file(folder)
+    own = _own_files(names, chosen, beside) if is_hugging_face else {adapter} if adapter else set()
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
     known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
     report.findings += [] if refusal is None or is_named or known else [finding_of(refusal)]
@@ -148,6 +151,9 @@ def _index_findings(found: Disagreements, where: str, *, is_opened: bool) -> Ite
 
 
 def _kind(folder: Path, names: Sequence[str]) -> tuple[str, list[Evidence]]:
+    if adapter := adapter_file(folder):
+        words = f"{adapter}, {ADAPTER_CONFIG}" if (folder / ADAPTER_CONFIG).is_file() else adapter
+        return "an adapter (PEFT)", [Evidence("an adapter (PEFT)", words)]
     has = set(names).__contains__
     safetensors, torch_file = WEIGHTS
     indexes = [kind + INDEX_SUFFIX for kind in WEIGHTS if (folder / (kind + INDEX_SUFFIX)).is_file()]

@@ -52,6 +52,17 @@ def live_run(root: Path, stage: int, *, excluded: bool = False) -> tuple[Tensors
     return masters, module
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_inspect_calls_an_adapter_what_it_is(name: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", in_file({"layers.0.q": thin(5, 6)}), name)
+    report = inspect(folder)
+    assert report.what == "an adapter (PEFT)"
+    assert sorted(row.name for row in report.tensors) == [
+        f"base_model.model.layers.0.q.lora_{half}.weight" for half in "AB"
+    ]
+    assert not report.findings
+
+
 @pytest.mark.parametrize("excluded", [pytest.param(False, id="base-too"), pytest.param(True, id="alone")])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_masters_of_a_run_become_the_folder_of_its_adapter(stage: int, excluded: bool, tmp_path: Path) -> None:
