@@ -51,6 +51,25 @@ def test_optimizer_files_of_two_steps_are_refused(stage: int, tmp_path: Path) ->
     assert error.where.endswith(SECOND)
 
 
+def test_a_group_may_be_younger_than_another_and_be_nowhere_in_a_rank(tmp_path: Path) -> None:
+    """It was added to the optimizer later, and the first rank holds none of it."""
+    truth = write_run(tmp_path / "run", Run(stage=2, dp=3))
+
+    def younger(state: Any) -> None:
+        held = state["optimizer_state_dict"]["base_optimizer_state"]["state"]
+        held[1]["step"] = torch.tensor(2.0)
+
+    def without(state: Any) -> None:
+        state["optimizer_state_dict"]["base_optimizer_state"]["state"].pop(0)
+
+    for rank in range(3):
+        name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        changed(tmp_path / "run" / TAG / name, younger)
+    changed(tmp_path / "run" / TAG / SECOND, without)
+    found = converted(tmp_path / "run", tmp_path / "out", weights="master")
+    assert all(torch.equal(found[name], tensor) for name, tensor in truth.trained.items())
+
+
 def test_model_files_of_two_steps_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "run", Run(stage=3, dp=3))
     changed(

@@ -8,7 +8,8 @@ parameter's state, which may be a tensor of one element) [``deepspeed/runtime/en
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from streamconv.containers.pickles.reader import leaves_of
 from streamconv.containers.stored_file import StoredFile
@@ -18,46 +19,49 @@ from streamconv.core.lazy import LazyTensor
 __all__ = ["check_engine_steps", "check_optimizer_steps"]
 
 
+Steps = dict[tuple[Any, ...], float]
+"""The steps that a file counts, by their place in it."""
+
+
 def check_engine_steps(files: Sequence[StoredFile]) -> None:
     """Check that all model files count the same steps of the engine.
 
     Raises:
         DamagedError: they do not.
     """
-    _check(files, _engine_step, "global_steps")
+    _check([(file, _engine_steps(file)) for file in files], "global_steps")
 
 
 def check_optimizer_steps(files: Sequence[StoredFile]) -> None:
-    """Check that all optimizer files count the same steps of the optimizer.
+    """Check that all optimizer files count the same steps of the optimizer; groups may differ, one may be younger.
 
     Raises:
         DamagedError: they do not.
     """
-    _check(files, _optimizer_step, "the optimizer's step")
+    _check([(file, _optimizer_steps(file)) for file in files], "the optimizer's step")
 
 
-def _check(files: Sequence[StoredFile], step_of: Callable[[StoredFile], float | None], what: str) -> None:
-    steps = [(file, step) for file in files if (step := step_of(file)) is not None]
-    if len({step for _, step in steps}) <= 1:
-        return
-    usual, _ = Counter(step for _, step in steps).most_common(1)[0]
-    file, other = next((file, step) for file, step in steps if step != usual)
-    raise DamagedError(
-        f"{what} is {other:g} here, and {usual:g} in {Counter(step for _, step in steps)[usual]} of {len(steps)} files",
-        where=file.path,
-        remedy="copy all files of one step together",
-    )
+def _check(counted: Sequence[tuple[StoredFile, Steps]], what: str) -> None:
+    for place in dict.fromkeys(place for _, steps in counted for place in steps):
+        here = [(file, steps[place]) for file, steps in counted if place in steps]
+        usual, times = Counter(step for _, step in here).most_common(1)[0]
+        for file, step in here:
+            if step != usual:
+                raise DamagedError(
+                    f"{what} is {step:g} here, and {usual:g} in {times} of {len(here)} files",
+                    where=file.path,
+                    remedy="copy all files of one step together",
+                )
 
 
-def _engine_step(file: StoredFile) -> float | None:
-    return _number(file.state.get("global_steps")) if isinstance(file.state, dict) else None
+def _engine_steps(file: StoredFile) -> Steps:
+    step = _number(file.state.get("global_steps")) if isinstance(file.state, dict) else None
+    return {} if step is None else {(): step}
 
 
-def _optimizer_step(file: StoredFile) -> float | None:
-    for path, leaf in leaves_of(object, file.state, str(file.path)):
-        if path and path[-1] == "step" and (number := _number(leaf)) is not None:
-            return number
-    return None
+def _optimizer_steps(file: StoredFile) -> Steps:
+    leaves = leaves_of(object, file.state, str(file.path))
+    return {path: step for path, leaf in leaves if path[-1:] == ("step",) and (step := _number(leaf)) is not None}
 
 
 def _number(value: object) -> float | None:
