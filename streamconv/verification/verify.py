@@ -22,6 +22,7 @@ from streamconv.verification.against_digests import DigestComparison, compare_wi
 from streamconv.verification.compare import compare
 from streamconv.verification.comparison import Comparison
 from streamconv.verification.digests import is_digests
+from streamconv.verification.masters import faults_of_masters
 from streamconv.verification.reference import ReferenceCheck, check_reference, fit_reference
 from streamconv.verification.sides import open_sides
 
@@ -104,6 +105,8 @@ def verify(
     report.findings = [_with_flags(finding, own.own_flags) for finding in report.findings]
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)
+    if not any(finding.exit_code == _BROKEN for finding in report.findings):
+        report.findings += faults_of_masters(dst, own)
     result = Verification(report, [finding for finding in report.findings if finding.exit_code == _BROKEN])
     if result.broken:
         return result

@@ -49,6 +49,8 @@ def test_optimizer_files_of_two_steps_are_refused(stage: int, tmp_path: Path) ->
     assert error.what == "the optimizer's step is 9 here, and 3 in 2 of 3 files"
     assert error.where is not None
     assert error.where.endswith(SECOND)
+    found = [each for each in verify(tmp_path / "run").broken if each.where == error.where]
+    assert [each.what for each in found] == [error.what]
 
 
 def test_a_group_may_be_younger_than_another_and_be_nowhere_in_a_rank(tmp_path: Path) -> None:
