@@ -14,6 +14,7 @@ from streamconv.formats.common.layer_numbers import place_of
 from streamconv.formats.deepspeed.folder import ZERO, is_universal, names_in
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
 from streamconv.formats.deepspeed.names import FolderNames
+from streamconv.formats.deepspeed.rank_files import open_ranks
 from streamconv.formats.huggingface.naming import parameters_of
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
@@ -143,7 +144,7 @@ def named_folder(
         report.optimizer = _optimizer_of_universal(model)
     faults = Collected()
     if not is_universal(model.path):
-        check_partitions(model.path, names, RecordedSizes(None, None, None), faults)
+        check_partitions(model.path, names, RecordedSizes(dp=_recorded_dp(model.path, names)), faults)
     report.findings += [*map(finding_of, faults.found), *broken]
     known = {name for name, _ in named}
     for path, globals_of_file in model.named.items():
@@ -153,6 +154,12 @@ def named_folder(
     report.findings += unsafe_globals(report.globals)
     copies = {each.name: each.copies for each in model.replicas}
     return Inspected(report, dict(model.tensors), copies, sources=tuple(model.sources.values()))
+
+
+def _recorded_dp(folder: Path, names: FolderNames) -> int | None:
+    """The data-parallel size that the first model file records: files of the last ranks may be missing."""
+    first = sorted([*names.ranks.values(), *names.zero3.values()])[:1]
+    return open_ranks(folder, first, Collected()).sizes(None, is_pipeline=bool(names.layers)).dp
 
 
 def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamconv.core.dtypes import DType, cast_into
+from streamconv.core.errors import DifferenceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import put
 from streamconv.io.checksums import SourceChecksums
@@ -177,10 +178,15 @@ class _Look:
         a, b = self.types[item]
         if self.cast or a == b or not (a.is_floating and b.is_floating):
             return False, False
-        return (
-            bits_differ(_as(_as(left, a), b), _as(right, b)) is None,
-            bits_differ(_as(_as(right, b), a), _as(left, a)) is None,
-        )
+        return _rounds_to(_as(left, a), _as(right, b), b), _rounds_to(_as(right, b), _as(left, a), a)
+
+
+def _rounds_to(array: NDArray, other: NDArray, dtype: DType) -> bool:
+    """Whether ``array`` has the values of ``other`` once it is cast to its type; not if some are too large for it."""
+    try:
+        return bits_differ(_as(array, dtype), other) is None
+    except DifferenceError:
+        return False
 
 
 def _boxes(start: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -10,6 +10,7 @@ from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.options import Given
 from streamconv.core.result import Result
 from streamconv.core.shown import with_flags
+from streamconv.formats.common.faults import listed
 from streamconv.formats.megatron.folder import TRACKER, resolve_folder
 from streamconv.inspection.inspect import InspectionReport, inspect
 from streamconv.inspection.options import InspectOptions
@@ -102,6 +103,13 @@ def verify(
     room = None if reference is None else fit_reference(dst, reading)
     with own.naming_its_own():
         report = inspect(dst, own, InspectOptions(check=True), reading, progress)
+    if not report.files:
+        below = [each.what for each in report.evidence]
+        raise SourceError(
+            f"{report.what}, none of which was looked at",
+            where=dst,
+            remedy=f"give one of them: {listed(below, len(below))}",
+        )
     report.findings = [_with_flags(finding, own.own_flags) for finding in report.findings]
     if "tag" not in own.values:
         report.findings += _root_faults(dst, report)

@@ -273,7 +273,8 @@ def test_a_wrong_value_is_a_usage_error(options: dict[str, Any], words: str, tmp
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_refuses_what_it_cannot_be(verb: str) -> None:
-    paths = {"convert": (SRC, None), "diff": (SRC, SRC)}.get(verb, (SRC,))
+    more: dict[str, tuple[Any, ...]] = {"convert": (None,), "diff": (SRC,), "extract": ("name", "out.npy")}
+    paths = SRC, *more.get(verb, ())
     for name in options_of_verb(verb):
         with pytest.raises(streamconv.UsageError, match=f"^{name}="):
             getattr(streamconv, verb)(*paths, **{name: object()})

@@ -25,7 +25,10 @@ from tests.places import ROOT
 INVENTED = Mechanism("invented", "wheels within wheels")
 # transformers runs every family by definition: it is transformers' model whose mechanisms a family states.
 EXEMPT = {"huggingface", "deepspeed-zero", "safetensors", "pytorch-bin"}
-FORMATS: list[SourceFormat | TargetFormat] = [*known_sources(), *known_targets()]
+FORMATS: list[SourceFormat | TargetFormat] = [
+    *(source for source in known_sources() if source.holds_models),
+    *known_targets(),
+]
 TABLES: Mapping[str, Runs] = {
     "megatron-core": CORE,
     "megatron-legacy": MEGATRON_LM,

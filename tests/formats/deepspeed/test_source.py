@@ -85,7 +85,7 @@ def test_a_tag_chooses_among_several(copy: Callable[[Source], Path]) -> None:
     assert "global_step9" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "..", "", "a\\b"])
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "..", "a\\b"])
 def test_a_tag_read_from_a_file_cannot_leave_the_folder(name: str, copy: Callable[[Source], Path]) -> None:
     root = copy(BLOOM)
     (root / "latest").write_text(name)
