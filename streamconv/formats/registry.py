@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from streamconv.core.errors import AmbiguousError, UnsupportedError
 from streamconv.core.options import Given
 from streamconv.core.work_folder import refuse_unfinished
 from streamconv.formats.common.refusals import titles
+from streamconv.formats.deepspeed.zero.options import MASTER
 from streamconv.formats.frameworks import SOURCES, TARGETS
 from streamconv.formats.huggingface.configuration import read_stored_config
 from streamconv.formats.huggingface.names import CONFIG
@@ -24,6 +24,9 @@ from streamconv.formats.surroundings import Meant, meant_by, unclaimed
 from streamconv.formats.target import TargetFormat
 
 __all__ = [
+    "ADAPTER",
+    "MODEL",
+    "RUN",
     "OpenedSource",
     "find_source",
     "known_sources",
@@ -33,7 +36,8 @@ __all__ = [
     "titles_from",
 ]
 
-_RUN, _MODEL, _ADAPTER = "deepspeed-zero", "huggingface", "peft"
+RUN, MODEL, ADAPTER = "deepspeed-zero", "huggingface", "peft"
+"""The formats of a run of DeepSpeed with a model of its own, and of what its trainer saves beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +97,13 @@ def open_named(path: Path, given: Given) -> OpenedSource:
     """
     place = meant_by(path)
     refuse_unfinished(place.path)
-    source = _source_of(place, given)
-    options: Any = given.take(source.options)
-    model = source.open(place.path, options)
-    remarks = (*place.remarks, *_remarks(source, place.path, given))
+    claimed = _claimed(place, given)
+    options: Any = given.take(claimed.source.options)
+    model = claimed.opened or claimed.source.open(place.path, options)
     if isinstance(model, NamedModel):
         config, faults = read_stored_config(model.home)
         model = replace(model, config=config).noting(warnings=faults)
-    return OpenedSource(source, model, remarks)
+    return OpenedSource(claimed.source, model, (*place.remarks, *claimed.remarks))
 
 
 def find_source(path: Path, tag: str | None = None, weights: str | None = None) -> SourceFormat:
@@ -117,19 +120,29 @@ def find_source(path: Path, tag: str | None = None, weights: str | None = None) 
     """
     place = meant_by(path)
     values = {name: value for name, value in (("tag", tag), ("weights", weights)) if value is not None}
-    return _source_of(place, Given(values))
+    return _claimed(place, Given(values)).source
 
 
-def _source_of(place: Meant, given: Given) -> SourceFormat:
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """The format that a folder is of, remarks on what lies beside, and the model, if it had to be opened to tell."""
+
+    source: SourceFormat
+    remarks: tuple[str, ...] = ()
+    opened: StoredModel | NamedModel | None = None
+
+
+def _claimed(place: Meant, given: Given) -> _Claimed:
     tag, path = given.get("tag"), place.path
     meant = [path / tag] if tag is not None and is_child_name(tag) and (path / tag).is_dir() else []
     for folder in (*meant, path):
         claims = {source.name: (source, words) for source in known_sources() if (words := source.claims(folder))}
-        for saved in (_MODEL, _ADAPTER):
-            if claims.keys() == {_RUN, saved}:
-                return claims[_RUN if _wants_run(folder, given, saved) else saved][0]
-        if len(claims) > 1 and _MODEL in claims and not (folder / CONFIG).is_file():
-            del claims[_MODEL]  # a stray file of weights
+        for saved in (MODEL, ADAPTER):
+            if claims.keys() == {RUN, saved}:
+                return _run_or_saved(folder, given, claims[RUN][0], claims[saved][0])
+        stray = None
+        if len(claims) > 1 and MODEL in claims and not (folder / CONFIG).is_file():
+            _, stray = claims.pop(MODEL)  # weights without a configuration are no checkpoint of their own
         if len(claims) > 1:
             evidence = " and ".join(f"{name} ({words})" for name, (_, words) in claims.items())
             raise AmbiguousError(
@@ -138,32 +151,22 @@ def _source_of(place: Meant, given: Given) -> SourceFormat:
                 remedy="give the folder of the one that is meant (global_step*, iter_*), or name it with --tag",
             )
         for source, _ in claims.values():
-            return source
+            if folder != path:
+                stray = next(each for each in known_sources() if each.name == MODEL).claims(path)
+            return _Claimed(source, (f"{stray} lies beside the checkpoint, and is not read",) if stray else ())
     raise unclaimed(place, known_sources())
 
 
-def _wants_run(folder: Path, given: Given, saved: str) -> bool:
-    """Whether the run is meant in a folder with a model, or an adapter, and the state of the run that saved it: if
-    the masters are asked for, or the model holds placeholders alone.
+def _run_or_saved(folder: Path, given: Given, run: SourceFormat, saved: SourceFormat) -> _Claimed:
+    """Which is meant in a folder with a model, or an adapter, and the state of the run that saved it: the run if the
+    masters are asked for, or if the model holds placeholders alone.
     """
-    if given.get("weights") is not None:
-        return bool(given.get("weights") == "master")
-    model = _claimant(saved).open(folder, given.take(_claimant(saved).options))
-    return isinstance(model, NamedModel) and bool(model.placeholders)
-
-
-def _claimant(name: str) -> SourceFormat:
-    return next(source for source in known_sources() if source.name == name)
-
-
-def _remarks(source: SourceFormat, path: Path, given: Given) -> Iterable[str]:
-    """What a user should know of a folder that has a whole model and the state of the run that saved it."""
-    if source.name not in (_MODEL, _RUN) and (stray := _claimant(_MODEL).claims(path)):
-        return [f"{stray} lies beside the checkpoint, and is not read"]
-    beside = {each.name for each in known_sources() if each.name in (_RUN, _MODEL, _ADAPTER) and each.claims(path)}
-    if len(beside) < 2 or _RUN not in beside:
-        return []
-    if source.name != _RUN:
-        what = "model" if source.name == _MODEL else "adapter"
-        return [f"the run's DeepSpeed state lies beside the {what}: --weights master takes its masters"]
-    return [] if given.get("weights") else ["the model beside the run holds placeholders: the run's state is taken"]
+    what = "model" if saved.name == MODEL else "adapter"
+    weights = given.get("weights")
+    if weights == MASTER:
+        return _Claimed(run)
+    opened = None if weights is not None else saved.open(folder, given.take(saved.options))
+    if isinstance(opened, NamedModel) and opened.placeholders:
+        return _Claimed(run, (f"the {what} beside the run holds placeholders: the run's state is taken",))
+    remark = f"the run's DeepSpeed state lies beside the {what}: --weights master takes its masters"
+    return _Claimed(saved, (remark,), opened)

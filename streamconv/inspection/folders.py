@@ -25,7 +25,7 @@ from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names,
 from streamconv.formats.megatron.folder import TRACKER, folder_named
 from streamconv.formats.named import NamedModel
 from streamconv.formats.recorded import first_line, is_child_name, iteration_of
-from streamconv.formats.registry import find_source, known_sources, open_named
+from streamconv.formats.registry import ADAPTER, MODEL, find_source, known_sources, open_named
 from streamconv.formats.surroundings import checkpoints_below, meant_by
 from streamconv.formats.survey import survey
 from streamconv.inspection.beside import files_beside
@@ -46,7 +46,7 @@ from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["inspect_folder"]
 
-_OF_DEEPSPEED, _MODEL, _ADAPTER = ("deepspeed", "gpt-neox"), "huggingface", "peft"
+_OF_DEEPSPEED = ("deepspeed", "gpt-neox")
 
 
 def inspect_folder(path: Path, given: Given) -> Inspected:
@@ -62,7 +62,7 @@ def inspect_folder(path: Path, given: Given) -> Inspected:
     path, claimed = place.path, _claimed_by(place.path, given)
     notes = [Finding("note", words, str(path)) for words in place.remarks]
     folder = path
-    if claimed not in (_MODEL, _ADAPTER):
+    if claimed not in (MODEL, ADAPTER):
         folder, found = _checkpoint_folder(path, given.get("tag"))
         notes += found
     if folder != path:

@@ -18,7 +18,7 @@ from streamconv.formats.deepspeed.rank_files import open_ranks
 from streamconv.formats.huggingface.naming import parameters_of
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
-from streamconv.formats.registry import OpenedSource, known_sources
+from streamconv.formats.registry import ADAPTER, MODEL, OpenedSource, known_sources
 from streamconv.formats.surroundings import checkpoints_below
 from streamconv.inspection.deepspeed_folder import optimizer_facts
 from streamconv.inspection.file_set import describe_file_set
@@ -43,8 +43,6 @@ from streamconv.inspection.sharded import recognised
 from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["named_folder"]
-
-_MODEL, _ADAPTER = "huggingface", "peft"
 
 
 def _describe(model: NamedModel, report: InspectionReport, names: FolderNames, given: Given) -> None:
@@ -127,7 +125,7 @@ def named_folder(
 ) -> Inspected:
     """A model by its own names: a Hugging Face folder, or a run of DeepSpeed whose ranks hold parts of it."""
     report.findings += [Finding("note", words, str(folder)) for words in opened.remarks]
-    if opened.source.name in (_MODEL, _ADAPTER):
+    if opened.source.name in (MODEL, ADAPTER):
         # Its tensors are whole, so they are shown under their stored names; the index is checked too.
         refuse_unread(given, "a Hugging Face folder is shown as it is stored")
         others = checkpoints_below(model.path, known_sources())
@@ -164,7 +162,7 @@ def _recorded_dp(folder: Path, names: FolderNames) -> int | None:
 
 def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> StreamconvError | None:
     """Why a Hugging Face folder is no whole model of a translated family; None if it is, or nothing says what it is."""
-    if model.config is None or opened.source.name == _ADAPTER:
+    if model.config is None or opened.source.name == ADAPTER:
         return model.loss
     try:
         parameters_of(model, given.take(opened.source.options))

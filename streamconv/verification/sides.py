@@ -15,7 +15,7 @@ from streamconv.core.replica import Replica
 from streamconv.formats.deepspeed.names import is_optimizer_file
 from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
 from streamconv.formats.peft.adapter import adapter_of
-from streamconv.formats.registry import find_source
+from streamconv.formats.registry import RUN, find_source
 from streamconv.formats.source import StoredModel
 from streamconv.formats.wrappers import without_wrappers
 from streamconv.inspection.beside import files_beside
@@ -38,7 +38,6 @@ __all__ = ["open_side", "open_sides"]
 
 _VALUES = NotCompared("what is no tensor in files of tensors", "steps, arguments and other values are not compared", 0)
 
-_RUN = "deepspeed-zero"
 _OTHER = "another checkpoint in this folder"
 
 
@@ -204,7 +203,7 @@ def _own(path: Path, given: Given, replicated: str) -> Side | None:
 def _is_run(path: Path, given: Given) -> bool:
     """Whether a folder is a run of DeepSpeed with a model of its own."""
     try:
-        return path.is_dir() and find_source(path, given.get("tag"), given.get("weights")).name == _RUN
+        return path.is_dir() and find_source(path, given.get("tag"), given.get("weights")).name == RUN
     except SourceError:
         return False
 

@@ -57,6 +57,14 @@ def test_of_a_trainers_folder_the_model_is_taken_and_the_state_if_masters_are_as
     assert not [words for words in planned(TRAINER, weights="master").warnings if "beside" in words]
 
 
+def test_of_a_tag_that_is_named_the_model_beside_it_is_no_placeholder() -> None:
+    found = planned(TRAINER, tag="global_step2")
+    assert found.source_format.startswith("DeepSpeed")
+    assert [words for words in found.warnings if "beside" in words] == [
+        "model.safetensors lies beside the checkpoint, and is not read"
+    ]
+
+
 def test_placeholders_beside_a_run_are_passed_over_for_its_state(tmp_path: Path) -> None:
     """As the Trainer saves a model at ZeRO-3 whose weights it was not told to gather."""
     shutil.copytree(PLACEHOLDERS, tmp_path / "in")
