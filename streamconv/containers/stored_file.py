@@ -13,7 +13,22 @@ from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.views import Storage
 
-__all__ = ["StoredFile"]
+__all__ = ["StoredFile", "named_tensors"]
+
+
+def named_tensors(tree: Any, where: Path) -> dict[str, LazyTensor]:
+    """Every tensor in a tree by the dotted path of its keys.
+
+    Raises:
+        DamagedError: two tensors have the same dotted path.
+    """
+    tensors: dict[str, LazyTensor] = {}
+    for path, tensor in leaves_of(LazyTensor, tree, str(where)):
+        name = ".".join(map(str, path))
+        if name in tensors:
+            raise DamagedError(f"two tensors are named {name}", where=where)
+        tensors[name] = tensor
+    return tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +61,7 @@ class StoredFile:
         Raises:
             DamagedError: two tensors have the same dotted path.
         """
-        tensors: dict[str, LazyTensor] = {}
-        for path, tensor in leaves_of(LazyTensor, self.state, str(self.path)):
-            name = ".".join(map(str, path))
-            if name in tensors:
-                raise DamagedError(f"two tensors are named {name}", where=self.path)
-            tensors[name] = tensor
-        return tensors
+        return named_tensors(self.state, self.path)
 
     def records(self) -> tuple[Storage, ...]:
         """Every record of the container that is not empty, in the order of the file, with its CRC-32 if it has one.

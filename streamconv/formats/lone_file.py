@@ -8,7 +8,7 @@ from typing import Any
 
 from streamconv.containers.open_any import open_any
 from streamconv.containers.pickles.reader import leaves_of
-from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
+from streamconv.containers.state_dict import state_dict_tensors
 from streamconv.core.errors import SourceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.named import NamedModel
@@ -30,20 +30,19 @@ def open_file(path: Path, options: SourceOptions | None = None) -> NamedModel:
         DamagedError: it is broken.
     """
     file = open_any(path)
-    tensors, dropped, facts = file.tensors(), [], [Fact("one file", file.kind)]
+    model, dropped, facts = file.state, [], [Fact("one file", file.kind)]
     inner = _state_dict(file.state) if isinstance(file.state, dict) else None
-    refuse_other_tensors(file.state[inner[0]] if inner else file.state, path)
     if inner is not None:
+        file.tensors()  # a name that stands twice in the file is damage, wherever it is
         key, others = inner
-        entries = leaves_of(LazyTensor, file.state[key], str(path))
-        mine = {".".join(map(str, at)): tensor for at, tensor in entries}
+        model = file.state[key]
         facts.append(Fact(f"the entry {key}", "the others are no part of the model"))
         for name in others:
             held = [tensor for _, tensor in leaves_of(LazyTensor, file.state[name], str(path))]
             if held:
                 nbytes = sum(tensor.nbytes for tensor in held)
                 dropped.append(Dropped(f"{len(held)} tensors of the entry {name}", nbytes, f"beside the entry {key}"))
-        tensors = mine
+    tensors = state_dict_tensors(model, path)
     if set(tensors) == {""}:  # the file is a tensor itself
         tensors = {"tensor": tensors[""]}
     if not tensors:

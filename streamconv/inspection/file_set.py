@@ -14,10 +14,10 @@ from streamconv.containers.open_any import checkpoint_files
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import SourceError, StreamconvError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.common.faults import COPY_AGAIN, Collected, listed
 from streamconv.formats.huggingface.names import CONFIG, INDEX_SUFFIX, WEIGHTS
 from streamconv.formats.huggingface.weights import Disagreements, check_shards, read_index, weight_files
-from streamconv.formats.peft.adapter import ADAPTER_CONFIG
 from streamconv.formats.peft.source import claims as adapter_file
 from streamconv.inspection.names import count, guess_family
 from streamconv.inspection.opening import broken_file, global_rows, open_all, unsafe_globals
@@ -59,13 +59,13 @@ def describe_file_set(
     if not paths:
         raise SourceError("no checkpoint file in the folder", where=folder, remedy=refusal.remedy if refusal else None)
     names = [str(path.relative_to(folder)) for path in paths]
-    report.what, report.evidence = _kind(folder, names)
+    adapter = adapter_file(folder)
+    report.what, report.evidence = _kind(folder, names, adapter)
     files, broken = open_all(paths)
     report.findings += broken
     is_hugging_face, faults = report.what.startswith("Hugging Face"), Collected()
     chosen = next(iter(weight_files(folder)), "")
     config, beside, doubts = _read_descriptions(folder, chosen, files, faults) if is_hugging_face else ({}, [], None)
-    adapter = adapter_file(folder)
     own = _own_files(names, chosen, beside) if is_hugging_face else {adapter} if adapter else set()
     is_named = isinstance(refusal, UnsupportedError) and report.what != "a folder of checkpoint files"
     known = faults.knows(refusal) or refusal.where in {finding.where for finding in broken} if refusal else True
@@ -150,8 +150,8 @@ def _index_findings(found: Disagreements, where: str, *, is_opened: bool) -> Ite
         yield Finding("damage", found.lost, where, COPY_AGAIN, BROKEN)
 
 
-def _kind(folder: Path, names: Sequence[str]) -> tuple[str, list[Evidence]]:
-    if adapter := adapter_file(folder):
+def _kind(folder: Path, names: Sequence[str], adapter: str | None) -> tuple[str, list[Evidence]]:
+    if adapter is not None:
         words = f"{adapter}, {ADAPTER_CONFIG}" if (folder / ADAPTER_CONFIG).is_file() else adapter
         return "an adapter (PEFT)", [Evidence("an adapter (PEFT)", words)]
     has = set(names).__contains__

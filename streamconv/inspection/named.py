@@ -138,10 +138,10 @@ def named_folder(
     names = names_in(model.path)
     _describe(model, report, names, given)
     report.optimizer, broken, named = optimizer_facts(model.path, names)
+    faults = Collected()
     if is_universal(model.path):
         report.optimizer = _optimizer_of_universal(model)
-    faults = Collected()
-    if not is_universal(model.path):
+    else:
         check_partitions(model.path, names, RecordedSizes(dp=_recorded_dp(model.path, names)), faults)
     report.findings += [*map(finding_of, faults.found), *broken]
     known = {name for name, _ in named}

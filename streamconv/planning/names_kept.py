@@ -12,11 +12,12 @@ from streamconv.core.layout import ParallelLayout, RankCoordinates
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.low_rank import LowRank
 from streamconv.core.options import Given
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.common.layer_numbers import place_of
 from streamconv.formats.huggingface.naming import own_names, refuse_placeholders
 from streamconv.formats.huggingface.tokenizer import PROCESSOR_NAMES, TOKENIZER_NAMES, files_along, tokenizer_files
 from streamconv.formats.named import NamedModel
-from streamconv.formats.peft.adapter import ADAPTER_CONFIG, adapter_config, adapter_of, merged
+from streamconv.formats.peft.adapter import adapter_config, adapter_of, merged
 from streamconv.formats.peft.names import is_adapter
 from streamconv.formats.remarks import Dropped, Fact
 from streamconv.formats.target import NamedTarget, TargetFormat

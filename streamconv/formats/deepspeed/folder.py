@@ -21,6 +21,7 @@ __all__ = [
     "ZERO",
     "RunKind",
     "Tagged",
+    "folder_of_kind",
     "is_universal",
     "kind_of",
     "names_in",
@@ -107,6 +108,16 @@ def tag_or_none(path: Path) -> Path | None:
         raise
     except StreamconvError:
         return None
+
+
+def folder_of_kind(path: Path, kind: RunKind) -> Path | None:
+    """The folder of :func:`tag_folder`, if the checkpoint in it is of this kind; else None.
+
+    Raises:
+        StorageError: the system refused to look.
+    """
+    folder = tag_or_none(path) if path.is_dir() else None
+    return folder if folder is not None and kind_of(folder) is kind else None
 
 
 def tags_below(path: Path) -> list[str]:

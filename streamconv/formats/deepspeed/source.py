@@ -15,7 +15,7 @@ from streamconv.core.lazy import LazyTensor, concat
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.common.shards import count_layers, join_ranks
 from streamconv.formats.deepspeed.evidence import agree, settle_rows
-from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, strays_in, tag_folder, tag_or_none
+from streamconv.formats.deepspeed.folder import RunKind, folder_of_kind, names_in, strays_in, tag_folder
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import module_tensors, open_layers
 from streamconv.formats.deepspeed.names import LATEST, FolderNames, parse_names
@@ -43,10 +43,8 @@ _LOCAL_POSITIONS = "position_embeddings.local_embeddings.weight"
 
 def claims(path: Path) -> str | None:
     """What makes a folder a Megatron-DeepSpeed checkpoint, None if nothing does."""
-    if not path.is_dir():
-        return None
-    folder = tag_or_none(path)
-    if folder is None or kind_of(folder) is not RunKind.MEGATRON:
+    folder = folder_of_kind(path, RunKind.MEGATRON)
+    if folder is None:
         return None
     if (path / LATEST).is_file():
         return "the file `latest`"

@@ -12,7 +12,7 @@ from pathlib import Path
 from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedError
 from streamconv.formats.common.faults import COPY_AGAIN, REMOVE_OTHERS, Faults
 from streamconv.formats.deepspeed.evidence import agree
-from streamconv.formats.deepspeed.folder import RunKind, kind_of, names_in, tag_folder, tag_or_none
+from streamconv.formats.deepspeed.folder import RunKind, folder_of_kind, names_in, tag_folder
 from streamconv.formats.deepspeed.grid import check_grid
 from streamconv.formats.deepspeed.layer_files import Layers
 from streamconv.formats.deepspeed.names import parse_names
@@ -45,10 +45,8 @@ _HEADS = ParameterId(Section.HEAD, -1, "lm_head.weight")
 
 def claims(path: Path) -> str | None:
     """What makes a folder GPT-NeoX's, None if nothing does."""
-    if not path.is_dir():
-        return None
-    folder = tag_or_none(path)
-    if folder is None or kind_of(folder) is not RunKind.NEOX:
+    folder = folder_of_kind(path, RunKind.NEOX)
+    if folder is None:
         return None
     return next(iter(names_in(folder).layers.values()), folder.name)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor, concat
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.huggingface.passed_over import is_buffer
 from streamconv.formats.target import Slot
 from streamconv.models.biases import entry_of
@@ -21,7 +22,7 @@ __all__ = ["ADAPTER", "CONFIG", "GENERATION", "INDEX_SUFFIX", "TIED_HEAD", "WEIG
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-ADAPTER = ("adapter_config.json", "adapter_model.")
+ADAPTER = (ADAPTER_CONFIG, "adapter_model.")
 """How the names of an adapter's files begin."""
 
 INDEX_SUFFIX = ".index.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from streamconv.containers.safetensors.writer import plan_safetensors_file
 from streamconv.core.layout import FIRST_RANK
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.common.model_shards import indexed, json_text, shard_names, shards_of
 from streamconv.formats.huggingface.configuration import dtype_name
 from streamconv.formats.huggingface.names import CONFIG, GENERATION, INDEX_SUFFIX, WEIGHTS, HfNames
@@ -27,7 +28,7 @@ _OWNED = (
     "pytorch_model*",
     CONFIG,
     GENERATION,
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "adapter_model*",
 )
 

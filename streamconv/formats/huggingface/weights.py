@@ -13,8 +13,8 @@ from pathlib import Path
 
 from streamconv.containers.json_file import read_entries
 from streamconv.containers.open_any import open_any
+from streamconv.containers.state_dict import state_dict_tensors
 from streamconv.containers.stored_file import StoredFile
-from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import DamagedError, SourceError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import Faults, listed
@@ -80,20 +80,18 @@ def open_weights(folder: Path) -> Weights:
     chosen, *others = present
     if not chosen.endswith(INDEX_SUFFIX):
         file = open_any(folder / chosen)
-        refuse_other_tensors(file.state, file.path)
+        tensors = state_dict_tensors(file.state, file.path)
         others = [name for name in others if name != chosen + INDEX_SUFFIX or not _names_only(folder / name, chosen)]
-        return Weights(file.tensors(), (file,), file.path, chosen, tuple(others))
+        return Weights(tensors, (file,), file.path, chosen, tuple(others))
     index, strict = folder / chosen, Faults()
     weight_map = read_index(index, strict)
     files = {name: open_any(folder / name) for name in sorted(set(weight_map.values()))}
-    for file in files.values():
-        refuse_other_tensors(file.state, file.path)
-    tensors = {name: file.tensors() for name, file in files.items()}
-    found = check_shards(index, weight_map, tensors, strict)
+    stored = {name: state_dict_tensors(file.state, file.path) for name, file in files.items()}
+    found = check_shards(index, weight_map, stored, strict)
     doubts = tuple(words for words in (found.unlisted, found.moved, found.lost) if words)
     # In the order of the index, then what it does not name.
-    order = dict.fromkeys((*weight_map, *chain.from_iterable(tensors.values())))
-    there = {name: tensor for stored in tensors.values() for name, tensor in stored.items()}
+    order = dict.fromkeys((*weight_map, *chain.from_iterable(stored.values())))
+    there = {name: tensor for each in stored.values() for name, tensor in each.items()}
     whole = {name: there[name] for name in order if name in there}
     words = f"{chosen}, {len(files)} shard{'s' if len(files) > 1 else ''}"
     lost = tuple(name for name in order if name not in there)

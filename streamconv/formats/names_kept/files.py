@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from streamconv.core.layout import FIRST_RANK
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.common.model_shards import indexed, shard_names, shards_of
 from streamconv.formats.huggingface.configuration import config_text, dtype_name
 from streamconv.formats.huggingface.names import CONFIG, GENERATION
@@ -14,11 +15,10 @@ from streamconv.memory.budget import parse_size
 
 __all__ = ["lay_out_names"]
 
-_ADAPTER_CONFIG = "adapter_config.json"
 # What of an older model in the destination would be loaded with, or instead of, the result.
 _OWNED = (
     *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", CONFIG, GENERATION),
-    *(_ADAPTER_CONFIG, "adapter_model*"),
+    *(ADAPTER_CONFIG, "adapter_model*"),
 )
 
 
@@ -72,7 +72,7 @@ def _adapter(model: NamedTarget, name: str, container: Callable[[str], Container
     tree = {each: NameSlot(each) for each in model.tensors}
     return TargetFiles(
         files=(TargetFile(name, container(name), FIRST_RANK, tree, ""),),
-        texts={_ADAPTER_CONFIG: model.adapter or ""},
+        texts={ADAPTER_CONFIG: model.adapter or ""},
         facts=(Fact("an adapter's own folder", f"{kind}, {len(tree)} names of peft"),),
         owned=_OWNED,
     )

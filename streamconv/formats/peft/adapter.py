@@ -16,13 +16,13 @@ from streamconv.core.errors import AmbiguousError, DamagedError, UnsupportedErro
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.low_rank import LowRank
 from streamconv.core.text import shown
+from streamconv.formats.common.adapter_files import ADAPTER_CONFIG
 from streamconv.formats.named import NamedModel
 from streamconv.formats.peft.names import AdapterName, adapter_names, base_name, is_adapter
 from streamconv.formats.remarks import Dropped, Fact
 
-__all__ = ["ADAPTER_CONFIG", "Merged", "adapter_config", "adapter_of", "merged"]
+__all__ = ["Merged", "adapter_config", "adapter_of", "merged"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 _LONGEST_PATTERN = 200
 _MOST_QUANTIFIERS = 3
 # What peft computes otherwise than base + scale * B @ A [peft/tuners/lora/config.py:LoraConfig].

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from streamconv.containers.open_any import open_any
-from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
+from streamconv.containers.state_dict import state_dict_tensors
 from streamconv.core.errors import SourceError
+from streamconv.formats.common.adapter_files import ADAPTER_WEIGHTS
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
 from streamconv.formats.peft.options import SOURCE_OPTIONS
@@ -16,7 +17,6 @@ from streamconv.models.family import ModelFamily
 
 __all__ = ["SOURCE", "claims", "open_model"]
 
-_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MODELS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -24,7 +24,7 @@ def claims(path: Path) -> str | None:
     """What makes a folder that of an adapter alone, None if nothing does, or a whole model is there too."""
     if not path.is_dir() or any((path / name).exists() for name in _MODELS):
         return None
-    return next((name for name in _FILES if (path / name).is_file()), None)
+    return next((name for name in ADAPTER_WEIGHTS if (path / name).is_file()), None)
 
 
 def refusal(family: ModelFamily) -> str | None:
@@ -43,15 +43,15 @@ def open_model(path: Path, options: SourceOptions) -> NamedModel:
     if name is None:
         raise SourceError("no adapter_model.safetensors and no adapter_model.bin", where=path)
     file = open_any(path / name)
-    refuse_other_tensors(file.state, file.path)
+    tensors = state_dict_tensors(file.state, file.path)
     return NamedModel(
         path=path,
         home=path,
         format="PEFT",
         layout="an adapter",
-        tensors=file.tensors(),
+        tensors=tensors,
         iteration=options.iteration,
-        facts=(Fact(name, f"{len(file.tensors())} tensors"),),
+        facts=(Fact(name, f"{len(tensors)} tensors"),),
         named={file.path: file.globals},
     )
 

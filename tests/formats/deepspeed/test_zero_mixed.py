@@ -15,6 +15,7 @@ from streamconv import StreamconvError, inspect, verify
 from tests.formats.deepspeed.zero_truth import converted
 from tests.making.zero import Run, write_run
 from tests.making.zero_classes import load, save
+from tests.places import FRAMEWORKS
 
 TAG = "global_step3"
 SECOND = "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -162,7 +163,11 @@ def test_tensors_of_other_kinds_are_refused_by_name_in_a_run_and_in_a_file(kind:
     write_run(tmp_path / "run", Run(stage=2, dp=2))
     changed(tmp_path / "run" / TAG / RANK_FILE, lambda state: state["module"].update(odd=OTHERS[kind]()))
     torch.save({"w": torch.ones(2), "deep": {"odd": OTHERS[kind]()}}, tmp_path / "file.pt")
-    for source, name in ((tmp_path / "run", "odd"), (tmp_path / "file.pt", "deep.odd")):
+    shutil.copytree(FRAMEWORKS / "ds_moe_z1_ep2", tmp_path / "experts")
+    expert = tmp_path / "experts" / "global_step2" / "layer_0_expert_1_mp_rank_00_model_states.pt"
+    torch.save({**torch.load(expert), "odd": OTHERS[kind]()}, expert)
+    sources = {"run": "odd", "file.pt": "deep.odd", "experts": "odd"}
+    for source, name in ((tmp_path / each, name) for each, name in sources.items()):
         assert refused(source, tmp_path / "out").what.startswith(f"{name} is a tensor that torch builds with _rebuild_")
 
 

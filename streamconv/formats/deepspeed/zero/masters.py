@@ -17,8 +17,7 @@ from streamconv.containers.torch_save.open import open_torch
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
-from streamconv.formats.common.faults import COPY_AGAIN, Faults
-from streamconv.formats.deepspeed.grid import RecordedSizes, check_partitions
+from streamconv.formats.common.faults import COPY_AGAIN
 from streamconv.formats.deepspeed.names import FolderNames
 from streamconv.formats.deepspeed.rank_files import RankFiles
 from streamconv.formats.deepspeed.zero.flat import Flat, Rebuilt, scattered_parts
@@ -67,7 +66,6 @@ def open_masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Mod
             where=folder,
             remedy="take the model's own weights: --weights model",
         )
-    check_partitions(folder, names, RecordedSizes(None, None, None), Faults())
     result = Masters(Rebuilt(), ())
     by_rank = {file.path.name: file for file in ranks.files}
     for model_rank in sorted({rank for _, rank in names.optimizer}):
@@ -178,14 +176,14 @@ def _add_rest(result: Masters, ranks: RankFiles, module: Module, folder: Path) -
         if theirs in tensors:
             tensors[name] = tensors.pop(theirs)
     shared = {name: kept for name, kept in shared_in(ranks).items() if kept in tensors}
-    nowhere = sorted(name for name in module.placeholders if name not in tensors and name not in shared)
+    nowhere = {name for name in module.placeholders if name not in tensors and name not in shared}
     if nowhere and any("frozen_param_shapes" not in file.state for file in ranks.files):
-        raise DamagedError(f"no file has the elements of {nowhere[0]}, which the model file names", where=folder)
+        raise DamagedError(f"no file has the elements of {min(nowhere)}, which the model file names", where=folder)
     if nowhere:
         # All that has elements is recorded: trained parameters, and frozen ones that the run was not told to leave out.
         result.remarks.append(
             f"{len(nowhere)} parameters have no elements, and their shapes are not recorded: left out, the first is "
-            f"{nowhere[0]}"
+            f"{min(nowhere)}"
         )
     result.from_module = [
         name for name in module.tensors if name not in tensors and name not in shared and name not in nowhere

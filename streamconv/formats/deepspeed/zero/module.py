@@ -8,14 +8,13 @@ elements in place of the real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamconv.containers.pickles.reader import leaves_of
+from streamconv.containers.state_dict import state_dict_tensors
 from streamconv.containers.stored_file import StoredFile
 from streamconv.containers.torch_save.open import open_torch
-from streamconv.containers.torch_save.other_tensors import refuse_other_tensors
 from streamconv.core.errors import DamagedError, UnsupportedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
@@ -58,43 +57,19 @@ def open_module(folder: Path, names: FolderNames, ranks: RankFiles) -> Module:
         UnsupportedError: tensor-parallel ranks hold shards of parameters: nothing says how they are joined.
         DamagedError: files are missing, broken or contradict each other.
     """
-    recorded = _recorded_shapes(ranks)
-    tensors: dict[str, LazyTensor] = {}
-    files: list[StoredFile] = list(ranks.files)
-    replicas: list[Replica] = []
-    tied: dict[str, str] = {}
-    if names.ranks and names.zero3:
-        one, other = names.ranks[min(names.ranks)], names.zero3[min(names.zero3)]
-        raise DamagedError(
-            f"model files of two runs are there: {other} is of ZeRO stage 3, {one} is of another stage",
-            where=folder,
-            remedy="move those of the run that is not meant out of the folder, its optimizer files too",
-        )
+    _check_one_stage(folder, names)
     check_engine_steps(ranks.files)
-    holders = ranks.files if names.ranks else ranks.files[:1]  # with stage 3 each data-parallel rank has the same
-    for file in holders:
-        mine: set[str] = set()
-        for name, tensor in _state_dict(file):
-            if name in mine:
-                raise DamagedError(f"two tensors of the module are named {name}", where=file.path)
-            mine.add(name)
-            if name in tensors and not name.startswith(_TIED):
-                raise UnsupportedError(
-                    f"{len(holders)} model-parallel ranks have {name} each: a tensor-parallel run of a model that is "
-                    "not Megatron's, and nothing says how its shards are joined",
-                    where=folder,
-                    remedy="make a universal checkpoint of it with DeepSpeed's ds_to_universal, and give that",
-                )
-            if name in tensors:
-                replicas.append(
-                    Replica(f"{name} in {file.path.name}", (tensors[name], tensor), "the first stage's", True)
-                )
-            tensors.setdefault(name, tensor)
+    recorded = _recorded_shapes(ranks)
+    files: list[StoredFile] = list(ranks.files)
+    tied: dict[str, str] = {}
+    # With stage 3 each data-parallel rank has the same.
+    tensors, replicas = _of_stages(ranks.files if names.ranks else ranks.files[:1], folder)
     if names.layers:
         layers = _layers(folder, names)
         files += layers.values()
         for index, file in layers.items():
-            tensors |= {f"{index}.{name}": tensor for name, tensor in file.tensors().items()}
+            held = state_dict_tensors(file.state, file.path)
+            tensors |= {f"{index}.{name}": tensor for name, tensor in held.items()}
         tied = _tied_names(layers, recorded)
         _check_recorded(folder, names, recorded)
     for name, file, tensor in _experts(folder, names, ranks):
@@ -108,6 +83,38 @@ def open_module(folder: Path, names: FolderNames, ranks: RankFiles) -> Module:
     return Module(
         tensors, tuple(files), buffers, frozenset(placeholders), tuple(replicas), tied, max(1, len(names.ranks))
     )
+
+
+def _check_one_stage(folder: Path, names: FolderNames) -> None:
+    """Check that the model files are of one stage of ZeRO."""
+    if names.ranks and names.zero3:
+        one, other = names.ranks[min(names.ranks)], names.zero3[min(names.zero3)]
+        raise DamagedError(
+            f"model files of two runs are there: {other} is of ZeRO stage 3, {one} is of another stage",
+            where=folder,
+            remedy="move those of the run that is not meant out of the folder, its optimizer files too",
+        )
+
+
+def _of_stages(holders: Sequence[StoredFile], folder: Path) -> tuple[dict[str, LazyTensor], list[Replica]]:
+    """The tensors in ``module`` of each stage's file, and what several stages hold."""
+    tensors: dict[str, LazyTensor] = {}
+    replicas: list[Replica] = []
+    for file in holders:
+        for name, tensor in _state_dict(file).items():
+            if name not in tensors:
+                tensors[name] = tensor
+            elif name.startswith(_TIED):
+                copies = tensors[name], tensor
+                replicas.append(Replica(f"{name} in {file.path.name}", copies, "the first stage's", True))
+            else:
+                raise UnsupportedError(
+                    f"{len(holders)} model-parallel ranks have {name} each: a tensor-parallel run of a model that is "
+                    "not Megatron's, and nothing says how its shards are joined",
+                    where=folder,
+                    remedy="make a universal checkpoint of it with DeepSpeed's ds_to_universal, and give that",
+                )
+    return tensors, replicas
 
 
 def _check_shapes(tensors: Mapping[str, LazyTensor], recorded: Mapping[str, tuple[int, ...]], folder: Path) -> None:
@@ -144,14 +151,12 @@ def _recorded_shapes(ranks: RankFiles) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _state_dict(file: StoredFile) -> Iterator[tuple[str, LazyTensor]]:
-    """(name, tensor) of a rank's ``module``."""
+def _state_dict(file: StoredFile) -> dict[str, LazyTensor]:
+    """The tensors of a rank's ``module`` by their names."""
     module = file.state.get("module")
     if module is not None and not isinstance(module, dict):
         raise DamagedError("`module` in a rank's file is no state dict", where=file.path)
-    refuse_other_tensors(module or {}, file.path)
-    for path, tensor in leaves_of(LazyTensor, module or {}, str(file.path)):
-        yield ".".join(map(str, path)), tensor
+    return state_dict_tensors(module or {}, file.path)
 
 
 def _layers(folder: Path, names: FolderNames) -> dict[int, StoredFile]:
@@ -201,7 +206,7 @@ def _experts(folder: Path, names: FolderNames, ranks: RankFiles) -> Iterator[tup
     seen: set[str] = set()
     for _, name in sorted(names.experts.items()):
         file = open_torch(folder / name)
-        for key, tensor in file.tensors().items():
+        for key, tensor in state_dict_tensors(file.state, file.path).items():
             if key in seen:
                 raise DamagedError(f"{key} is in two files of experts", where=file.path)
             seen.add(key)

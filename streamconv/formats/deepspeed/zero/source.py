@@ -12,12 +12,11 @@ from streamconv.formats.common.faults import Faults
 from streamconv.formats.deepspeed.folder import (
     RunKind,
     Tagged,
+    folder_of_kind,
     is_universal,
-    kind_of,
     names_in,
     strays_in,
     tag_folder,
-    tag_or_none,
 )
 from streamconv.formats.deepspeed.grid import RecordedSizes, check_grid, check_partitions
 from streamconv.formats.deepspeed.names import LATEST, FolderNames
@@ -39,10 +38,8 @@ _TITLE = "DeepSpeed"
 
 def claims(path: Path) -> str | None:
     """What makes a folder a run of DeepSpeed whose model has its own names, None if nothing does."""
-    if not path.is_dir():
-        return None
-    folder = tag_or_none(path)
-    if folder is None or kind_of(folder) is not RunKind.OWN:
+    folder = folder_of_kind(path, RunKind.OWN)
+    if folder is None:
         return None
     if folder != path:
         return f"the file `{LATEST}`" if (path / LATEST).is_file() else folder.name
@@ -104,9 +101,9 @@ def _open_run(folder: Path, names: FolderNames, ranks: RankFiles, options: ZeroS
     module = open_module(folder, names, ranks)
     has_parameters = any(name not in module.placeholders and name not in module.buffers for name in module.tensors)
     wanted = options.weights or (MODEL if has_parameters and not module.placeholders else MASTER)
-    if module.placeholders:
-        # The optimizer files hold the parameters: without them something is lost, whichever weights are asked for.
-        check_partitions(folder, names, RecordedSizes(None, None, None), Faults())
+    if wanted == MASTER or module.placeholders:
+        # The optimizer files hold what placeholders stand for: without them it is lost, whatever is asked for.
+        check_partitions(folder, names, RecordedSizes(), Faults())
     if wanted == MODEL and module.placeholders:
         raise UnsupportedError(
             f"the model's files hold placeholders for {len(module.placeholders)} parameters (ZeRO stage 3)",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from streamconv.containers.pickles.reader import leaves_of
+from streamconv.containers.pickles.reader import walk
 from streamconv.containers.stored_file import StoredFile
 from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
@@ -60,7 +60,7 @@ def _engine_steps(file: StoredFile) -> Steps:
 
 
 def _optimizer_steps(file: StoredFile) -> Steps:
-    leaves = leaves_of(object, file.state, str(file.path))
+    leaves = walk(file.state, str(file.path))
     return {path: step for path, leaf in leaves if path[-1:] == ("step",) and (step := _number(leaf)) is not None}
 
 
