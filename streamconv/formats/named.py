@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.core.replica import Replica
 from streamconv.core.tiling import Box
-from streamconv.formats.remarks import Dropped, Fact
+from streamconv.formats.remarks import Remarked
 
 __all__ = ["NamedModel"]
 
 
 @dataclass(frozen=True, slots=True)
-class NamedModel:
+class NamedModel(Remarked):
     """A model as a container holds it. It is immutable: a function that changes something returns another one.
 
     Attributes:
@@ -60,9 +60,6 @@ class NamedModel:
     frozen: frozenset[str] = frozenset()
     placeholders: frozenset[str] = frozenset()
     lost: tuple[str, ...] = ()
-    facts: tuple[Fact, ...] = ()
-    warnings: tuple[str, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
     replicas: tuple[Replica, ...] = ()
     named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
 
@@ -75,17 +72,6 @@ class NamedModel:
             f"{len(self.lost)} tensors are in the index, and in no file, the first is {self.lost[0]}",
             where=self.path,
             remedy="fetch the model again; or leave them out of the index, if the model has none",
-        )
-
-    def noting(
-        self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
-    ) -> NamedModel:
-        """The same model with these facts, warnings and dropped items added."""
-        return replace(
-            self,
-            facts=(*self.facts, *facts),
-            warnings=(*self.warnings, *warnings),
-            dropped=(*self.dropped, *dropped),
         )
 
     def renamed(self, names: Mapping[str, str]) -> NamedModel:

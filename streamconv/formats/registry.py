@@ -48,6 +48,11 @@ class OpenedSource:
     model: StoredModel | NamedModel
     remarks: tuple[str, ...] = ()
 
+    @property
+    def noted(self) -> StoredModel | NamedModel:
+        """The model with the remarks as warnings."""
+        return self.model.noting(warnings=self.remarks)
+
 
 def known_sources() -> tuple[SourceFormat, ...]:
     """The ``SOURCE`` of every format that is read."""
@@ -77,7 +82,7 @@ def open_source(path: Path, given: Given) -> tuple[SourceFormat, StoredModel]:
         StreamconvError: the format's ``open`` refuses the checkpoint, or its names are those of no family.
     """
     opened = open_named(path, given)
-    model = opened.model.noting(warnings=opened.remarks)
+    model = opened.noted
     if isinstance(model, StoredModel):
         return opened.source, model
     if is_adapter(model.tensors):

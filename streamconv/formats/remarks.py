@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-__all__ = ["Dropped", "Fact"]
+__all__ = ["Dropped", "Fact", "Remarked"]
+
+M = TypeVar("M", bound="Remarked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +26,23 @@ class Fact:
 
     what: str
     evidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remarked:
+    """A model of a source with remarks on it: facts, warnings, and what is left behind."""
+
+    facts: tuple[Fact, ...] = ()
+    warnings: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+
+    def noting(
+        self: M, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
+    ) -> M:
+        """The same model with these facts, warnings and dropped items added."""
+        return replace(
+            self,
+            facts=(*self.facts, *facts),
+            warnings=(*self.warnings, *warnings),
+            dropped=(*self.dropped, *dropped),
+        )

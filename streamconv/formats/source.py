@@ -5,8 +5,8 @@ A framework's module ``source`` defines a ``SOURCE``; the registry finds it by n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from streamconv.core.text import shown
 from streamconv.formats.named import NamedModel
 from streamconv.formats.options import SourceOptions
 from streamconv.formats.recorded import RELEASE
-from streamconv.formats.remarks import Dropped, Fact
+from streamconv.formats.remarks import Dropped, Fact, Remarked
 from streamconv.models.family import ModelFamily
 from streamconv.models.orders import GluOrder, QkvLayout, RowOrders
 from streamconv.models.parameter import ParameterId, Section
@@ -48,7 +48,7 @@ def positive_int(args: Mapping[str, Any] | None, name: str, where: Path) -> int 
 
 
 @dataclass(frozen=True, slots=True)
-class StoredModel:
+class StoredModel(Remarked):
     """A model as it is stored: ``tensors[parameter][rank]`` is the shard of tensor-parallel rank ``rank``.
 
     It is immutable: a function that changes something returns another one.
@@ -87,26 +87,12 @@ class StoredModel:
     family: str | None = None
     fork: str | None = None
     spec: str | None = None
-    facts: tuple[Fact, ...] = ()
-    warnings: tuple[str, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
     copies: tuple[tuple[str, LazyTensor, LazyTensor], ...] = ()
     copies_must_equal: bool = False
     called: Callable[[ParameterId], str] | None = None
     named: Mapping[Path, Mapping[Global, int]] = field(default_factory=dict)
     home: Path | None = None
     masters: str | None = None
-
-    def noting(
-        self, *, facts: Iterable[Fact] = (), warnings: Iterable[str] = (), dropped: Iterable[Dropped] = ()
-    ) -> StoredModel:
-        """The same model with these facts, warnings and dropped items added."""
-        return replace(
-            self,
-            facts=(*self.facts, *facts),
-            warnings=(*self.warnings, *warnings),
-            dropped=(*self.dropped, *dropped),
-        )
 
     def keys(self, section: Section, layer: int = -1) -> set[str]:
         """The keys stored in a section."""

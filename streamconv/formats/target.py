@@ -154,6 +154,11 @@ class TargetFiles:
     small: Mapping[str, str | bytes] = field(default_factory=dict)
     owned: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all files, which are their paths below the destination."""
+        return {*self.texts, *self.small, *(file.path for file in self.files)}
+
 
 @dataclass(frozen=True, slots=True)
 class TargetFormat:

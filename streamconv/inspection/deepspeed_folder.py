@@ -26,6 +26,7 @@ from streamconv.inspection.report import (
 )
 from streamconv.inspection.stored import tensor_rows
 from streamconv.inspection.values import readable
+from streamconv.io.reading import nbytes_there
 
 __all__ = ["OWN_OPTIMIZER", "describe_parts", "optimizer_facts"]
 
@@ -47,8 +48,7 @@ def optimizer_facts(
     if not files:
         return OptimizerFacts(False, 0, 0, "none"), [], []
     findings, others = unfinished_zips(folder, files)
-    # A link to what is not there has no size; it is a finding of `unfinished_zips`.
-    nbytes = sum(path.stat().st_size for name in files if (path := folder / name).is_file())
+    nbytes = nbytes_there(folder / name for name in files)
     opened, broken = open_all(folder / name for name in dict.fromkeys([files[0], *others]))
     known = {finding.where for finding in findings}
     findings += [finding for finding in broken if finding.where not in known]

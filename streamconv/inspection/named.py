@@ -40,6 +40,7 @@ from streamconv.inspection.report import (
     finding_of,
 )
 from streamconv.inspection.sharded import recognised
+from streamconv.io.reading import nbytes_there
 from streamconv.planning.unused_options import refuse_unread
 
 __all__ = ["named_folder"]
@@ -178,5 +179,5 @@ def _refusal_of(opened: OpenedSource, model: NamedModel, given: Given) -> Stream
 def _optimizer_of_universal(model: NamedModel) -> OptimizerFacts:
     states = [path for path in (model.path / ZERO).glob("*/*.pt") if path.name != "fp32.pt"]
     kinds = ", ".join(sorted({path.stem for path in states}))
-    nbytes = sum(path.stat().st_size for path in states if path.is_file())
-    return OptimizerFacts(bool(states), len(states), nbytes, f"{kinds} of each parameter" if states else "none")
+    what = f"{kinds} of each parameter" if states else "none"
+    return OptimizerFacts(bool(states), len(states), nbytes_there(states), what)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from streamconv.core.errors import DiskSpaceError, SourceError, StorageError
 from streamconv.core.identity import FileIdentity
 from streamconv.io.refusals import refused_by_system
 
-__all__ = ["InputFile", "ended_early", "fill", "reading", "refused_read", "status_of"]
+__all__ = ["InputFile", "ended_early", "fill", "nbytes_there", "reading", "refused_read", "status_of"]
 
 
 def fill(descriptor: int, offset: int, buffer: memoryview) -> int:
@@ -94,6 +94,11 @@ def status_of(path: Path) -> os.stat_result:
         raise SourceError("no such file", where=path) from error
     except OSError as error:
         raise refused_by_system("find the file", error, path) from error
+
+
+def nbytes_there(paths: Iterable[Path]) -> int:
+    """The bytes of those files that are there: a link to what is not there has none."""
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 @contextmanager

@@ -57,17 +57,15 @@ def make_plan_of_names(path: Path, given: Given, wanted: ConversionOptions, targ
     named = NamedTarget(taken, shared, model.config, model.home, said, options, adapter)
     laid_out = target.lay_out(named)
     places = dict(_places(taken))
-
     added = {chosen.taken[name]: update for name, update in updates.items() if name in chosen.taken}
 
     def made(slot: Any, _: RankCoordinates) -> OutputValue:
         return OutputValue(places[slot.name], taken[slot.name], added.get(slot.name))
 
-    names = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
     is_part = adapter is not None or bool(options.tensors)
-    copied = {} if is_part else files_along(model.home, names, generation=True)
+    copied = {} if is_part else files_along(model.home, laid_out.names, generation=True)
     if options.tokenizer is not None:
-        copied |= tokenizer_files(options.tokenizer, names)
+        copied |= tokenizer_files(options.tokenizer, laid_out.names)
     warnings = [*model.warnings, *laid_out.warnings, *masters_at_hand(model.masters, wanted.dtype)]
     warnings += _fused_experts(taken)
     return Plan(

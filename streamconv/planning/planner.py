@@ -237,10 +237,9 @@ def _copied(model: StoredModel, options: TargetOptions, laid_out: TargetFiles) -
     """The tokenizer's files, which go along with a model without ranks: from where the user says, or the source."""
     if not isinstance(options, WholeOptions):
         return {}
-    taken = {*laid_out.texts, *laid_out.small, *(file.path for file in laid_out.files)}
     if options.tokenizer is not None:
-        return tokenizer_files(options.tokenizer, taken)
-    return {} if model.home is None else files_along(model.home, taken)
+        return tokenizer_files(options.tokenizer, laid_out.names)
+    return {} if model.home is None else files_along(model.home, laid_out.names)
 
 
 def _without_tokenizer(model: StoredModel, options: TargetOptions) -> list[str]:

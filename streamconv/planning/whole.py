@@ -35,7 +35,7 @@ def open_whole(path: Path, given: Given, replicated: str = "first") -> tuple[Sou
         given.take(LONE_FILE.options)
         return LONE_FILE, open_file(path)
     opened = open_named(path, given)
-    found = opened.model.noting(warnings=opened.remarks)
+    found = opened.noted
     if isinstance(found, NamedModel):
         return opened.source, found
     model, named = supplied(found, given.get("config", {}), has_args=True)

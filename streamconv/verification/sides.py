@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -90,17 +90,18 @@ def open_sides(
         return first, second
     refusals = [error for error in (first, second) if isinstance(error, StreamconvError)]
     own_a, own_b = _own(a, given_a, replicated), _own(b, given_b, "first")
-    are_both = own_a is not None and own_b is not None and not (a.is_file() and b.is_file())
-    if own_a is not None and own_b is not None and are_both and own_a.what != own_b.what:
-        return own_a, own_b
+    # Two files are compared whole.
+    own = (own_a, own_b) if own_a is not None and own_b is not None and not (a.is_file() and b.is_file()) else None
+    if own is not None and own[0].what != own[1].what:
+        return own
     if (own_a is None) != (own_b is None) and all(_is_run(*side) for side in ((a, given_a), (b, given_b))):
         # One of them is broken: its tensors have no names but those in its files.
         sides = _by_file(a, given_a), _by_file(b, given_b)
     else:
         sides = _stored(a, given_a), _stored(b, given_b)
     # What is stored alike is compared whole, with all that is no part of the model.
-    if own_a is not None and own_b is not None and are_both and sides[0].tensors.keys() != sides[1].tensors.keys():
-        return own_a, own_b
+    if own is not None and sides[0].tensors.keys() != sides[1].tensors.keys():
+        return own
     for side in sides:
         side.notes += [f"compared by stored names: {error.what}" for error in refusals[:1]]
     return sides
@@ -258,9 +259,7 @@ def _stored(path: Path, given: Given) -> Side:
     tensors, folder = tensors | parts, Path(report.path)
     files = [*checkpoint_files(folder), *inspected.beside]
     rest, broken = rest_of(folder, files, [*tensors.values(), *inspected.sources, *flat.whole])
-    missing = list(_missing(report, {each.name for each in broken}))
-    others = [NotCompared(name, _OTHER, 0) for name in inspected.elsewhere]
-    return Side(report.path, report.what, "stored", tensors | rest, not_compared=[*broken, *missing, *others, _VALUES])
+    return _stored_side(report, tensors | rest, broken, inspected.elsewhere)
 
 
 def _by_file(path: Path, given: Given) -> Side:
@@ -269,9 +268,7 @@ def _by_file(path: Path, given: Given) -> Side:
         inspected = inspect_folder(path, given)
     report, folder = inspected.report, Path(inspected.report.path)
     tensors, broken = rest_of(folder, [*checkpoint_files(folder), *inspected.beside], ())
-    missing = list(_missing(report, {each.name for each in broken}))
-    others = [NotCompared(name, _OTHER, 0) for name in inspected.elsewhere]
-    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing, *others, _VALUES])
+    return _stored_side(report, tensors, broken, inspected.elsewhere)
 
 
 def _everything(path: Path, given: Given) -> Side:
@@ -281,8 +278,16 @@ def _everything(path: Path, given: Given) -> Side:
     with given.naming_its_own():
         report = inspect_folder(path, given).report
     tensors, broken = rest_of(path, all_files(path), ())
-    missing = list(_missing(report, {each.name for each in broken}))
-    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing, _VALUES])
+    return _stored_side(report, tensors, broken, ())
+
+
+def _stored_side(
+    report: InspectionReport, tensors: dict[str, LazyTensor], broken: Sequence[NotCompared], elsewhere: Iterable[str]
+) -> Side:
+    """A folder's side by stored names, with what is broken or missing in it, and the checkpoints that are elsewhere."""
+    missing = _missing(report, {each.name for each in broken})
+    others = (NotCompared(name, _OTHER, 0) for name in elsewhere)
+    return Side(report.path, report.what, "stored", tensors, not_compared=[*broken, *missing, *others, _VALUES])
 
 
 def _missing(report: InspectionReport, broken: set[str]) -> Iterator[NotCompared]:

@@ -18,6 +18,7 @@ from streamconv.formats.deepspeed.grid import RecordedSizes
 from streamconv.formats.deepspeed.names import FileKind, is_optimizer_file, parse_name
 from streamconv.formats.recorded import whole
 from streamconv.formats.source import Dropped
+from streamconv.io.reading import nbytes_there
 
 __all__ = [
     "RankFiles",
@@ -175,8 +176,7 @@ def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dr
     dropped = []
     optimizer = [name for name in names if is_optimizer_file(name)]
     if optimizer:
-        # A link to what is not there is no obstacle: none of these is read.
-        nbytes = sum(path.stat().st_size for name in optimizer if (path := folder / name).is_file())
+        nbytes = nbytes_there(folder / name for name in optimizer)
         dropped.append(Dropped(f"{len(optimizer)} *_optim_states.pt files", nbytes, "optimizer state: parameters only"))
     groups: dict[str, tuple[int, int]] = {}
     for file in ranks.files:

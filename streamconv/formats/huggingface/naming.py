@@ -54,7 +54,7 @@ def parameters_of(model: NamedModel, options: SourceOptions) -> StoredModel:
     translation = args_of(family, config)
     family, args = family.having(said_by(translation.known)), translation.args
     names = HfNames(family, own.get("architectures"))
-    model = without_wrappers(model, own_names(config))
+    model = without_wrappers(model, _names(names, args))
     read = names.read(model.tensors, args, model.path)
     if args["num_layers"] != read.num_layers:
         raise _wrong_layers(model.path, family, args["num_layers"], read.num_layers)
@@ -96,7 +96,11 @@ def own_names(config: Mapping[str, Any]) -> frozenset[str]:
         args = args_of(family, config).args
     except StreamconvError:
         return frozenset()
-    return frozenset(name for name, _ in HfNames(family).slots(args["num_layers"], has_head=True))
+    return _names(HfNames(family), args)
+
+
+def _names(names: HfNames, args: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, _ in names.slots(args["num_layers"], has_head=True))
 
 
 def refuse_placeholders(model: NamedModel) -> None:

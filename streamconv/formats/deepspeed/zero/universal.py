@@ -20,6 +20,7 @@ from streamconv.core.errors import DamagedError
 from streamconv.core.lazy import LazyTensor
 from streamconv.formats.common.faults import COPY_AGAIN
 from streamconv.formats.deepspeed.folder import ZERO
+from streamconv.io.reading import nbytes_there
 
 __all__ = ["Universal", "open_universal"]
 
@@ -49,13 +50,11 @@ def open_universal(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Unive
     """
     tensors: dict[str, LazyTensor] = {}
     files: list[StoredFile] = []
-    count = nbytes = 0
+    states: list[Path] = []
     for child in sorted((folder / ZERO).iterdir()):
         if not child.is_dir():
             continue
-        for other in child.iterdir():
-            if other.name != "fp32.pt" and other.suffix == ".pt" and other.is_file():
-                count, nbytes = count + 1, nbytes + other.stat().st_size
+        states += [each for each in child.glob("*.pt") if each.name != "fp32.pt" and each.is_file()]
         if not any((child / name).is_file() for name in ("fp32.pt", *_STATES)):
             continue
         if not (child / "fp32.pt").is_file():
@@ -74,7 +73,7 @@ def open_universal(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Unive
         raise DamagedError(f"{len(lost)} parameters have no folder, the first is {lost[0]}", where=folder / ZERO)
     order = {name: place for place, name in enumerate(shapes)}
     names = sorted(tensors, key=lambda name: (order.get(name, len(order)), name))
-    return Universal({name: tensors[name] for name in names}, tuple(files), count, nbytes)
+    return Universal({name: tensors[name] for name in names}, tuple(files), len(states), nbytes_there(states))
 
 
 def _parameter(file: StoredFile) -> LazyTensor:
