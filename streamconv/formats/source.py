@@ -131,10 +131,10 @@ class SourceFormat:
     """A framework's checkpoints as a source.
 
     ``open`` returns the whole model, by parameters or (a :class:`streamconv.formats.named.NamedModel`) by names, or
-    raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes
-    a folder this framework's, in words; None if nothing does. ``refusal`` returns why there are no checkpoints of a
-    family in this format, None if there are. ``options`` is the dataclass of the options that ``open`` takes,
-    ``title`` the name in messages, ``holds_models`` whether it is a model by itself.
+    raises an error of :mod:`streamconv.core.errors`. ``claims`` returns what makes a folder this framework's, in words;
+    None if nothing does. ``refusal`` returns why there are no checkpoints of a family in this format, None if there
+    are. ``options`` is the dataclass of the options that ``open`` takes, ``title`` the name in messages.
+    ``holds_models`` says whether what it opens is a model by itself.
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,17 @@ def refuse_second_module(ranks: RankFiles) -> None:
             )
 
 
-def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dropped]:
-    """What is not converted, with the reason: optimizer files, and tensors of rank files that are no parameters."""
+def left_behind(
+    folder: Path, names: Iterable[str], ranks: RankFiles, read: Collection[str] = ("module",)
+) -> list[Dropped]:
+    """What is not converted, with the reason: optimizer files, and tensors of rank files that are no parameters.
+
+    Args:
+        folder: the one that ``names`` are in.
+        names: the files, of which those of the optimizer are meant.
+        ranks: the rank files.
+        read: the entries of these whose tensors are converted.
+    """
     dropped = []
     optimizer = [name for name in names if is_optimizer_file(name)]
     if optimizer:
@@ -182,7 +191,7 @@ def left_behind(folder: Path, names: Iterable[str], ranks: RankFiles) -> list[Dr
     for file in ranks.files:
         for name, tensor in file.tensors().items():
             group = name.split(".", 1)[0]
-            if group != "module":
+            if group not in read:
                 count, nbytes = groups.get(group, (0, 0))
                 groups[group] = (count + 1, nbytes + tensor.nbytes)
     for group, (count, nbytes) in groups.items():

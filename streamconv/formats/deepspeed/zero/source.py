@@ -159,8 +159,7 @@ def _masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Module,
     if rest:
         nbytes = sum(module.tensors[name].nbytes for name in rest)
         dropped.append(Dropped(f"{len(rest)} tensors of the module", nbytes, "the masters are taken instead"))
-    others = [each for each in left_behind(folder, _children(folder), ranks) if "optim_states" not in each.name]
-    others = [each for each in others if "frozen_param_fragments" not in each.name]
+    dropped += left_behind(folder, (), ranks, read=("module", "frozen_param_fragments"))
     return NamedModel(
         path=folder,
         home=folder,
@@ -175,7 +174,7 @@ def _masters(folder: Path, names: FolderNames, ranks: RankFiles, module: Module,
         weights=MASTER,
         facts=tuple(facts),
         warnings=tuple(warnings),
-        dropped=(*dropped, *others),
+        dropped=tuple(dropped),
         buffers=module.buffers,
         # Stage 1 does not record what is frozen.
         frozen=frozenset(name for name in masters.from_module if name not in module.buffers),
@@ -208,17 +207,17 @@ def _open_universal(folder: Path, ranks: RankFiles, options: ZeroSourceOptions) 
         if name not in tensors:
             tensors[name] = sources[f"{name} of the module"] = tensor
     shared = {name: kept for name, kept in shared_in(ranks).items() if kept in tensors}
-    rounded = sum(tensors[name].nbytes for name in shared if name in tensors)
-    left = [sources.pop(f"{name}/fp32.pt", None) for name in shared]
+    rounded = [sources.pop(f"{name}/fp32.pt") for name in shared if name in found.tensors]
     tensors |= {name: tensors[kept] for name, kept in shared.items()}
     dropped = [
         Dropped(
             f"{found.state_files} files of moments and steps", found.state_nbytes, "optimizer state: parameters only"
         )
     ]
-    if rounded and any(left):
+    if rounded:
+        nbytes = sum(tensor.nbytes for tensor in rounded)
         dropped.append(
-            Dropped(f"{len(shared)} rounded copies of shared parameters", rounded, "the parameter itself counts")
+            Dropped(f"{len(rounded)} rounded copies of shared parameters", nbytes, "the parameter itself counts")
         )
     return NamedModel(
         path=folder,
